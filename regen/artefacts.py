@@ -1,0 +1,257 @@
+"""Artefact folders: built once, whole, under a lock, named by what made them.
+
+A stage turns a config and input artefacts into one folder `<stage>-<fingerprint>`. The fingerprint covers everything
+that may change the result, so the same request finds the same folder again and any other request makes a new one.
+"""
+
+import errno
+import json
+import logging
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from regen.fingerprints import file_hash, fingerprint, plain_json
+
+__all__ = ["Artefact", "DamagedArtefactError", "build", "file_hash", "fingerprint", "open_artefact"]
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+RECIPE_KEYS = ("stage", "version", "config", "inputs", "libraries")
+
+_Stat = tuple[int, int]  # size, modification time in ns
+_verified: dict[Path, dict[str, _Stat]] = {}
+
+
+class DamagedArtefactError(ValueError):
+    """An artefact folder is incomplete, altered or has no readable manifest."""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A finished folder and the manifest that tells how it was made."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits that stand for everything that may change the content."""
+        return str(self.manifest["fingerprint"])
+
+
+def open_artefact(path: Path) -> Artefact:
+    """Opens an artefact folder after checking every file's size and hash.
+
+    The hashes are computed once per process; later calls only look whether sizes and modification times still hold.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        DamagedArtefactError: the folder is not what its manifest says; the message has the path and the difference.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such artefact folder. Run the stage that builds it, or correct the path.")
+    manifest = _read_manifest(path)
+    key = path.resolve()
+    if _verified.get(key) != _stats(path, manifest):
+        _verified.pop(key, None)
+        _verify_files(path, manifest)
+        _verified[key] = _stats(path, manifest)
+    return Artefact(path, manifest)
+
+
+def build(
+    stage: str,
+    *,
+    root: Path,
+    config: Mapping[str, Any],
+    make: Callable[[Path], Mapping[str, int]],
+    inputs: Mapping[str, str] | None = None,
+    libraries: Sequence[str] = (),
+    version: int = 1,
+    force: bool = False,
+) -> Artefact:
+    """Returns the artefact of a request, building it only if no good one exists.
+
+    Args:
+        stage: the stage's name, first part of the folder's name.
+        root: the folder that holds all artefacts.
+        config: the part of the config that this stage depends on, as plain JSON values.
+        make: writes the files into the folder it is given and returns row counts.
+        inputs: name of each input to its fingerprint or file hash.
+        libraries: distributions whose versions may change the result.
+        version: of the stage's own code; raise it when the same config starts to give other files.
+        force: build anew even if a good artefact exists.
+
+    Raises:
+        TypeError, ValueError: `config` is not plain JSON; see `fingerprint`.
+        ModuleNotFoundError: a distribution in `libraries` is not installed.
+        OSError: the disk is full. Whatever else `make` raises passes through with a note.
+    """
+    recipe = {
+        "stage": stage,
+        "version": version,
+        "config": plain_json(config, "config"),
+        "inputs": plain_json(inputs or {}, "inputs"),
+        "libraries": {name: _installed_version(name) for name in libraries},
+    }
+    folder = root / f"{stage}-{fingerprint(recipe)}"
+    if not force and (found := _reusable(folder, recipe, warn=False)):
+        return found
+    with _locked(folder, stage):
+        if not force and (found := _reusable(folder, recipe, warn=True)):
+            return found
+        return _build_locked(folder, recipe, make)
+
+
+def _installed_version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        raise ModuleNotFoundError(f"'{distribution}' is not installed. Run: pip install {distribution}") from None
+
+
+def _reusable(folder: Path, recipe: Mapping[str, Any], *, warn: bool) -> Artefact | None:
+    """Returns the artefact if the folder holds exactly what was asked for."""
+    try:
+        artefact = open_artefact(folder)
+        if artefact.fingerprint != fingerprint(recipe):
+            raise DamagedArtefactError(f"{folder}: the manifest is that of {artefact.fingerprint}.")
+    except FileNotFoundError:
+        return None
+    except (DamagedArtefactError, OSError) as problem:
+        if warn:
+            log.warning("%s: damaged artefact, building it anew: %s", recipe["stage"], problem)
+        return None
+    log.info("%s: reused %s", recipe["stage"], folder)
+    return artefact
+
+
+@contextmanager
+def _locked(folder: Path, stage: str) -> Iterator[None]:
+    """Holds the lock of one artefact; says so when another process has it."""
+    locks = folder.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / f"{folder.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s: another process is building %s, waiting for it", stage, folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build_locked(folder: Path, recipe: dict[str, Any], make: Callable[[Path], Mapping[str, int]]) -> Artefact:
+    """Builds beside the folder and renames; the lock makes every partial found here a dead one."""
+    start = time.monotonic()
+    prefix = f".{folder.name}.partial-"
+    for leftover in folder.parent.glob(f"{prefix}*"):
+        log.info("%s: removing %s, left by a build that was stopped", recipe["stage"], leftover)
+        _remove(leftover)
+    partial = folder.parent / f"{prefix}{os.getpid()}"
+    try:
+        partial.mkdir()
+        manifest = _manifest(partial, recipe, counts=make(partial))
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if folder.exists() or folder.is_symlink():
+            folder.rename(folder.parent / f"{prefix}replaced")
+        partial.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if _is_disk_full(error):
+            raise _disk_full(folder) from error
+        error.add_note(f"while building {folder}; the unfinished build was removed")
+        raise
+    _remove(folder.parent / f"{prefix}replaced")
+    _verified[folder.resolve()] = _stats(folder, manifest)
+    log.info("%s: built %s in %.1f s", recipe["stage"], folder, time.monotonic() - start)
+    return Artefact(folder, manifest)
+
+
+def _manifest(partial: Path, recipe: dict[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
+    files = sorted(path for path in partial.rglob("*") if path.is_file())
+    return {
+        **recipe,
+        "fingerprint": fingerprint(recipe),
+        "counts": {name: int(count) for name, count in counts.items()},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "made_with": {"python": platform.python_version(), "regen": _own_version()},
+        "files": {
+            path.relative_to(partial).as_posix(): {"size": path.stat().st_size, "sha256": file_hash(path)}
+            for path in files
+        },
+    }
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("regen")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        expected = fingerprint({key: manifest[key] for key in RECIPE_KEYS})
+        for entry in manifest["files"].values():
+            int(entry["size"]), str(entry["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedArtefactError(f"{path / MANIFEST}: not a readable manifest ({error!r}).") from error
+    if manifest.get("fingerprint") != expected:
+        raise DamagedArtefactError(f"{path / MANIFEST}: altered; its recipe does not have its fingerprint.")
+    return dict(manifest)
+
+
+def _verify_files(path: Path, manifest: Mapping[str, Any]) -> None:
+    for name, entry in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise DamagedArtefactError(f"{file}: missing. Delete the folder or run its stage again.")
+        if (size := file.stat().st_size) != entry["size"]:
+            raise DamagedArtefactError(f"{file}: {size:,} bytes instead of {entry['size']:,}. Run its stage again.")
+        if file_hash(file) != entry["sha256"]:
+            raise DamagedArtefactError(f"{file}: its content changed after it was built. Run its stage again.")
+
+
+def _stats(path: Path, manifest: Mapping[str, Any]) -> dict[str, _Stat]:
+    """Size and modification time of each file in the manifest that exists."""
+    stats = {name: (path / name).stat() for name in manifest["files"] if (path / name).is_file()}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Also for libraries that wrap the system's error in one of their own."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "no space left on device" in str(error).lower()
+
+
+def _disk_full(folder: Path) -> OSError:
+    free = shutil.disk_usage(folder.parent).free / 2**30
+    return OSError(
+        errno.ENOSPC,
+        f"disk full while building {folder}. The unfinished build was removed ({free:.1f} GiB are free now in "
+        f"{folder.parent}); nothing already built was lost. Free some space or set paths.data_dir to a larger disk.",
+    )

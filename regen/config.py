@@ -1,0 +1,295 @@
+"""The typed schema that stands in front of `conf/`: names and types here, values and reasons in the YAML files.
+
+Every group option of `conf/` merges into its class below, so that a misspelt key or a value of the wrong type is an
+error when the config is composed. An option of your own (an adapter, an encoder, a source) needs no schema: put its
+YAML beside ours, with `_target_` naming your class.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+CONF = Path(__file__).parent.parent / "conf"
+
+
+class OnBadRow(Enum):
+    error = "error"
+    skip = "skip"
+
+
+class Init(Enum):
+    random = "random"
+    ridge = "ridge"
+
+
+@dataclass
+class SyntheticSource:
+    _target_: str = MISSING
+    vertical: str = MISSING
+    users: int = MISSING
+    narrated_users: int = MISSING
+    items: int = MISSING
+    needs: int = MISSING
+    purchases: int = MISSING
+    need_share: float = MISSING
+    seed: int = MISSING
+
+
+@dataclass
+class FolderSource:
+    _target_: str = MISSING
+    folder: str = MISSING
+    on_bad_row: OnBadRow = OnBadRow.error
+
+
+@dataclass
+class Vertical:
+    name: str = MISSING
+
+
+@dataclass
+class Split:
+    validation: float = MISSING
+    test: float = MISSING
+    salt: str = MISSING
+
+
+@dataclass
+class Encoder:
+    name: str = MISSING
+
+
+@dataclass
+class ControlEncoder(Encoder):
+    dim: int = MISSING
+
+
+@dataclass
+class ALS:
+    _target_: str = MISSING
+    factors: int = MISSING
+    regularization: float = MISSING
+    iterations: int = MISSING
+    seed: int = MISSING
+
+
+@dataclass
+class BPR(ALS):
+    learning_rate: float = MISSING
+
+
+@dataclass
+class CF:
+    name: str = MISSING
+    alpha: float = MISSING
+    model: Any = MISSING
+
+
+@dataclass
+class Content:
+    name: str = MISSING
+    pretrained: str = MISSING
+    batch_size: int = MISSING
+
+
+@dataclass
+class LinearAdapter:
+    _target_: str = MISSING
+    name: str = MISSING
+    init: Init = MISSING
+    ridge: float = MISSING
+    lr: float = MISSING
+
+
+@dataclass
+class MLPAdapter(LinearAdapter):
+    hidden_dim: int = MISSING
+
+
+@dataclass
+class TransformerAdapter(MLPAdapter):
+    layers: int = MISSING
+    heads: int = MISSING
+    max_history: int = MISSING
+
+
+@dataclass
+class PackagedLM:
+    _target_: str = MISSING
+    name: str = MISSING
+    package: str = MISSING
+
+
+@dataclass
+class PretrainedLM:
+    _target_: str = MISSING
+    name: str = MISSING
+    pretrained: str | None = None
+    revision: str | None = None
+
+
+@dataclass
+class TinyLM:
+    _target_: str = MISSING
+    name: str = MISSING
+    width: int = MISSING
+    layers: int = MISSING
+    heads: int = MISSING
+    seed: int = MISSING
+
+
+@dataclass
+class Tuning:
+    _target_: str = MISSING
+    name: str = MISSING
+    lr: float = MISSING
+
+
+@dataclass
+class LoRA(Tuning):
+    rank: int = MISSING
+    alpha: float = MISSING
+    dropout: float = MISSING
+    target_modules: list[str] = MISSING
+
+
+@dataclass
+class Feature:
+    prompt: str = MISSING
+    withhold_final_review: bool = MISSING
+
+
+@dataclass
+class Data:
+    max_history: int = MISSING
+    max_narrative_tokens: int | None = None
+
+
+@dataclass
+class Training:
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    weight_decay: float = MISSING
+    warmup_share: float = MISSING
+    gradient_clip: float = MISSING
+    validations_per_epoch: int = MISSING
+    patience: int = MISSING
+    checkpoint_seconds: float = MISSING
+
+
+@dataclass
+class Evaluation:
+    batch_size: int = MISSING
+    generation: dict[str, Any] = MISSING
+    similarity: str = MISSING
+    rouge_stemmer: bool = MISSING
+    resamples: int = MISSING
+    seed: int = MISSING
+
+
+@dataclass
+class Trainer:
+    accelerator: str = MISSING
+    devices: int = MISSING
+    strategy: str = MISSING
+    precision: str = MISSING
+    num_workers: int = MISSING
+    max_steps: int = MISSING
+    enable_progress_bar: bool = MISSING
+
+
+@dataclass
+class CSVLogger:
+    _target_: str = MISSING
+
+
+@dataclass
+class TensorBoardLogger:
+    _target_: str = MISSING
+
+
+@dataclass
+class WandbLogger:
+    _target_: str = MISSING
+    project: str = MISSING
+    entity: str | None = None
+    group: str | None = None
+    offline: bool = MISSING
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Paths:
+    data_dir: str = MISSING
+    runs_dir: str = MISSING
+
+
+@dataclass
+class PrepareConfig:
+    source: Any = MISSING
+    vertical: Vertical = MISSING
+    paths: Paths = MISSING
+    force: bool = False
+
+
+@dataclass
+class EncodeConfig(PrepareConfig):
+    cf: CF = MISSING
+    content: Content = MISSING
+    split: Split = MISSING
+
+
+@dataclass
+class TrainConfig(EncodeConfig):
+    encoder: Any = MISSING
+    adapter: Any = MISSING
+    lm: Any = MISSING
+    tuning: Any = MISSING
+    feature: dict[str, Feature] = MISSING
+    data: Data = MISSING
+    training: Training = MISSING
+    evaluation: Evaluation = MISSING
+    trainer: Trainer = MISSING
+    logger: Any = MISSING
+    seed: int = MISSING
+
+
+@dataclass
+class EvaluateConfig:
+    run: str | None = None
+    runs: str | None = None
+    predictions: str | None = None
+    evaluation: Evaluation = MISSING
+    paths: Paths = MISSING
+    force: bool = False
+
+
+def groups_help() -> str:
+    """Every group of `conf/` with its values, for `--help`; the schema's own groups are no one's choice."""
+    groups: dict[str, list[str]] = {}
+    for path in sorted(CONF.glob("*/*.yaml")):
+        groups.setdefault(path.parent.name, []).append(path.stem)
+    return "\n".join(f"  {group}: {', '.join(values)}" for group, values in groups.items())
+
+
+def register() -> None:
+    """Puts the schema where the YAML files' defaults lists find it: `/schema/<group>/<class>`."""
+    OmegaConf.register_new_resolver("groups_help", groups_help, replace=True)
+    store = ConfigStore.instance()
+    groups: dict[str, list[type]] = {
+        "root": [PrepareConfig, EncodeConfig, TrainConfig, EvaluateConfig],
+        "source": [SyntheticSource, FolderSource],
+        "encoder": [Encoder, ControlEncoder],
+        "cf": [ALS, BPR],
+        "adapter": [LinearAdapter, MLPAdapter, TransformerAdapter],
+        "lm": [PackagedLM, PretrainedLM, TinyLM],
+        "tuning": [Tuning, LoRA],
+        "logger": [CSVLogger, TensorBoardLogger, WandbLogger],
+    }
+    for group, classes in groups.items():
+        for node in classes:
+            store.store(group=f"schema/{group}", name=node.__name__, node=node)

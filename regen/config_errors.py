@@ -1,0 +1,197 @@
+"""What is wrong with a config, in a sentence or two that name the nearest right key, group or value."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+CUTOFF = 0.6  # of similarity, below which a name is no suggestion
+EXPECTED = {"Integer": "an integer", "Float": "a number", "bool": "true or false"}
+
+
+@dataclass(frozen=True)
+class ConfigSpace:
+    """What could have been written: groups with their options, and dotted keys."""
+
+    config_dir: Path
+    config_name: str
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+
+    def names(self, like: str) -> list[str]:
+        """Groups and keys that may stand before a `=`; Hydra's own only for a word that looks like one."""
+        names = dict.fromkeys([*self.groups, *self.keys])
+        return [name for name in names if name.startswith("hydra") == like.startswith("hydr")]
+
+
+def explain(error: Exception, *, config_name: str, config_dir: Path, arguments: Sequence[str]) -> str:
+    """Returns the message for an error that Hydra or OmegaConf raised while it composed or resolved a config."""
+    space = config_space(config_name, config_dir, arguments)
+    if isinstance(error, OverrideParseException):
+        detail = str(error).splitlines()[0]
+        return f"cannot read the override {error.override!r}: {detail}. Quote special characters: 'key=\"a, b\"'"
+    if isinstance(error, MissingConfigException):
+        return _no_such_option(error, space)
+    if isinstance(error, YAMLError):
+        return "not valid YAML: " + " ".join(str(error).split())
+    if isinstance(error, HydraException):
+        return _composition(error, space)
+    if isinstance(error, OmegaConfBaseException):
+        return _node(error, "", space)
+    return str(error)
+
+
+def config_space(config_name: str, config_dir: Path, arguments: Sequence[str]) -> ConfigSpace:
+    """Composes the default config, with those of the command's group choices that exist, and lists its names."""
+    GlobalHydra.instance().clear()
+    space = ConfigSpace(config_dir, config_name)
+    try:
+        with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            groups = [group for group in hydra.list_all_config_groups() if not group.startswith("schema")]
+            space.groups.update({group: hydra.config_loader.get_group_options(group) for group in groups})
+            for overrides in (_right_choices(arguments, space), []):
+                try:
+                    config = compose(config_name, overrides, return_hydra_config=True)
+                except Exception:  # the default itself may be what is broken; suggestions are then fewer
+                    continue
+                space.keys.extend(_flat_keys(OmegaConf.to_container(config)))
+                break
+    except HydraException:  # no such folder: the error to explain says so
+        pass
+    return space
+
+
+def nearest(word: str, names: Iterable[str], limit: int = 3) -> list[str]:
+    """Returns the names most like a word, best first; a dotted name is also known by its last part."""
+    scores = {name: _likeness(word.lower(), name.lower()) for name in names}
+    ranked = sorted(scores, key=lambda name: (-scores[name], name))
+    return [name for name in ranked[:limit] if scores[name] >= max(CUTOFF, scores[ranked[0]] - 0.08)]
+
+
+def _likeness(word: str, name: str) -> float:
+    whole = SequenceMatcher(None, word, name).ratio()
+    last, leaf = word.rpartition(".")[2], name.rpartition(".")[2]
+    part = SequenceMatcher(None, last, leaf).ratio() * 0.9
+    shared = 0.8 if set(last.split("_")) <= set(leaf.split("_")) else 0.0  # lr for adapter_lr
+    return max(whole, part if part > 0.7 else 0.0, shared)
+
+
+def _right_choices(arguments: Sequence[str], space: ConfigSpace) -> list[str]:
+    choices = (argument.partition("=") for argument in arguments if not argument.startswith("-"))
+    return [f"{group}={option}" for group, _, option in choices if option in space.groups.get(group, ())]
+
+
+def _flat_keys(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, dict):
+        return []
+    return [found for key, below in node.items() for found in (f"{prefix}{key}", *_flat_keys(below, f"{prefix}{key}."))]
+
+
+def _composition(error: HydraException, space: ConfigSpace) -> str:
+    """For what Hydra says of a key or value, on the command line or in a file of a defaults list."""
+    text = str(error)
+    cause = error.__cause__ or error.__context__
+    where = ""
+    if found := re.match(r"In '([^']+)': ", text):
+        where = _file(found[1], space)
+    elif found := re.match(r"Error merging override (.*)", text):
+        where = f"{found[1]}: "
+    if found := re.search(r"Could not override '([^']+)'", text):
+        written = re.search(r"append to your (?:config|default list) use \+(.*)", text)
+        return _no_such_key(found[1], where or (f"{written[1]}: " if written else ""), space, cause)
+    if isinstance(cause, OmegaConfBaseException):
+        return _node(cause, where, space)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "\n  ".join(lines) or f"the config cannot be composed ({error!r})"
+
+
+def _node(error: OmegaConfBaseException, where: str, space: ConfigSpace) -> str:
+    """For what OmegaConf says of one node."""
+    key = error.full_key or str(error.key)
+    first = str(error).splitlines()[0]
+    if isinstance(error, MissingMandatoryValue):
+        return f"{where}'{key}' has no value and no default. Set it: {key}=…"
+    if isinstance(error, InterpolationResolutionError):
+        found = re.match(r"Interpolation key '([^']+)' not found", first)
+        return f"{where}'{key}': {first}." + (_did_you_mean(found[1], space.names(found[1])) if found else "")
+    if isinstance(error, ConfigAttributeError | ConfigKeyError):
+        return _no_such_key(key, where, space, error)
+    if isinstance(error, ValidationError):
+        return f"{where}{_wrong_value(key, error, first)}"
+    return f"{where}'{key}': {first}"
+
+
+def _wrong_value(key: str, error: ValidationError, first: str) -> str:
+    if found := re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", first):
+        options = found[2].split(", ")
+        return (
+            f"'{found[1]}' is not a value of '{key}'.{_did_you_mean(found[1], options)} Values: {', '.join(options)}."
+        )
+    if found := re.match(r"Value '(.*?)'.* (?:could not be converted to|is not a valid) (\w+)", first):
+        return f"'{key}' must be {EXPECTED.get(found[2], found[2])}, not '{found[1]}'."
+    return f"'{key}': {first}."
+
+
+def _no_such_key(key: str, where: str, space: ConfigSpace, cause: BaseException | None) -> str:
+    key = key.partition("@")[0]
+    if key in space.groups:
+        return f"{where}'{key}' has no effect here: {space.config_name}.yaml has no such choice. Leave it out."
+    names = space.names(key) or _siblings(cause)
+    message = f"{where}there is no config key or group '{key}'.{_did_you_mean(key, names)}"
+    best = nearest(key, names, limit=1)
+    if not best:
+        return f"{message} `--cfg job` shows all keys."
+    options = space.groups.get(best[0])
+    return f"{message} Options of '{best[0]}': {', '.join(options)}." if options else message
+
+
+def _siblings(error: BaseException | None) -> list[str]:
+    """The keys of the node in which one was not found, for when the default config itself does not compose."""
+    parent: Any = getattr(error, "parent_node", None)
+    if not isinstance(parent, DictConfig):
+        return []
+    prefix = parent._get_full_key(None)
+    return _flat_keys(OmegaConf.to_container(parent), f"{prefix}." if prefix else "")
+
+
+def _no_such_option(error: MissingConfigException, space: ConfigSpace) -> str:
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    found = re.match(r"In '([^']+)': ", str(error))
+    by_file = found is not None and found[1] != space.config_name
+    where = _file(found[1], space) if found and by_file else ""
+    if not error.options:
+        known = [*space.groups, *(path.stem for path in space.config_dir.glob("*.yaml"))]
+        wrong = group or option
+        if not wrong:
+            return str(error).splitlines()[0]
+        return f"{where}there is no config '{wrong}' in {space.config_dir}.{_did_you_mean(wrong, known)}"
+    meant = _did_you_mean(option, error.options)
+    return f"{where}'{option}' is not an option of '{group}'.{meant} Options: {', '.join(error.options)}."
+
+
+def _file(config: str, space: ConfigSpace) -> str:
+    path = space.config_dir / f"{config}.yaml"
+    return f"{path if path.is_file() else config}: "
+
+
+def _did_you_mean(word: str, names: Iterable[str]) -> str:
+    found = nearest(word, names)
+    return f" Did you mean {' or '.join(repr(name) for name in found)}?" if found else ""

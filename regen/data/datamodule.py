@@ -1,0 +1,219 @@
+"""Examples to batches: tokens, padding, batches of similar lengths, and a loader that can stop and go on."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from regen.data.batch import Batch
+from regen.data.histories import Example
+from regen.data.tables import DataError
+
+EVALUATION_DRAW = 2**31  # noise vectors of validation and test: the same at every visit, and of no training epoch
+
+
+class NarrativeDataset(Dataset[int]):
+    """Tokenised examples of one split and their interaction vectors.
+
+    Args:
+        examples: Narratives with their histories.
+        vectors: Gives the vectors of an example's history.
+        tokenizer: The LM's.
+        prompts: Prompt of each feature.
+        window: The most positions the LM reads.
+        max_narrative_tokens: Longer narratives are cut there; without it they are an error when the window is full.
+
+    Raises:
+        DataError: If history, prompt and narrative do not fit into the LM's window.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        vectors: Callable[..., Float[np.ndarray, "history dim"]],
+        *,
+        tokenizer: Any,
+        prompts: Mapping[str, str],
+        window: int,
+        max_narrative_tokens: int | None = None,
+    ) -> None:
+        self.examples = list(examples)
+        self.vectors = vectors
+        self.pad = int(tokenizer.pad_token_id)
+        self.prompts = {name: _ids(tokenizer, [text])[0] for name, text in prompts.items()}
+        end = np.array([tokenizer.eos_token_id])
+        texts = [example.text for example in self.examples]
+        self.targets = [np.concatenate([ids[:max_narrative_tokens], end]) for ids in _ids(tokenizer, texts)]
+        self.draw = EVALUATION_DRAW
+        self.lengths = [
+            1 + len(example.rows) + len(self.prompts[example.feature]) + len(target)
+            for example, target in zip(self.examples, self.targets, strict=True)
+        ]
+        for example, length in zip(self.examples, self.lengths, strict=True):
+            if length > window:
+                raise DataError(
+                    f"The {example.feature} of user {example.user_id!r} needs {length} positions ({len(example.rows)} "
+                    f"interactions, the prompt, the narrative); the LM reads {window}. Set "
+                    "data.max_narrative_tokens to cut narratives, or shorten the feature's prompt or data.max_history."
+                )
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def history(self, index: int) -> Float[np.ndarray, "history dim"]:
+        """Interaction vectors of one example."""
+        return self.vectors(self.examples[index], draw=self.draw)
+
+    def collate(self, indices: Sequence[int]) -> Batch:
+        """Pads the examples of one step."""
+        fused, history_mask = _pad([torch.from_numpy(self.history(i)) for i in indices], 0.0, left=True)
+        prompts = [torch.from_numpy(self.prompts[self.examples[i].feature]) for i in indices]
+        prompt, prompt_mask = _pad(prompts, self.pad, left=True)
+        target, target_mask = _pad([torch.from_numpy(self.targets[i]) for i in indices], self.pad, left=False)
+        return Batch(torch.tensor(indices), fused, history_mask, prompt, prompt_mask, target, target_mask)
+
+
+@dataclass
+class LengthBatches(Sampler[list[int]]):
+    """Batches of similar lengths, a function of (seed, epoch) alone; each rank takes its share of every batch.
+
+    Args:
+        lengths: Positions of each example.
+        batch_size: Examples of one step, over all ranks.
+        shuffle: New batches in every epoch; else one fixed order, shortest first.
+        seed: Of the shuffle.
+        rank: Of this process.
+        world_size: How many processes share a batch.
+    """
+
+    lengths: Sequence[int]
+    batch_size: int
+    shuffle: bool
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = 0
+    first: int = 0  # batches of this epoch that an interrupted run has behind it
+
+    def __post_init__(self) -> None:
+        if self.shuffle and self.batch_size % self.world_size:
+            raise ValueError(
+                f"training.batch_size={self.batch_size} is the batch of all processes together and has to be a "
+                f"multiple of their number, {self.world_size}."
+            )
+
+    def batches(self) -> list[list[int]]:
+        """All batches of the epoch, before ranks share them."""
+        lengths = np.asarray(self.lengths)
+        if not self.shuffle:
+            order = np.argsort(lengths, kind="stable")
+            return [order[i : i + self.batch_size].tolist() for i in range(0, len(order), self.batch_size)]
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(len(lengths))
+        pool = 32 * self.batch_size  # sorting within pools keeps batches random and their padding small
+        pools = [order[i : i + pool] for i in range(0, len(order), pool)]
+        order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in pools])
+        batches = [order[i : i + self.batch_size].tolist() for i in range(0, len(order), self.batch_size)]
+        if len(batches[-1]) % self.world_size:  # every rank has to take every step
+            batches.pop()
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches()[self.first :]:
+            if share := batch[self.rank :: self.world_size]:
+                yield share
+
+    def __len__(self) -> int:
+        return len(self.batches())
+
+
+class ResumableLoader(DataLoader[int]):
+    """A loader whose state is (epoch, batches handed out), so that a killed run goes on with the very next batch."""
+
+    def __init__(self, dataset: NarrativeDataset, batches: LengthBatches, *, num_workers: int) -> None:
+        super().__init__(dataset, batch_sampler=batches, collate_fn=dataset.collate, num_workers=num_workers)
+        self.batches = batches
+
+    def __iter__(self) -> Any:
+        if not self.batches.shuffle:
+            yield from super().__iter__()
+            return
+        self.dataset.draw = self.batches.epoch  # type: ignore[attr-defined]
+        for taken, batch in enumerate(super().__iter__(), start=self.batches.first + 1):
+            if taken == len(self.batches):  # before the yield: nobody asks for one more after the last
+                self.batches.epoch, self.batches.first = self.batches.epoch + 1, 0
+            else:
+                self.batches.first = taken
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.batches.epoch, "first": self.batches.first}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.batches.epoch, self.batches.first = state["epoch"], state["first"]
+
+
+class NarrativeDataModule(L.LightningDataModule):
+    """The three splits as loaders.
+
+    Args:
+        splits: Datasets by split name: `train`, `validation`, `test`.
+        batch_size: Examples of one training step, over all processes.
+        eval_batch_size: Examples of one validation or generation step in each process.
+        num_workers: Processes that form batches; 0 forms them between steps.
+        seed: Of the shuffle.
+    """
+
+    def __init__(
+        self,
+        splits: Mapping[str, NarrativeDataset],
+        *,
+        batch_size: int,
+        eval_batch_size: int,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.splits = splits
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+
+    def train_dataloader(self) -> ResumableLoader:
+        return self._loader("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> ResumableLoader:
+        return self._loader("validation", self.eval_batch_size, shuffle=False)
+
+    def test_dataloader(self) -> ResumableLoader:
+        return self._loader("test", self.eval_batch_size, shuffle=False)
+
+    def _loader(self, split: str, batch_size: int, *, shuffle: bool) -> ResumableLoader:
+        dataset = self.splits[split]
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batches = LengthBatches(dataset.lengths, batch_size, shuffle, self.seed, rank, world)
+        return ResumableLoader(dataset, batches, num_workers=self.num_workers)
+
+
+def _ids(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
+    if not texts:
+        return []
+    return [np.asarray(ids, dtype=np.int64) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
+
+def _pad(rows: Sequence[torch.Tensor], value: float, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stacks ragged rows; returns them and a mask of what is not padding."""
+    side = "left" if left else "right"
+    padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
+    ones = [torch.ones(len(row), dtype=torch.bool) for row in rows]
+    mask = torch.nn.utils.rnn.pad_sequence(ones, batch_first=True, padding_value=False, padding_side=side)
+    return padded, mask

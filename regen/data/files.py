@@ -1,0 +1,108 @@
+"""Reading a user's files: every complaint names the file and the line."""
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from regen.data.tables import LINE, DataError
+
+
+def find_file(folder: Path, name: str, *, setting: str) -> Path:
+    """The file of that name, or with `.gz` behind it.
+
+    Args:
+        folder: Where it should be.
+        name: Its name without `.gz`.
+        setting: The config key that sets the folder, for the message.
+
+    Raises:
+        DataError: If there is neither.
+    """
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise DataError(f"{folder / name}: no such file, nor {name}.gz. Set {setting} to the folder that holds it.")
+
+
+def read_jsonl(
+    path: Path, *, required: Sequence[str], schema: pl.Schema, as_text: Sequence[str] = ()
+) -> pl.DataFrame:
+    """One row per JSON object a line, with the `line` it stands on; keys outside the schema are ignored.
+
+    Args:
+        path: A `.jsonl` or `.jsonl.gz` file.
+        required: Keys that every object must have.
+        schema: Columns to take; an absent key is null.
+        as_text: Text columns that may hold numbers, besides ids.
+
+    Raises:
+        DataError: If a line is not a JSON object, lacks a key or holds another type, or the file is cut off.
+    """
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number}: not JSON ({error.msg}): {line.strip()[:80]!r}") from error
+        if not isinstance(record, dict):
+            raise DataError(f"{path}:{number}: a JSON object is needed, this is {line.strip()[:80]!r}")
+        if missing := [key for key in required if key not in record]:
+            raise DataError(f"{path}:{number}: no key {missing[0]!r}; it has {', '.join(map(repr, record))}.")
+        rows.append({name: record.get(name) for name in schema.names()} | {LINE: number})
+    columns = [_column(path, rows, name, dtype, loose=name in as_text or name.endswith("id")) for name, dtype in schema.items()]
+    return pl.DataFrame([*columns, pl.Series(LINE, [row[LINE] for row in rows], dtype=pl.Int64)])
+
+
+def read_csv(path: Path, *, required: Sequence[str]) -> pl.DataFrame:
+    """Text columns of a CSV file, with the `line` each row stands on.
+
+    Raises:
+        DataError: If a column is missing, a row has another number of fields, or the file is cut off.
+    """
+    reader = csv.reader(_lines(path))
+    header = next(reader, [])
+    if missing := [name for name in required if name not in header]:
+        raise DataError(f"{path}:1: no column {missing[0]!r}; it has {', '.join(map(repr, header))}.")
+    columns: list[list[str]] = [[] for _ in header]
+    for number, row in enumerate(reader, start=2):
+        if len(row) != len(header):
+            raise DataError(f"{path}:{number}: {len(row)} fields where the header has {len(header)}: {row[:5]}")
+        for column, value in zip(columns, row, strict=True):
+            column.append(value)
+    frame = pl.DataFrame(dict(zip(header, columns, strict=True)), schema=dict.fromkeys(header, pl.String))
+    return frame.with_columns(pl.int_range(2, len(frame) + 2, dtype=pl.Int64).alias(LINE))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    number = 0
+    try:
+        with opened as file:
+            for number, line in enumerate(file, start=1):  # noqa: B007
+                yield line
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: damaged or cut off after line {number:,} ({error}). Fetch the file again.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}:{number + 1}: not UTF-8 ({error.reason} at byte {error.start}).") from error
+
+
+def _column(path: Path, rows: list[dict[str, Any]], name: str, dtype: pl.DataType, *, loose: bool) -> pl.Series:
+    """A typed column; where it is loose, whole numbers become text; anything else of a wrong type is refused."""
+    accepted: tuple[type, ...] = (str,) if dtype == pl.String else (int, float)
+    values = []
+    for row in rows:
+        value = row[name]
+        if loose and dtype == pl.String and isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, accepted)):
+            raise DataError(f"{path}:{row[LINE]}: {name}={value!r} is no {'text' if dtype == pl.String else 'number'}.")
+        values.append(value)
+    return pl.Series(name, values, dtype=dtype, strict=False)

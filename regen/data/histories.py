@@ -1,0 +1,115 @@
+"""Histories: for every narrative the interactions the model is given, and the reviews it must not see."""
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from regen.data.tables import Tables
+
+logger = logging.getLogger(__name__)
+_NOT_WORDS = re.compile(r"[\W_]+")
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One narrative and the history it is written from.
+
+    Attributes:
+        user_id: Whose narrative.
+        feature: Which one.
+        item_id: The item it speaks of, None where it speaks of the user.
+        text: The reference.
+        rows: Row of each interaction in the sorted interactions, oldest first.
+        withheld: Whether the review of that interaction is kept from the model.
+    """
+
+    user_id: str
+    feature: str
+    item_id: str | None
+    text: str
+    rows: np.ndarray
+    withheld: np.ndarray
+
+
+def build_examples(tables: Tables, *, withhold: Mapping[str, bool], max_history: int = 50) -> list[Example]:
+    """Histories of all narratives of the given features.
+
+    A history holds the user's interactions up to the one the narrative speaks of, which comes last; for a narrative
+    about the user all of them. Items without a title are left out (paper 3.2), then the latest `max_history` are kept.
+    Interactions of the same time come before the one spoken of. Where a feature withholds the final review, the same
+    review copied to other interactions of the user is withheld too.
+
+    Args:
+        tables: Prepared tables; row numbers refer to their sorted interactions.
+        withhold: For each feature to build, whether the final interaction's review is withheld.
+        max_history: The longest history.
+    """
+    titled = tables.items.filter(pl.col("title").is_not_null()).select("item_id")
+    rows = tables.interactions.with_row_index("row").join(titled, on="item_id", how="semi", maintain_order="left")
+    narratives = tables.narratives.filter(pl.col("feature").is_in(list(withhold)))
+    by_user = _History.of(rows.join(narratives.select("user_id").unique(), on="user_id", how="semi", maintain_order="left"))
+    examples, without = [], []
+    for user, feature, item, timestamp, text in narratives.select(
+        "user_id", "feature", "item_id", "timestamp", "text"
+    ).iter_rows():
+        history = by_user.get(user)
+        chosen = None if history is None else history.up_to(item, timestamp, max_history)
+        if history is None or chosen is None:
+            without.append(user)
+            continue
+        hidden = history.copies_of_last(chosen) if withhold[feature] else np.zeros(len(chosen), dtype=bool)
+        examples.append(Example(user, feature, item, text, history.rows[chosen], hidden))
+    if without:
+        logger.warning(
+            "%d of %d narratives are left out: their item, or every item of their user, has no title (the first: user %r).",
+            len(without),
+            len(narratives),
+            without[0],
+        )
+    return examples
+
+
+@dataclass(frozen=True, eq=False)
+class _History:
+    """All titled interactions of one user, in order."""
+
+    rows: np.ndarray
+    items: list[str]
+    times: list[int | None]
+    reviews: list[str | None]
+
+    @staticmethod
+    def of(rows: pl.DataFrame) -> "dict[str, _History]":
+        grouped = rows.group_by("user_id", maintain_order=True).agg("row", "item_id", "timestamp", "review_text")
+        return {
+            user: _History(np.asarray(row, dtype=np.int64), items, times, reviews)
+            for user, row, items, times, reviews in grouped.iter_rows()
+        }
+
+    def up_to(self, item: str | None, timestamp: int | None, most: int) -> np.ndarray | None:
+        """Positions of the history that ends with the given interaction; None where the user has no such one."""
+        everything = np.arange(len(self.rows))
+        if item is None:
+            return everything[-most:]
+        spoken_of = [
+            at for at in everything if self.items[at] == item and (timestamp is None or self.times[at] == timestamp)
+        ]
+        if not spoken_of:
+            return None
+        last = spoken_of[-1]
+        bound = self.times[last]
+        before = [
+            at for at, time in enumerate(self.times) if at != last and (bound is None or time is None or time <= bound)
+        ]
+        return np.array([*before, last])[-most:]
+
+    def copies_of_last(self, chosen: np.ndarray) -> np.ndarray:
+        """Which of the chosen interactions carry the last one's review, itself included."""
+        texts = [_NOT_WORDS.sub(" ", (self.reviews[at] or "").casefold()).strip() for at in chosen]
+        hidden = np.array([bool(text) and text == texts[-1] for text in texts])
+        hidden[-1] = True
+        return hidden

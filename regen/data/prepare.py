@@ -1,0 +1,70 @@
+"""Stage `prepare`: from a source to `items.parquet`, `interactions.parquet`, `narratives.parquet` (paper 3.2)."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import polars as pl
+
+from regen.artefacts import Artefact, build, file_hash
+from regen.data.tables import Tables, sort_interactions
+
+STAGE = "prepared"
+
+
+class Source(Protocol):
+    """Where rows come from."""
+
+    def files(self) -> list[Path]:
+        """Input files; their hashes enter the artefact's fingerprint."""
+
+    def read(self) -> tuple[Tables, dict[str, int]]:
+        """The three tables, checked, and how many rows were read, kept and dropped for which reason."""
+
+
+def prepare(source: Source, config: Mapping[str, Any], *, root: Path, force: bool = False) -> Artefact:
+    """Builds or reuses the prepared tables of a source.
+
+    Args:
+        source: Reads the rows.
+        config: What made the source; enters the fingerprint.
+        root: Folder that holds artefacts.
+        force: Build again even where it exists.
+
+    Raises:
+        DataError: If the source holds rows that cannot be used.
+    """
+
+    def make(folder: Path) -> dict[str, int]:
+        tables, counts = source.read()
+        tables.items.sort("item_id").write_parquet(folder / "items.parquet")
+        sort_interactions(tables.interactions).write_parquet(folder / "interactions.parquet")
+        tables.narratives.sort("user_id", "feature", "item_id", "timestamp").write_parquet(
+            folder / "narratives.parquet"
+        )
+        if tables.planted is not None:
+            tables.planted.write_parquet(folder / "planted.parquet")
+        sizes = {"items": tables.items, "interactions": tables.interactions, "narratives": tables.narratives}
+        return {**counts, **{name: len(table) for name, table in sizes.items()}}
+
+    inputs = {path.name: file_hash(path) for path in source.files()}
+    return build(STAGE, root=root, config=config, inputs=inputs, version=1, make=make, force=force)
+
+
+@functools.lru_cache(maxsize=2)  # the cells of a grid read the same tables
+def load_tables(folder: Path) -> Tables:
+    """The tables of a prepared artefact, in the order that row numbers elsewhere refer to."""
+    planted = folder / "planted.parquet"
+    return Tables(
+        items=pl.read_parquet(folder / "items.parquet"),
+        interactions=pl.read_parquet(folder / "interactions.parquet"),
+        narratives=pl.read_parquet(folder / "narratives.parquet"),
+        planted=pl.read_parquet(planted) if planted.exists() else None,
+    )
+
+
+def item_rows(tables: Tables) -> pl.Series:
+    """For every interaction the row of its item in `items`."""
+    rows = tables.items.with_row_index("item").select("item_id", pl.col("item").cast(pl.Int64))
+    return tables.interactions.select("item_id").join(rows, on="item_id", how="left", maintain_order="left")["item"]

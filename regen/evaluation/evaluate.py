@@ -1,0 +1,210 @@
+"""Stage `evaluate`: a run's predictions and scores as files in its folder, and tables over runs."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from omegaconf import DictConfig, OmegaConf
+
+from regen.artefacts import fingerprint
+from regen.data.datamodule import NarrativeDataset
+from regen.data.prepare import load_tables
+from regen.embeddings.content import embed_texts
+from regen.evaluation.comparison import Cell, compare
+from regen.evaluation.scoring import (
+    EXAMPLES,
+    SCORES,
+    ScoringOptions,
+    score_predictions_file,
+    score_run_files,
+    scores_to_text,
+    write_atomically,
+)
+from regen.pipeline import plain
+from regen.training.run import LoadedRun, Run, load, locked, read_run
+
+logger = logging.getLogger(__name__)
+PREDICTIONS = "predictions.jsonl"
+EVALUATION = "evaluation.json"  # written last: the settings that the predictions and scores beside it were made with
+SAMPLES = 20
+
+
+def evaluate_from_config(cfg: DictConfig) -> None:
+    """`python evaluate.py`: one of `run=`, `runs=` and `predictions=`.
+
+    Raises:
+        ValueError: If none or several of them are given.
+    """
+    given = [name for name in ("run", "runs", "predictions") if cfg[name] is not None]
+    if len(given) != 1:
+        raise ValueError(f"Give exactly one of run=, runs= and predictions=; got {' and '.join(given) or 'none'}.")
+    if given == ["predictions"]:
+        path = Path(cfg.predictions)
+        folder = Path("outputs/predictions") / path.name.split(".")[0]
+        scores = score_predictions_file(path, folder, embed=embedder(cfg.evaluation), options=options(cfg.evaluation))
+        _show(f"{scores_to_text(scores)}\n{folder / SCORES}")
+    elif given == ["runs"]:
+        folder = Path(cfg.runs)
+        cells = grid_cells(folder) or run_cells(folder)
+        if not cells:
+            raise FileNotFoundError(f"runs={folder}: neither the folder of a grid nor one that holds runs.")
+        compare_cells(cells, folder, resamples=cfg.evaluation.resamples, seed=cfg.evaluation.seed)
+    else:
+        run = read_run(Path(cfg.run))
+        run.cfg.evaluation = cfg.evaluation
+        with locked(run):
+            if cfg.force or not evaluation_is_current(run):
+                evaluate_run(load(run), run_logger=None)
+        _show(f"{scores_to_text(json.loads((run.folder / SCORES).read_text()))}\n{run.folder / SCORES}")
+
+
+def evaluation_is_current(run: Run) -> bool:
+    """Whether the run's folder holds scores made with its evaluation settings."""
+    path = run.folder / EVALUATION
+    files = (PREDICTIONS, EXAMPLES, SCORES)
+    if not (path.is_file() and all((run.folder / name).is_file() for name in files)):
+        return False
+    return bool(json.loads(path.read_text())["fingerprint"] == _evaluation_recipe(run))
+
+
+def evaluate_run(loaded: LoadedRun, run_logger: Any) -> None:
+    """Generates for the test users and scores; leaves predictions, per-example statistics and scores in the folder."""
+    from regen.evaluation.generate import generate_narratives
+
+    run, evaluation = loaded.run, loaded.run.cfg.evaluation
+    (run.folder / EVALUATION).unlink(missing_ok=True)
+    predictions = generate_narratives(
+        loaded.model,
+        loaded.data.splits["test"],
+        tokenizer=loaded.lm.tokenizer,
+        generation=plain(evaluation.generation),
+        batch_size=evaluation.batch_size,
+        seed=evaluation.seed,
+    )
+    write_atomically(run.folder / PREDICTIONS, predictions.write_ndjson)
+    scores = score_run_files(
+        predictions,
+        run.folder,
+        train=_narratives(loaded.data.splits["train"]),
+        validation=_narratives(loaded.data.splits["validation"]),
+        embed=embedder(evaluation),
+        planted=load_tables(run.inputs.prepared.path).planted,
+        options=options(evaluation),
+    )
+    record = json.dumps({"fingerprint": _evaluation_recipe(run), "settings": plain(evaluation)}, indent=2)
+    write_atomically(run.folder / EVALUATION, lambda path: path.write_text(record))
+    logger.info("scored: %s", run.folder)
+    if run_logger is not None:
+        _log_to(run_logger, predictions, scores)
+
+
+def options(evaluation: DictConfig) -> ScoringOptions:
+    """Scoring options of an `evaluation` config node."""
+    return ScoringOptions(stemmer=evaluation.rouge_stemmer, resamples=evaluation.resamples, seed=evaluation.seed)
+
+
+def embedder(evaluation: DictConfig) -> Callable[[list[str]], np.ndarray]:
+    """Sentence embeddings for the similarity."""
+    return partial(embed_texts, pretrained=evaluation.similarity)
+
+
+def grid_cells(folder: Path) -> list[Cell]:
+    """The cells of a multirun, from the notes they left in its folder."""
+    from regen.grid import CELL
+
+    notes = [
+        json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{CELL}"), key=lambda path: int(path.parent.name))
+    ]
+    return _cells([(Path(note["run"] or folder), note["config"], note["error"]) for note in notes])
+
+
+def run_cells(folder: Path) -> list[Cell]:
+    """The runs in a folder, or the one run that the folder is."""
+    configs = sorted([*folder.glob("config.yaml"), *folder.glob("*/config.yaml")])
+    return _cells([(path.parent, plain(OmegaConf.load(path)), None) for path in configs])
+
+
+def compare_cells(cells: list[Cell], folder: Path, *, resamples: int, seed: int) -> None:
+    """Writes and shows the table over cells."""
+    comparison = compare(cells, resamples=resamples, seed=seed)
+    comparison.write(folder)
+    _show(f"\n{comparison.to_terminal()}\n\n{folder / 'table.md'}")
+
+
+def _cells(found: list[tuple[Path, Mapping[str, Any], str | None]]) -> list[Cell]:
+    """Cells with the settings in which they differ, but for encoder, seed and feature."""
+    flat = [_settings(config) for _, config, _ in found]
+    differing = {key for row in flat for key in row if len({str(other.get(key)) for other in flat}) > 1}
+    named = {key.split(".")[0] for key in differing if key.endswith(".name")}
+    kept = sorted(key for key in differing if key.endswith(".name") or key.split(".")[0] not in named)
+    return [
+        Cell(
+            folder=folder,
+            encoder=config["encoder"]["name"],
+            seed=int(config["seed"]),
+            settings={key.removesuffix(".name"): str(row[key]) for key in kept if key in row}
+            | {"feature": ",".join(config["feature"])},
+            error=error,
+        )
+        for (folder, config, error), row in zip(found, flat, strict=True)
+    ]
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that make one cell another one, as dotted keys."""
+    left_out = ("encoder", "seed", "feature", "paths", "logger", "force", "trainer", "evaluation", "hydra")
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, Mapping):
+            for key, value in node.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), value)
+        else:
+            flat[prefix.replace("_target_", "name") if prefix == "source._target_" else prefix] = node
+
+    walk("", {key: value for key, value in config.items() if key not in left_out})
+    return flat
+
+
+def _narratives(dataset: NarrativeDataset) -> pl.DataFrame:
+    rows = dataset.examples
+    return pl.DataFrame(
+        {
+            "user_id": [row.user_id for row in rows],
+            "feature": [row.feature for row in rows],
+            "text": [row.text for row in rows],
+        }
+    )
+
+
+def _evaluation_recipe(run: Run) -> str:
+    weights = (run.folder / "model.safetensors").stat()
+    settings = {**plain(run.cfg.evaluation), "weights": [weights.st_size, weights.st_mtime_ns]}
+    del settings["batch_size"]
+    return fingerprint(settings)
+
+
+def _log_to(run_logger: Any, predictions: pl.DataFrame, scores: Mapping[str, Any]) -> None:
+    """Scores as `feature/metric`, and in W&B a table of sample narratives beside their references."""
+    metrics = {
+        f"{feature}/{metric}": systems["model"]["value"]
+        for feature, by_metric in scores.items()
+        for metric, systems in by_metric.items()
+        if systems["model"]["value"] is not None
+    }
+    run_logger.log_metrics(metrics)
+    if type(run_logger).__name__ == "WandbLogger":
+        sample = predictions.head(SAMPLES)
+        run_logger.log_text("narratives", columns=sample.columns, data=[list(row) for row in sample.rows()])
+    run_logger.save()
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

@@ -1,0 +1,107 @@
+"""Files of predictions: ours, or what another system wrote."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+SCHEMA = {
+    "user_id": pl.String,
+    "feature": pl.String,
+    "item_id": pl.String,
+    "prediction": pl.String,
+    "reference": pl.String,
+}
+DEFAULT_FEATURE = "narrative"
+
+
+def read_predictions(path: Path) -> pl.DataFrame:
+    """Reads a `.jsonl` or `.jsonl.gz` file of predictions and references.
+
+    Every line is an object with `prediction` and `reference`, and either all or none have `user_id`. Without it each
+    row counts as a user of its own, named by its number from 1. `feature` (default "narrative") and `item_id` may be
+    absent. Blank lines are left out.
+
+    Returns:
+        Columns `user_id, feature, item_id, prediction, reference`, all strings, in the file's order.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is empty, cut off, or has a bad line; the message gives file, line and fix.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of predictions; give a .jsonl or .jsonl.gz file.")
+    rows: list[dict[str, str | None]] = []
+    with_users: bool | None = None
+    for number, line in _lines(path):
+        where = f"{path}:{number}"
+        record = _record(line, where)
+        if with_users is None:
+            with_users = "user_id" in record
+        elif with_users != ("user_id" in record):
+            state = "has" if "user_id" in record else "has no"
+            raise ValueError(f"{where}: this line {state} 'user_id', unlike the first; give it on all or none.")
+        rows.append(
+            {
+                "user_id": _identifier(record, "user_id", where) if with_users else str(len(rows) + 1),
+                "feature": _text(record, "feature", where) if "feature" in record else DEFAULT_FEATURE,
+                "item_id": None if record.get("item_id") is None else _identifier(record, "item_id", where),
+                "prediction": _text(record, "prediction", where),
+                "reference": _text(record, "reference", where, may_be_blank=False),
+            }
+        )
+    if not rows:
+        raise ValueError(f"{path}: no predictions, the file has 0 lines with content.")
+    return pl.DataFrame(rows, schema=SCHEMA)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number (from 1) and content of every line that is not blank."""
+    number = 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield number, line
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}:{number + 1}: damaged or cut off gzip file ({error}); copy it again.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}:{number + 1}: not UTF-8 text ({error.reason}); save the file as UTF-8.") from error
+
+
+def _record(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error.msg}, column {error.colno}); write one object a line.") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: the line holds a {type(record).__name__}; write one JSON object a line.")
+    return record
+
+
+def _text(record: dict[str, Any], key: str, where: str, *, may_be_blank: bool = True) -> str:
+    if key not in record:
+        raise ValueError(f"{where}: no key {key!r}; the line has {', '.join(sorted(record)) or 'no key'}.")
+    value = record[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {key!r} is {_shown(value)}; it must be a string.")
+    if not may_be_blank and not value.strip():
+        raise ValueError(f"{where}: {key!r} is blank; leave lines without a {key} out.")
+    return value
+
+
+def _identifier(record: dict[str, Any], key: str, where: str) -> str:
+    value = record[key]
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        raise ValueError(f"{where}: {key!r} is {_shown(value)}; it must be a string that is not empty, or an integer.")
+    return str(value)
+
+
+def _shown(value: object) -> str:
+    return "NaN" if isinstance(value, float) and math.isnan(value) else json.dumps(value, ensure_ascii=False)[:60]

@@ -1,0 +1,205 @@
+"""Bootstrap over users: intervals and paired differences of any metric that is a function of sums.
+
+Users are resampled, not narratives: all narratives of a user move together. One `Bootstrap` draws the same users for
+everything compared on it, which is what pairs two systems. Runs that differ by seed alone are pooled, and from two
+seeds on the seeds are resampled as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from jaxtyping import Bool, Float
+
+from regen.evaluation.text_metrics import Metric
+
+_BLOCK_WEIGHTS = 8_000_000  # 64 MB of float64; a bootstrap larger than this is drawn again block by block
+_COVERAGE = (2.5, 97.5)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % percentile interval.
+
+    Attributes:
+        value: the metric on all users, its mean over seeds; nan when it is not defined, and `note` says why.
+        low, high: bounds of the interval, in the value's unit.
+        users: users that contribute to it; with fewer than about 20 the interval is too narrow.
+        note: what a reader must know about it, for instance why it is nan; None when there is nothing to say.
+    """
+
+    value: float
+    low: float
+    high: float
+    users: int
+    note: str | None = None
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the whole interval lies on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+    @classmethod
+    def undefined(cls, note: str, users: int = 0) -> Estimate:
+        """An estimate without a value, and the reason."""
+        return cls(math.nan, math.nan, math.nan, users, note)
+
+
+@dataclass(frozen=True, eq=False)
+class ResampledSums:
+    """Sums of one run's statistic columns: row 0 over all users, the others over each resample of them.
+
+    Attributes:
+        columns: names of the `k` statistic columns.
+        sums: the sums themselves.
+        contributes: which user has any row that is not zero in a column.
+    """
+
+    columns: tuple[str, ...]
+    sums: Float[np.ndarray, "resamples_and_one k"]
+    contributes: Bool[np.ndarray, "users k"]
+
+    def values(self, metric: Metric) -> Float[np.ndarray, " resamples_and_one"]:
+        """The metric on all users, then on each resample."""
+        return np.asarray(metric.aggregate(self.sums[:, self._indices(metric)]), dtype=np.float64)
+
+    def users(self, metric: Metric) -> Bool[np.ndarray, " users"]:
+        """Which users contribute to the metric."""
+        return np.asarray(self.contributes[:, self._indices(metric)].any(axis=1))
+
+    def _indices(self, metric: Metric) -> list[int]:
+        missing = [column for column in metric.columns if column not in self.columns]
+        if missing:
+            raise ValueError(f"metric {metric.name!r} needs the column {missing[0]!r}, which the examples do not have.")
+        return [self.columns.index(column) for column in metric.columns]
+
+
+class Bootstrap:
+    """Resamples of a fixed set of users, shared by everything that is compared on them."""
+
+    def __init__(self, user_ids: Iterable[str], *, resamples: int = 2000, seed: int = 0) -> None:
+        """Fixes the users and the draws.
+
+        Args:
+            user_ids: the users; repeats and order do not matter.
+            resamples: number of draws.
+            seed: same seed and users, same draws.
+
+        Raises:
+            ValueError: without any user, or with fewer than 100 resamples.
+        """
+        self.users = pl.Series("user_id", sorted(set(user_ids)), dtype=pl.String)
+        if self.users.is_empty():
+            raise ValueError("there is no user to resample: 0 user ids. Check that the runs share test users.")
+        if resamples < 100:
+            raise ValueError(f"resamples={resamples} is too few for a 95 % interval; use at least 100, better 2000.")
+        self.resamples = resamples
+        self.seed = seed
+        self._kept: Float[np.ndarray, "resamples users"] | None = None
+
+    def weight_blocks(self) -> Iterator[Float[np.ndarray, "block users"]]:
+        """How often each user is drawn in each resample, in blocks of bounded memory; every row sums to #users."""
+        if self._kept is not None:
+            yield self._kept
+            return
+        users = len(self.users)
+        block = max(1, _BLOCK_WEIGHTS // users)
+        generator = np.random.default_rng(self.seed)
+        for start in range(0, self.resamples, block):
+            rows = min(block, self.resamples - start)
+            drawn = generator.integers(users, size=(rows, users)) + np.arange(rows)[:, None] * users
+            weights = np.bincount(drawn.ravel(), minlength=rows * users).reshape(rows, users).astype(np.float64)
+            if rows == self.resamples:
+                self._kept = weights
+            yield weights
+
+    def resample(self, examples: pl.DataFrame) -> ResampledSums:
+        """Sums every statistic column of one run over each resample.
+
+        Args:
+            examples: `user_id` and statistic columns (floats); other columns are left out. Users without a row count
+                as zeros.
+
+        Raises:
+            ValueError: when a row's user is not among the bootstrap's users, or a statistic is nan or missing.
+        """
+        columns = tuple(name for name, kind in examples.schema.items() if kind.is_float())
+        position = dict(zip(self.users.to_list(), range(len(self.users)), strict=True))
+        unknown = sorted({str(user) for user in examples["user_id"]} - set(position))
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} users are not in this bootstrap, the first is {unknown[0]!r}; filter first."
+            )
+        values = examples.select(columns).to_numpy().astype(np.float64)
+        if not np.isfinite(values).all():
+            bad = columns[int((~np.isfinite(values)).any(axis=0).argmax())]
+            raise ValueError(f"statistic {bad!r} is nan, infinite or missing for some example; score the run again.")
+        by_user = np.zeros((len(self.users), len(columns)))
+        np.add.at(by_user, [position[str(user)] for user in examples["user_id"]], values)
+        sums = np.concatenate([by_user.sum(axis=0, keepdims=True), *(w @ by_user for w in self.weight_blocks())])
+        return ResampledSums(columns, sums, by_user != 0)
+
+    def interval(self, metric: Metric, runs: Sequence[ResampledSums]) -> Estimate:
+        """The metric, averaged over runs (seeds), with its interval.
+
+        Args:
+            metric: which metric.
+            runs: one per seed, each from this bootstrap's `resample`.
+        """
+        return _estimate(self._pooled(metric, runs), _contributors(metric, runs), metric.display)
+
+    def difference(
+        self, metric: Metric, runs_a: Sequence[ResampledSums], runs_b: Sequence[ResampledSums], *, relative: bool
+    ) -> Estimate:
+        """How far A lies above B under the same resampled users; with as many seeds each, the same seeds too.
+
+        Args:
+            metric: which metric.
+            runs_a: A's runs, one per seed.
+            runs_b: B's runs, in the same order of seeds.
+            relative: (A - B) / B in percent; otherwise 100 (A - B), percentage points for a share.
+        """
+        a, b = self._pooled(metric, runs_a), self._pooled(metric, runs_b)
+        change = 100.0 * (a - b)
+        if relative:
+            change = np.divide(change, b, out=np.full_like(change, np.nan), where=b != 0)
+        return _estimate(change, _contributors(metric, [*runs_a, *runs_b]), metric.display)
+
+    def _pooled(self, metric: Metric, runs: Sequence[ResampledSums]) -> Float[np.ndarray, " resamples_and_one"]:
+        """Mean over seeds; row 0 over all seeds, each other row over seeds drawn with replacement.
+
+        Drawing n seeds from n understates their variance by (n - 1) / n, a lot for two or three, so deviations from
+        the mean are stretched by the root of n / (n - 1).
+        """
+        if not runs:
+            raise ValueError(f"there is no run to take {metric.name!r} from.")
+        values = np.stack([run.values(metric) for run in runs])
+        mean = np.asarray(values.mean(axis=0))
+        seeds = len(runs)
+        if seeds == 1:
+            return mean
+        drawn = np.random.default_rng([self.seed, seeds]).integers(seeds, size=(seeds, self.resamples))
+        deviation = values[drawn, np.arange(1, self.resamples + 1)].mean(axis=0) - mean[1:]
+        return np.concatenate([mean[:1], mean[1:] + math.sqrt(seeds / (seeds - 1)) * deviation])
+
+
+def _contributors(metric: Metric, runs: Sequence[ResampledSums]) -> int:
+    return int(np.stack([run.users(metric) for run in runs]).any(axis=0).sum())
+
+
+def _estimate(values: Float[np.ndarray, " resamples_and_one"], users: int, display: str) -> Estimate:
+    """Percentile interval of the resamples; those with a zero denominator are left out and said so."""
+    if math.isnan(values[0]):
+        return Estimate.undefined(f"{display} is not defined: its denominator is zero", users)
+    resampled = values[1:]
+    defined = resampled[~np.isnan(resampled)]
+    if not defined.size:
+        return Estimate(float(values[0]), math.nan, math.nan, users, f"{display}: no resample defines an interval")
+    low, high = np.percentile(defined, _COVERAGE)
+    undefined = resampled.size - defined.size
+    note = f"{display}: {undefined:,} of {resampled.size:,} resamples had a zero denominator" if undefined else None
+    return Estimate(float(values[0]), float(low), float(high), users, note)

@@ -1,0 +1,243 @@
+"""Text metrics as functions of sums over examples (paper 5.2).
+
+`score_examples` turns every prediction into a row of *statistics*; a `Metric` maps sums of those rows to its value.
+Corpus BLEU, a mean and a ratio of sums all have this form, so a bootstrap over users is one matrix product, whatever
+the metric.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
+from sacrebleu.metrics.bleu import BLEU, MAX_NGRAM_ORDER
+
+from regen.evaluation.recovery import NEED, recovery_columns
+
+Embed = Callable[[list[str]], Float[np.ndarray, "texts dim"]]
+"""Gives one unit-norm row per text."""
+
+KEYS = ("user_id", "feature", "item_id")
+ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
+_ORDERS = range(1, MAX_NGRAM_ORDER + 1)
+_BLEU_COLUMNS = (
+    *(f"bleu_correct_{n}" for n in _ORDERS),
+    *(f"bleu_total_{n}" for n in _ORDERS),
+    "bleu_predicted_length",
+    "bleu_reference_length",
+)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score that is a function of sums of statistic columns over examples.
+
+    Attributes:
+        name: the key in `METRICS` and in `scores.json`.
+        display: the row's name in a table.
+        decimals: digits after the point in a table.
+        columns: the `k` statistic columns it needs.
+        aggregate: maps sums of shape `(..., k)` to values `(...)`; nan where a denominator is zero.
+        is_share: a share of narratives, compared by percentage points rather than by a relative difference.
+    """
+
+    name: str
+    display: str
+    decimals: int
+    columns: tuple[str, ...]
+    aggregate: Callable[[Float[np.ndarray, "*batch k"]], Float[np.ndarray, "*batch"]]
+    is_share: bool = False
+
+
+def ratio(sums: Float[np.ndarray, "*batch 2"]) -> Float[np.ndarray, "*batch"]:
+    """Numerator over denominator; nan where the denominator is zero."""
+    numerator, denominator = sums[..., 0], sums[..., 1]
+    out = np.full_like(numerator, np.nan)
+    return np.asarray(np.divide(numerator, denominator, out=out, where=denominator != 0))
+
+
+def percent(sums: Float[np.ndarray, "*batch 2"]) -> Float[np.ndarray, "*batch"]:
+    """`ratio` times 100."""
+    return np.asarray(100.0 * ratio(sums))
+
+
+def corpus_bleu(sums: Float[np.ndarray, "*batch 10"]) -> Float[np.ndarray, "*batch"]:
+    """Corpus BLEU with sacrebleu's defaults (order 4, exponential smoothing), for any number of resamples at once.
+
+    Args:
+        sums: summed n-gram matches (4), n-grams of the predictions (4), length of predictions, length of references.
+
+    Returns:
+        BLEU, 0 to 100; 0 where nothing matches or no prediction is four tokens long, as sacrebleu has it.
+    """
+    correct, total = sums[..., :MAX_NGRAM_ORDER], sums[..., MAX_NGRAM_ORDER : 2 * MAX_NGRAM_ORDER]
+    predicted, referenced = sums[..., -2], sums[..., -1]
+    scored = (correct[..., 0] > 0) & (total > 0).all(axis=-1)
+    unmatched = np.cumsum(correct == 0, axis=-1)  # the j-th order without a match counts as 1 / 2^j of one
+    smoothed = np.where(correct == 0, 0.5**unmatched, correct)
+    log_precision = np.log(100.0 * smoothed / np.where(total > 0, total, 1.0)).sum(axis=-1) / MAX_NGRAM_ORDER
+    shortfall = 1.0 - referenced / np.where(predicted > 0, predicted, 1.0)
+    return np.where(scored, np.exp(np.minimum(shortfall, 0.0)) * np.exp(log_precision), 0.0)
+
+
+def _mean(name: str, display: str, decimals: int, column: str, *, scale100: bool = False) -> Metric:
+    return Metric(name, display, decimals, (column, "examples"), percent if scale100 else ratio)
+
+
+def _recovery(name: str, display: str, stem: str) -> Metric:
+    return Metric(name, display, 3, (f"{stem}_right", f"{stem}_named"), ratio, is_share=True)
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("bleu", "BLEU", 2, _BLEU_COLUMNS, corpus_bleu),
+        *(_mean(name, display, 2, name, scale100=True) for name, display in ROUGE.items()),
+        _mean("similarity", "Similarity", 3, "similarity"),
+        Metric("length_ratio", "Length ratio", 3, ("predicted_words", "reference_words"), ratio),
+        _mean("distinct", "Distinct", 3, "distinct"),
+        _recovery("need_recovery", "Need recovery", f"recovery_{NEED}"),
+        _recovery("trait_recovery", "Trait recovery", "trait"),
+    )
+}
+"""The rows of a table, in order. `metrics_for` adds the recovery of each single trait."""
+
+
+def metrics_for(columns: Sequence[str]) -> dict[str, Metric]:
+    """The metrics that these statistic columns allow, table rows first, then `recovery_<label>` of single traits."""
+    present = {name: metric for name, metric in METRICS.items() if set(metric.columns) <= set(columns)}
+    labels = [c.removeprefix("recovery_").removesuffix("_right") for c in columns if c.startswith("recovery_")]
+    for label in dict.fromkeys(label for label in labels if not label.endswith("_named") and label != NEED):
+        present[f"recovery_{label}"] = _recovery(f"recovery_{label}", f"Recovery: {label}", f"recovery_{label}")
+    return present
+
+
+class CachedTokenizer:
+    """ROUGE's own tokenizer, remembering texts: every reference is scored under several systems."""
+
+    def __init__(self, *, stemmer: bool) -> None:
+        """Args: stemmer: strip suffixes with the Porter stemmer, as ROUGE-1.5.5's option -m does."""
+        self.tokenize: Callable[[str], list[str]] = lru_cache(maxsize=100_000)(DefaultTokenizer(stemmer).tokenize)
+
+
+@cache
+def rouge_tokenizer(*, stemmer: bool) -> CachedTokenizer:
+    """The tokenizer that every ROUGE score of this process shares."""
+    return CachedTokenizer(stemmer=stemmer)
+
+
+@cache
+def rouge_scorer(*, stemmer: bool) -> RougeScorer:
+    """The reference scorer with all four variants; Lsum takes a newline as the end of a sentence."""
+    return RougeScorer(list(ROUGE), tokenizer=rouge_tokenizer(stemmer=stemmer))
+
+
+def bleu_columns(predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
+    """sacrebleu's counts per example, whose sums give corpus BLEU."""
+    bleu = BLEU(effective_order=True)  # changes the sentence's score, which is not used, and not its counts
+    rows = []
+    for prediction, reference in zip(predictions, references, strict=True):
+        score = bleu.sentence_score(prediction, [reference])
+        rows.append((*score.counts, *score.totals, score.sys_len, score.ref_len))
+    return {name: [float(row[k]) for row in rows] for k, name in enumerate(_BLEU_COLUMNS)}
+
+
+def rouge_columns(predictions: Sequence[str], references: Sequence[str], *, stemmer: bool) -> dict[str, list[float]]:
+    """F1 (0 to 1) of the four ROUGE variants per example."""
+    scorer = rouge_scorer(stemmer=stemmer)
+    scores = [scorer.score(reference, text) for text, reference in zip(predictions, references, strict=True)]
+    return {name: [float(score[name].fmeasure) for score in scores] for name in ROUGE}
+
+
+def similarity_column(predictions: Sequence[str], references: Sequence[str], embed: Embed) -> list[float]:
+    """Cosine of the sentence embeddings of prediction and reference; each distinct text is embedded once.
+
+    Raises:
+        ValueError: when `embed` gives another number of rows, or rows that are not of unit norm.
+    """
+    texts = sorted({*predictions, *references})
+    vectors = np.asarray(embed(texts), dtype=np.float64)
+    if vectors.ndim != 2 or len(vectors) != len(texts):
+        raise ValueError(
+            f"embed gave an array of shape {vectors.shape} for {len(texts)} texts; it must be (texts, dim)."
+        )
+    norms = np.linalg.norm(vectors, axis=1)
+    wrong = np.flatnonzero(~(np.abs(norms - 1.0) < 1e-3))  # nan is wrong too
+    if wrong.size:
+        raise ValueError(
+            f"embed gave a vector of norm {norms[wrong[0]]:.4g} for {texts[wrong[0]][:60]!r}; similarity needs "
+            "unit norm (within 0.001). Normalise the embeddings."
+        )
+    row = {text: index for index, text in enumerate(texts)}
+    left, right = vectors[[row[text] for text in predictions]], vectors[[row[text] for text in references]]
+    return [float(cosine) for cosine in np.einsum("nd,nd->n", left, right)]
+
+
+def distinct_column(predictions: Sequence[str], groups: Sequence[str]) -> list[float]:
+    """1 / (number of predictions of the group with the same text): its mean is #distinct / #predictions."""
+    keys = list(zip(groups, predictions, strict=True))
+    count = Counter(keys)
+    return [1.0 / count[key] for key in keys]
+
+
+def check_predictions(predictions: pl.DataFrame) -> None:
+    """Raises a ValueError when predictions lack a column, a row, a text or a reference."""
+    missing = [name for name in (*KEYS, "prediction", "reference") if name not in predictions.columns]
+    if missing:
+        raise ValueError(
+            f"predictions have no column {missing[0]!r}; they need {', '.join(KEYS)}, prediction, reference."
+        )
+    if predictions.is_empty():
+        raise ValueError("there is no prediction to score: 0 rows.")
+    for name in ("user_id", "feature", "prediction", "reference"):
+        if predictions[name].null_count():
+            first = int(predictions[name].is_null().arg_max() or 0)
+            raise ValueError(
+                f"row {first + 1} of the predictions has no {name}; write an empty string for an empty text."
+            )
+    blank = predictions["reference"].str.strip_chars() == ""
+    if blank.any():
+        user = predictions["user_id"][int(blank.arg_max() or 0)]
+        raise ValueError(
+            f"{blank.sum()} references are blank; the first is user {user!r}'s. Leave such narratives out."
+        )
+
+
+def score_examples(
+    predictions: pl.DataFrame, *, embed: Embed | None, planted: pl.DataFrame | None = None, stemmer: bool = True
+) -> pl.DataFrame:
+    """Scores every prediction against its reference.
+
+    Args:
+        predictions: columns `user_id, feature, item_id` (nullable), `prediction, reference`.
+        embed: sentence embeddings for the similarity; None leaves that metric out.
+        planted: the truth of a `synthetic` world (see `recovery_columns`), None for other sources.
+        stemmer: Porter-stem words for ROUGE.
+
+    Returns:
+        `user_id, feature, item_id` and the statistic columns, a row per prediction in the given order.
+
+    Raises:
+        ValueError: when a column or text is missing, a reference is blank, or `embed` or `planted` is unusable.
+    """
+    check_predictions(predictions)
+    predicted, referenced = predictions["prediction"].to_list(), predictions["reference"].to_list()
+    columns = {"examples": [1.0] * predictions.height, **bleu_columns(predicted, referenced)}
+    columns |= rouge_columns(predicted, referenced, stemmer=stemmer)
+    if embed is not None:
+        columns["similarity"] = similarity_column(predicted, referenced, embed)
+    columns["predicted_words"] = [float(len(text.split())) for text in predicted]
+    columns["reference_words"] = [float(len(text.split())) for text in referenced]
+    columns["distinct"] = distinct_column(predicted, predictions["feature"].to_list())
+    if planted is not None:
+        columns |= recovery_columns(predictions, planted)
+    return predictions.select(KEYS).with_columns(
+        pl.Series(name, values, dtype=pl.Float64) for name, values in columns.items()
+    )

@@ -1,0 +1,110 @@
+"""Cells and grids: one cell trains, generates and scores; a grid is the sum of its cells and ends with a table."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+logger = logging.getLogger(__name__)
+CELL = "cell.json"  # in the job's folder of a multirun: where its run lies, or why there is none
+
+
+def run_cell(cfg: DictConfig) -> float:
+    """Trains and evaluates one cell, or finds it done. In a grid a failure is noted and the other cells go on.
+
+    Returns:
+        The best validation loss; nan for a cell of a grid that failed.
+    """
+    job = HydraConfig.get()
+    _warn_of_idle_overrides(cfg, list(job.overrides.task))
+    if job.mode is not RunMode.MULTIRUN:
+        return _run_cell(cfg)[1]
+    if cfg.trainer.devices > 1 or cfg.trainer.strategy not in ("auto", "single_device"):
+        raise ValueError(
+            f"A sweep with trainer.devices={cfg.trainer.devices} and trainer.strategy={cfg.trainer.strategy} would start "
+            "the whole sweep again in every process. Sweep single-device jobs, or run the cells one by one."
+        )
+    note: dict[str, Any] = {"overrides": list(job.overrides.task), "run": None, "error": None}
+    folder = Path(job.runtime.output_dir)
+    try:
+        run, loss = _run_cell(cfg)
+        note["run"] = str(run.resolve())
+        return loss
+    except Exception as error:
+        logger.exception("This cell failed; the others go on.")
+        note["error"] = f"{type(error).__name__}: {error}"
+        return float("nan")
+    finally:
+        _note(folder / CELL, cfg, note)
+
+
+class GridTable(Callback):
+    """Hydra callback: after a multirun of `train.py`, compares its cells."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from regen.evaluation.evaluate import compare_cells, grid_cells
+
+        folder = Path(config.hydra.sweep.dir)
+        cells = grid_cells(folder)
+        if not cells:
+            return
+        compare_cells(cells, folder, resamples=config.evaluation.resamples, seed=config.evaluation.seed)
+        if failed := [cell for cell in cells if cell.error]:
+            raise SystemExit(f"{len(failed)} of {len(cells)} cells failed; the table above names why.")
+
+
+def _run_cell(cfg: DictConfig) -> tuple[Path, float]:
+    from regen.evaluation.evaluate import evaluate_run, evaluation_is_current
+    from regen.training import run as runs
+
+    _quiet()
+    run = runs.open_run(cfg)
+    with runs.locked(run):
+        if cfg.force:
+            runs.forget(run)
+        if not (run.finished and evaluation_is_current(run)):
+            with runs.experiment_logger(run) as run_logger:
+                loaded = runs.load(run) if run.finished else runs.fit(run, run_logger)
+                if runs.is_main_process():
+                    evaluate_run(loaded, run_logger)
+        else:
+            logger.info("finished before: %s", run.folder)
+    loss = json.loads((run.folder / "run.json").read_text()).get("val_loss")
+    return run.folder, float("nan") if loss is None else float(loss)
+
+
+def _note(path: Path, cfg: DictConfig, note: dict[str, Any]) -> None:
+    from omegaconf import OmegaConf
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    note["config"] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False, enum_to_str=True)
+    path.write_text(json.dumps(note, indent=2))
+
+
+def _warn_of_idle_overrides(cfg: DictConfig, overrides: list[str]) -> None:
+    """Warns of an option that has no effect beside the others."""
+    keys = [override.lstrip("+~").split("=")[0] for override in overrides]
+    idle = {
+        "vertical": "vertical" not in cfg.source,
+        "cf": cfg.encoder.name not in ("both", "cf"),
+        "content": cfg.encoder.name not in ("both", "content"),
+    }
+    for key in keys:
+        group = key.split(".")[0].split("@")[0]
+        if idle.get(group, False):
+            reason = "source" if group == "vertical" else f"encoder={cfg.encoder.name}"
+            logger.warning("%s has no effect with this %s.", key, reason)
+
+
+def _quiet() -> None:
+    """Silences messages of libraries that ask for nothing a user of this command could do."""
+    for name in ("lightning.pytorch", "lightning.fabric", "httpx", "sentence_transformers"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a resumed run's own checkpoints

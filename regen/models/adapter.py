@@ -1,0 +1,149 @@
+"""Adapters: from each interaction's fused vector to one soft token (paper 4.2).
+
+Every adapter can start as a given affine map (`start_as`), which is how the ridge warm start enters, and can be scaled
+so that its soft tokens have a given norm (`scale_output`).
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+class Adapter(nn.Module):
+    """Base of the adapters.
+
+    Args:
+        in_dim: Width of a fused vector, K.
+        lm_dim: Width of the LM's input embeddings, H.
+    """
+
+    def __init__(self, in_dim: int, lm_dim: int) -> None:
+        super().__init__()
+        self.in_dim = in_dim
+        self.lm_dim = lm_dim
+
+    def forward(
+        self, fused: Float[Tensor, "batch history in_dim"], mask: Bool[Tensor, "batch history"]
+    ) -> Float[Tensor, "batch history lm_dim"]:
+        """Soft tokens; rows where `mask` is false hold padding and mean nothing."""
+        raise NotImplementedError
+
+    def start_as(self, weight: Float[Tensor, "lm_dim in_dim"], bias: Float[Tensor, " lm_dim"]) -> None:
+        """Sets the parameters so that the adapter computes `weight @ x + bias` until it is trained."""
+        raise NotImplementedError
+
+    def scale_output(self, factor: float) -> None:
+        """Multiplies what the adapter returns by `factor`, in its parameters."""
+        raise NotImplementedError
+
+
+class LinearAdapter(Adapter):
+    """One projection: W_cf e + W_s s + b, so its blocks can be read (paper 6)."""
+
+    def __init__(self, in_dim: int, lm_dim: int) -> None:
+        super().__init__(in_dim, lm_dim)
+        self.projection = nn.Linear(in_dim, lm_dim)
+
+    def forward(
+        self, fused: Float[Tensor, "batch history in_dim"], mask: Bool[Tensor, "batch history"]
+    ) -> Float[Tensor, "batch history lm_dim"]:
+        return self.projection(fused)
+
+    @torch.no_grad()
+    def start_as(self, weight: Float[Tensor, "lm_dim in_dim"], bias: Float[Tensor, " lm_dim"]) -> None:
+        self.projection.weight.copy_(weight)
+        self.projection.bias.copy_(bias)
+
+    def scale_output(self, factor: float) -> None:
+        _scale(self.projection, factor)
+
+
+class MLPAdapter(Adapter):
+    """One hidden layer with GELU, each interaction on its own (the paper's adapter).
+
+    Args:
+        in_dim: Width of a fused vector, K.
+        lm_dim: Width of the LM's input embeddings, H.
+        hidden_dim: Width of the hidden layer.
+    """
+
+    def __init__(self, in_dim: int, lm_dim: int, *, hidden_dim: int) -> None:
+        super().__init__(in_dim, lm_dim)
+        self.hidden = nn.Linear(in_dim, hidden_dim)
+        self.output = nn.Linear(hidden_dim, lm_dim)
+
+    def forward(
+        self, fused: Float[Tensor, "batch history in_dim"], mask: Bool[Tensor, "batch history"]
+    ) -> Float[Tensor, "batch history lm_dim"]:
+        return self.output(nn.functional.gelu(self.hidden(fused)))
+
+    @torch.no_grad()
+    def start_as(self, weight: Float[Tensor, "lm_dim in_dim"], bias: Float[Tensor, " lm_dim"]) -> None:
+        """Exact, without a skip path: gelu(z) - gelu(-z) = z, so each pair of hidden units carries one direction.
+
+        With fewer than 2 * rank(weight) hidden units the largest singular directions are kept.
+        """
+        left, singular, right = torch.linalg.svd(weight, full_matrices=False)
+        rank = min(len(singular), self.hidden.out_features // 2)
+        root = singular[:rank].sqrt()
+        inward, outward = root[:, None] * right[:rank], left[:, :rank] * root
+        spare = self.hidden.out_features - 2 * rank
+        self.hidden.weight[: 2 * rank] = torch.cat([inward, -inward])
+        self.hidden.bias.zero_()
+        self.output.weight.copy_(torch.cat([outward, -outward, outward.new_zeros(self.lm_dim, spare)], dim=1))
+        self.output.bias.copy_(bias)
+
+    def scale_output(self, factor: float) -> None:
+        _scale(self.output, factor)
+
+
+class TransformerAdapter(Adapter):
+    """A bidirectional encoder over the history beside a linear skip path, so that tokens can speak of each other.
+
+    Args:
+        in_dim: Width of a fused vector, K.
+        lm_dim: Width of the LM's input embeddings, H.
+        hidden_dim: Width of the encoder.
+        layers: Encoder layers.
+        heads: Attention heads.
+        max_history: The longest history; positions are counted back from the latest interaction.
+    """
+
+    def __init__(
+        self, in_dim: int, lm_dim: int, *, hidden_dim: int, layers: int, heads: int, max_history: int = 50
+    ) -> None:
+        super().__init__(in_dim, lm_dim)
+        if hidden_dim % heads:
+            raise ValueError(f"adapter.hidden_dim={hidden_dim} is not a multiple of adapter.heads={heads}.")
+        self.inward = nn.Linear(in_dim, hidden_dim)
+        self.positions = nn.Parameter(0.02 * torch.randn(max_history, hidden_dim))
+        layer = nn.TransformerEncoderLayer(
+            hidden_dim, heads, 4 * hidden_dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(
+            layer, layers, norm=nn.LayerNorm(hidden_dim), enable_nested_tensor=False
+        )
+        self.outward = nn.Linear(hidden_dim, lm_dim, bias=False)
+        self.skip = nn.Linear(in_dim, lm_dim)
+
+    def forward(
+        self, fused: Float[Tensor, "batch history in_dim"], mask: Bool[Tensor, "batch history"]
+    ) -> Float[Tensor, "batch history lm_dim"]:
+        states = self.inward(fused) + self.positions[-fused.shape[1] :]
+        return self.skip(fused) + self.outward(self.encoder(states, src_key_padding_mask=~mask))
+
+    @torch.no_grad()
+    def start_as(self, weight: Float[Tensor, "lm_dim in_dim"], bias: Float[Tensor, " lm_dim"]) -> None:
+        self.skip.weight.copy_(weight)
+        self.skip.bias.copy_(bias)
+        self.outward.weight.zero_()
+
+    def scale_output(self, factor: float) -> None:
+        _scale(self.skip, factor)
+        _scale(self.outward, factor)
+
+
+@torch.no_grad()
+def _scale(layer: nn.Linear, factor: float) -> None:
+    for parameter in layer.parameters():
+        parameter.mul_(factor)

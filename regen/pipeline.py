@@ -1,0 +1,83 @@
+"""From a composed config to the artefacts of the stages: the one place where config meets the data's way."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from regen.artefacts import Artefact
+from regen.data.prepare import item_rows, load_tables, prepare
+from regen.embeddings import fusion
+from regen.embeddings.encode import Split, encode_cf, encode_content, load_cf, load_content
+
+ENCODER_PARTS = {"both": ("cf", "content"), "cf": ("cf",), "content": ("content",)}
+CONTROLS = ("none", "random", "noise")
+
+
+def plain(node: Any) -> dict[str, Any]:
+    """A config node as plain JSON types, enums by name."""
+    container = OmegaConf.to_container(node, resolve=True, throw_on_missing=True, enum_to_str=True)
+    assert isinstance(container, dict)
+    return container  # type: ignore[return-value]
+
+
+def instantiate(node: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Builds the object that a config node's `_target_` names; lists and mappings reach it as plain Python."""
+    import hydra.utils
+
+    return hydra.utils.instantiate({**node, "_convert_": "all"}, *args, **kwargs)
+
+
+def prepared_artefact(cfg: DictConfig, *, force: bool = False) -> Artefact:
+    """Stage `prepare` of a config."""
+    config = plain(cfg.source)
+    return prepare(instantiate(config), config, root=Path(cfg.paths.data_dir), force=force)
+
+
+def encoded_artefacts(
+    cfg: DictConfig, parts: tuple[str, ...], prepared: Artefact, *, force: bool = False
+) -> dict[str, Artefact]:
+    """Stage `encode` of a config: `cf`, `content` or both, by name."""
+    root = Path(cfg.paths.data_dir)
+    made: dict[str, Artefact] = {}
+    if "cf" in parts:
+        config = plain(cfg.cf)
+        model = instantiate(config["model"])
+        split = Split(**plain(cfg.split))
+        made["cf"] = encode_cf(
+            model, config, alpha=config["alpha"], prepared=prepared, split=split, root=root, force=force
+        )
+    if "content" in parts:
+        config = plain(cfg.content)
+        batch_size = config.pop("batch_size")  # of speed, not of the vectors
+        made["content"] = encode_content(
+            config, pretrained=config["pretrained"], batch_size=batch_size, prepared=prepared, root=root, force=force
+        )
+    return made
+
+
+def encoder_parts(name: str) -> tuple[str, ...]:
+    """Which encoders' artefacts an `encoder` value needs.
+
+    Raises:
+        ValueError: If there is no such encoder.
+    """
+    if name in CONTROLS:
+        return ()
+    if name not in ENCODER_PARTS:
+        raise ValueError(f"encoder.name={name!r} is none of {', '.join([*ENCODER_PARTS, *CONTROLS])}.")
+    return ENCODER_PARTS[name]
+
+
+def interaction_vectors(cfg: DictConfig, prepared: Artefact, encoded: Mapping[str, Artefact]) -> Any:
+    """What `encoder` lets into the adapter (`fusion.InteractionVectors`)."""
+    tables, name = load_tables(prepared.path), cfg.encoder.name
+    if name == "none":
+        return fusion.NoVectors(cfg.encoder.dim)
+    if name == "noise":
+        return fusion.NoiseVectors(cfg.encoder.dim, cfg.seed)
+    if name == "random":
+        return fusion.RandomVectors(item_rows(tables).to_numpy(), cfg.encoder.dim, cfg.seed)
+    loaded = {"cf": lambda: load_cf(encoded["cf"], tables), "content": lambda: load_content(encoded["content"])}
+    return fusion.Fused(tuple(loaded[part]() for part in encoder_parts(name)))

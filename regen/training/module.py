@@ -1,0 +1,83 @@
+"""Wiring between the narrator model and Lightning; no mathematics of its own."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from regen.data.batch import Batch
+from regen.models.narrative_model import NarrativeModel
+
+
+class NarrativeModule(L.LightningModule):
+    """Trains a narrator model by the mean negative log-likelihood of narrative tokens.
+
+    Args:
+        model: Adapter and language model.
+        adapter_lr: Peak learning rate of the adapter (and of learned positions).
+        lm_lr: Peak learning rate of what trains in the LM.
+        weight_decay: Of AdamW.
+        warmup_share: Share of the steps in which both rates rise; they fall linearly to zero afterwards.
+        provenance: Resolved config and library versions, kept in every checkpoint.
+    """
+
+    strict_loading = False  # checkpoints hold what was trained; load_trained_state checks names and shapes instead
+
+    def __init__(
+        self,
+        model: NarrativeModel,
+        *,
+        adapter_lr: float,
+        lm_lr: float,
+        weight_decay: float,
+        warmup_share: float,
+        provenance: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.adapter_lr = adapter_lr
+        self.lm_lr = lm_lr
+        self.weight_decay = weight_decay
+        self.warmup_share = warmup_share
+        self.provenance = provenance
+        self.validation_loss = MeanMetric()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
+        loss, tokens = self.model(batch)
+        loss = loss * self.trainer.world_size / self.trainer.strategy.reduce(tokens.clone(), reduce_op="sum")
+        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.examples))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        loss, tokens = self.model(batch)
+        self.validation_loss.update(loss / tokens, weight=tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val_loss", self.validation_loss.compute(), prog_bar=True)
+        self.validation_loss.reset()
+
+    def configure_optimizers(self) -> Any:
+        lm = [p for p in self.model.lm.parameters() if p.requires_grad]
+        ids = {id(p) for p in lm}
+        adapter = [p for p in self.model.parameters() if p.requires_grad and id(p) not in ids]
+        groups = [{"params": adapter, "lr": self.adapter_lr}, {"params": lm, "lr": self.lm_lr}]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=self.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        warmup = max(1, round(self.warmup_share * steps))
+
+        def share_of_peak(step: int) -> float:
+            return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup), 1.0)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_peak)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = {f"model.{name}": t for name, t in self.model.trained_state().items()}
+        checkpoint["provenance"] = self.provenance
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["state_dict"]
+        self.model.load_trained_state({name.removeprefix("model."): t for name, t in state.items()})

@@ -1,0 +1,279 @@
+"""A training run: a folder that holds all it takes to go on, to evaluate, and to train again.
+
+A run is an artefact: the same resolved config on the same data is the same folder, so a command given again resumes an
+interrupted run and reuses a finished one.
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from omegaconf import DictConfig, OmegaConf
+
+from regen.artefacts import fingerprint
+from regen.data.datamodule import NarrativeDataModule
+from regen.models.language_model import LanguageModel
+from regen.models.narrative_model import NarrativeModel
+from regen.pipeline import instantiate, plain
+from regen.training.assembly import (
+    Inputs,
+    build_data,
+    build_inputs,
+    build_model,
+    library_versions,
+    load_language_model,
+)
+
+logger = logging.getLogger(__name__)
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of a grid on disk.
+
+    Attributes:
+        folder: Holds config, checkpoints or trained weights, logs, predictions and scores.
+        cfg: The resolved config.
+        inputs: The artefacts it reads.
+    """
+
+    folder: Path
+    cfg: DictConfig
+    inputs: Inputs
+
+    @property
+    def finished(self) -> bool:
+        """Whether the trained weights are there."""
+        return (self.folder / WEIGHTS).is_file()
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / "last.ckpt"
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run in memory, ready to generate."""
+
+    run: Run
+    lm: LanguageModel
+    data: NarrativeDataModule
+    model: NarrativeModel
+
+
+def open_run(cfg: DictConfig) -> Run:
+    """Builds the missing artefacts of a cell and finds its folder, which appears with its config in it."""
+    config = plain(cfg)
+    inputs = build_inputs(cfg)
+    recipe = {key: config[key] for key in ("encoder", "adapter", "lm", "tuning", "feature", "data", "split", "seed")}
+    recipe["training"] = {key: value for key, value in config["training"].items() if key != "checkpoint_seconds"}
+    recipe["trainer"] = {key: config["trainer"][key] for key in ("precision", "max_steps")}
+    recipe["inputs"] = inputs.fingerprints()
+    features = "+".join(config["feature"]) if len(config["feature"]) <= 2 else f"{len(config['feature'])}_features"
+    parts = [features, config["encoder"]["name"], config["adapter"]["name"], config["lm"]["name"]]
+    name = "-".join([*parts, config["tuning"]["name"], f"seed{config['seed']}", fingerprint(recipe)])
+    run = Run(Path(cfg.paths.runs_dir) / name, OmegaConf.create(config), inputs)
+    if is_main_process():
+        run.folder.mkdir(parents=True, exist_ok=True)
+        _write(run.folder / "config.yaml", OmegaConf.to_yaml(run.cfg))
+        record = {"inputs": {**inputs.fingerprints()}, "versions": library_versions()}
+        _write(run.folder / "run.json", json.dumps(record, indent=2))
+    return run
+
+
+@contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """Lets one process at a time work on a run; ranks of one job share their main process's lock."""
+    if not is_main_process():
+        yield
+        return
+    locks = run.folder.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{run.folder.name}.lock"):
+        yield
+
+
+def fit(run: Run, run_logger: Any) -> LoadedRun:
+    """Trains a run, from its last checkpoint where there is one, and leaves the best weights in its folder.
+
+    Raises:
+        ValueError: If the last checkpoint cannot be read.
+    """
+    from regen.training.module import NarrativeModule
+
+    cfg, last = run.cfg, run.last_checkpoint
+    lm = load_language_model(cfg)
+    data = build_data(cfg, run.inputs, lm)
+    model = build_model(cfg, data, lm, start=not last.exists())
+    options = plain(cfg.training)
+    rates = {"adapter_lr": cfg.adapter.lr, "lm_lr": cfg.tuning.lr}
+    rates |= {key: options[key] for key in ("weight_decay", "warmup_share")}
+    provenance = {"config": plain(cfg), "versions": library_versions(), "inputs": run.inputs.fingerprints()}
+    module = NarrativeModule(model.train(), **rates, provenance=provenance)
+    trainer = _trainer(run, run_logger)
+    if last.exists():
+        logger.info("resuming %s", last)
+    started = time.monotonic()
+    try:
+        trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    except (EOFError, RuntimeError) as error:
+        if last.exists() and "checkpoint" not in str(error) and "archive" not in str(error):
+            raise
+        raise ValueError(f"{last}: cannot be read ({error}). Delete it, or set force=true, to train anew.") from error
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    best = Path(trainer.checkpoint_callbacks[0].best_model_path)  # type: ignore[attr-defined]
+    if best.is_file():
+        state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+        model.load_trained_state({name.removeprefix("model."): tensor for name, tensor in state.items()})
+    if is_main_process():
+        _save(run, model, {"steps": trainer.global_step, "seconds": round(time.monotonic() - started, 1)}, trainer)
+    return LoadedRun(run, lm, data, model.eval())
+
+
+def load(run: Run) -> LoadedRun:
+    """A finished run with its trained weights.
+
+    Raises:
+        ValueError: If the weights are damaged or belong to another model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = run.folder / WEIGHTS
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}). Train the run anew with force=true.") from error
+    lm = load_language_model(run.cfg)
+    data = build_data(run.cfg, run.inputs, lm)
+    model = build_model(run.cfg, data, lm, start=False)
+    try:
+        model.load_trained_state(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return LoadedRun(run, lm, data, model.eval())
+
+
+def read_run(folder: Path) -> Run:
+    """A run from its folder alone; artefacts that are gone are built again.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no run: there is no config.yaml in it.")
+    cfg = OmegaConf.load(path)
+    assert isinstance(cfg, DictConfig)
+    run = Run(folder, cfg, build_inputs(cfg))
+    trained_on = json.loads((folder / "run.json").read_text())["inputs"]
+    if trained_on != run.inputs.fingerprints():
+        raise ValueError(
+            f"{folder} was trained on data {trained_on}, and its config now makes {run.inputs.fingerprints()}: an "
+            "input file or a library has changed since. Train it again, or bring the old input back."
+        )
+    return run
+
+
+def forget(run: Run) -> None:
+    """Removes everything of a run but its config, for `force=true`."""
+    logger.info("force=true: training %s anew", run.folder)
+    for path in run.folder.iterdir():
+        if path.name in ("config.yaml", "run.json"):
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _trainer(run: Run, run_logger: Any) -> Any:
+    import lightning as L
+    from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+
+    training, trainer = run.cfg.training, plain(run.cfg.trainer)
+    trainer.pop("num_workers")
+    folder = run.folder / "checkpoints"
+    callbacks = [
+        ModelCheckpoint(folder, "best", monitor="val_loss", save_top_k=1, enable_version_counter=False),
+        ModelCheckpoint(
+            folder,
+            "last",
+            train_time_interval=timedelta(seconds=training.checkpoint_seconds),
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        ),
+        EarlyStopping(monitor="val_loss", patience=training.patience, check_on_train_epoch_end=False),
+        LearningRateMonitor(),
+    ]
+    return L.Trainer(
+        **trainer,
+        max_epochs=training.epochs,
+        gradient_clip_val=training.gradient_clip,
+        val_check_interval=1 / training.validations_per_epoch,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        logger=run_logger,
+        callbacks=callbacks,
+        default_root_dir=run.folder,
+    )
+
+
+@contextmanager
+def experiment_logger(run: Run) -> Iterator[Any]:
+    """The Lightning logger of the config, closed whatever happens, so that the cells of a grid do not merge in W&B."""
+    options = plain(run.cfg.logger)
+    if "project" not in options:
+        yield instantiate(options, save_dir=str(run.folder), name="logs")
+        return
+    import wandb
+
+    # The run's fingerprint is its id, so that a resumed run goes on there too (offline runs ignore that).
+    options |= {"name": run.folder.name, "id": run.folder.name.rsplit("-", 1)[1], "resume": "allow"}
+    failed = True
+    try:
+        yield instantiate(options, save_dir=str(run.folder), config=plain(run.cfg))
+        failed = False
+    finally:
+        wandb.finish(exit_code=int(failed))
+
+
+def _save(run: Run, model: NarrativeModel, facts: dict[str, Any], trainer: Any) -> None:
+    from safetensors.torch import save_file
+
+    state = {name: tensor.contiguous() for name, tensor in model.trained_state().items()}
+    partial = run.folder / f".{WEIGHTS}"
+    record = json.loads((run.folder / "run.json").read_text())
+    record |= {**facts, "val_loss": _best_loss(trainer)}
+    record["trained_parameters"] = sum(tensor.numel() for tensor in state.values())
+    _write(run.folder / "run.json", json.dumps(record, indent=2))
+    save_file(state, partial, metadata={"config": json.dumps(plain(run.cfg)), "versions": json.dumps(record["versions"])})
+    os.replace(partial, run.folder / WEIGHTS)
+    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # what they held and is worth keeping is in WEIGHTS
+
+
+def _best_loss(trainer: Any) -> float | None:
+    score = trainer.checkpoint_callbacks[0].best_model_score
+    return None if score is None else float(score)
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes files; the other ranks of a job only train."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0

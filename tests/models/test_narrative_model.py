@@ -1,0 +1,183 @@
+"""The loss counts the narrative and its end token only; padding changes nothing; frozen means untouched."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from transformers import GenerationConfig
+
+from regen.data.batch import Batch
+from regen.models.adapter import LinearAdapter
+from regen.models.language_model import add_lora, freeze
+from regen.models.narrative_model import NarrativeModel
+
+K = 6
+
+
+def make_batch(histories, prompts, targets, generator=None) -> Batch:
+    """A batch of the given lengths, histories and prompts padded on the left, targets on the right."""
+    generator = generator or torch.Generator().manual_seed(0)
+    rows, S, P, T = len(histories), max(histories), max(prompts), max(targets)
+    fused, prompt = torch.zeros(rows, S, K), torch.zeros(rows, P, dtype=torch.long)
+    target = torch.zeros(rows, T, dtype=torch.long)
+    masks = [torch.zeros(rows, width, dtype=torch.bool) for width in (S, P, T)]
+    for row, (s, p, t) in enumerate(zip(histories, prompts, targets, strict=True)):
+        fused[row, S - s :] = torch.randn(s, K, generator=generator)
+        prompt[row, P - p :] = torch.randint(1000, 2000, (p,), generator=generator)
+        target[row, :t] = torch.randint(1000, 2000, (t,), generator=generator)
+        masks[0][row, S - s :], masks[1][row, P - p :], masks[2][row, :t] = True, True, True
+    return Batch(torch.arange(rows), fused, masks[0], prompt, masks[1], target, masks[2])
+
+
+def one_row(batch: Batch, row: int) -> Batch:
+    """The row alone, without any padding."""
+    cut = {"examples": batch.examples[[row]]}
+    for name, mask in (("fused", "history_mask"), ("prompt", "prompt_mask"), ("target", "target_mask")):
+        kept = getattr(batch, mask)[row]
+        cut[name], cut[mask] = getattr(batch, name)[row][kept][None], kept[kept][None]
+    return Batch(**cut)
+
+
+class ScriptedLM(nn.Module):
+    """Says what it is told: its logits do not depend on the input, and it keeps what it was asked for."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(logits.shape[-1], 4)
+        self.logits = logits
+        self.asked: dict = {}
+
+    def get_input_embeddings(self):
+        return self.embedding
+
+    def forward(self, **asked):
+        self.asked = asked
+        return SimpleNamespace(logits=self.logits[:, -asked["logits_to_keep"] :])
+
+
+def test_loss_mask_by_hand():
+    # Two rows; narratives [2, 1] + end 0, and [3] + end 0, one column of padding. Five words.
+    target = torch.tensor([[2, 1, 0], [3, 0, 4]])
+    target_mask = torch.tensor([[True, True, True], [True, True, False]])
+    logits = torch.zeros(2, 9, 5)
+    logits[:, :6] = 1e4 * torch.randn(2, 6, 5)  # what stands at bos, history and prompt must not matter
+    logits[1, 8] = torch.tensor([0.0, 0.0, 0.0, 0.0, -1e4])  # nor what is predicted for padding
+    logits[0, 6] = torch.tensor([0.0, 0.0, math.log(4), 0.0, 0.0])  # P(2) = 4 / 8
+    lm = ScriptedLM(logits)
+    model = NarrativeModel(lm, LinearAdapter(K, 4), bos_token_id=1)
+    ones = torch.ones(2, 2, dtype=torch.bool)
+    batch = Batch(
+        torch.arange(2), torch.randn(2, 2, K), ones, torch.ones(2, 4, dtype=torch.long), ones.repeat(1, 2), target, target_mask
+    )
+    loss, tokens = model(batch)
+    assert int(tokens) == 5
+    assert float(loss.detach()) == pytest.approx(math.log(2) + 4 * math.log(5), rel=1e-5)
+    assert lm.asked["logits_to_keep"] == 3  # the head runs on target positions only
+    assert lm.asked["inputs_embeds"].shape[1] == 1 + 2 + 4 + 2
+
+
+@pytest.fixture
+def model(tiny_lm):
+    torch.manual_seed(1)
+    lm = add_lora(
+        tiny_lm.working_copy(trainable=False).model, rank=2, alpha=4.0, dropout=0.0, target_modules=["q_proj", "v_proj"]
+    )
+    return NarrativeModel(lm, LinearAdapter(K, tiny_lm.width), bos_token_id=tiny_lm.tokenizer.bos_token_id).eval()
+
+
+def test_order_is_bos_history_prompt(model, tiny_lm):
+    batch = make_batch([2], [3], [4])
+    prefix, mask = model.prefix(batch)
+    embed = tiny_lm.model.get_input_embeddings()
+    torch.testing.assert_close(prefix[0, 0], embed(torch.tensor(tiny_lm.tokenizer.bos_token_id)))
+    torch.testing.assert_close(prefix[0, 1:3], model.adapter(batch.fused, batch.history_mask)[0])
+    torch.testing.assert_close(prefix[0, 3:], embed(batch.prompt[0]))
+    assert mask.all()
+
+
+def test_padding_changes_no_loss(model):
+    batch = make_batch([1, 4, 2], [3, 2, 5], [6, 3, 1])
+    together, tokens = model(batch)
+    alone = [model(one_row(batch, row)) for row in range(3)]
+    assert int(tokens) == sum(int(count) for _, count in alone) == 10
+    torch.testing.assert_close(together, sum(loss for loss, _ in alone), rtol=1e-5, atol=1e-4)
+
+
+def test_left_padded_generation_equals_one_by_one(model, tiny_lm):
+    nn.init.normal_(model.lm.get_input_embeddings().weight, std=1.0)  # a random LM that says different things
+    config = GenerationConfig(max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=2)
+    batch = make_batch([1, 7, 3, 2], [3, 2, 5, 1], [1, 1, 1, 1])
+    together = model.generate(batch, config)
+    for row in range(4):
+        alone = model.generate(one_row(batch, row), config)[0]
+        assert together[row, : len(alone)].tolist() == alone.tolist()
+    assert len({tuple(row.tolist()) for row in together}) > 1
+
+
+def test_gradients_reach_the_adapter_and_lora_alone(model, tiny_lm):
+    loss, _ = model(make_batch([2, 3], [2, 2], [4, 5]))
+    loss.backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert any("projection" in name for name in reached)
+    assert any("lora_B" in name for name in reached)
+    assert all("adapter" in name or "lora" in name for name in reached)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == set(model.trained_state())
+
+
+def test_frozen_lm_is_bit_identical_after_training(tiny_lm):
+    before = {name: tensor.clone() for name, tensor in tiny_lm.model.state_dict().items()}
+    lm = freeze(tiny_lm.working_copy(trainable=False).model)
+    model = NarrativeModel(lm, LinearAdapter(K, tiny_lm.width))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    first = None
+    for _ in range(5):
+        loss, _ = model(make_batch([2, 3], [2, 2], [4, 5]))
+        first = first if first is not None else float(loss.detach())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < first  # the adapter did learn
+    assert all(torch.equal(tensor, before[name]) for name, tensor in lm.state_dict().items())
+
+
+def test_full_tuning_leaves_the_shared_lm_alone(tiny_lm):
+    copy = tiny_lm.working_copy(trainable=True).model
+    with torch.no_grad():
+        next(copy.parameters()).add_(1)
+    assert not torch.equal(next(copy.parameters()), next(tiny_lm.model.parameters()))
+
+
+def test_learned_positions_count_back_from_the_latest(tiny_lm):
+    model = NarrativeModel(freeze(tiny_lm.working_copy(trainable=False).model), LinearAdapter(K, tiny_lm.width), learned_positions=5)
+    entering = model.inputs(torch.zeros(2, 3, K))
+    torch.testing.assert_close(entering[0], model.positions[2:])
+    assert "positions" in model.trained_state()
+
+
+def test_loss_does_not_depend_on_the_user_without_vectors(tiny_lm):
+    model = NarrativeModel(freeze(tiny_lm.working_copy(trainable=False).model), LinearAdapter(K, tiny_lm.width), learned_positions=5)
+    batch = make_batch([3], [2], [4])
+    other = replace(batch, fused=torch.randn_like(batch.fused))
+    torch.testing.assert_close(model(batch)[0], model(other)[0])
+
+
+def test_trained_state_round_trip_and_refusals(model, tiny_lm):
+    state = {name: tensor + 1 for name, tensor in model.trained_state().items()}
+    model.load_trained_state(state)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.trained_state().items())
+    with pytest.raises(ValueError, match="1 tensors are in one of them only, the first is 'adapter.projection.bias'"):
+        model.load_trained_state({name: t for name, t in state.items() if name != "adapter.projection.bias"})
+    wider = {**state, "adapter.projection.weight": torch.zeros(tiny_lm.width, K + 1)}
+    with pytest.raises(ValueError, match=r"'adapter.projection.weight' is \(32, 7\) there and \(32, 6\) here"):
+        model.load_trained_state(wider)
+
+
+def test_embedding_norm_is_what_the_module_returns(tiny_lm):
+    lm = tiny_lm.working_copy(trainable=True)
+    plain = lm.embedding_norm()
+    embedding = lm.model.get_input_embeddings()
+    embedding.register_forward_hook(lambda module, args, out: out * 8)  # as Gemma scales inside the module
+    assert lm.embedding_norm() == pytest.approx(8 * plain, rel=1e-5)
