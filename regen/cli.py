@@ -7,7 +7,6 @@ Exit codes: 0 done, 1 the task failed, 2 the command or its config is wrong, 130
 environment brings all tracebacks back.
 """
 
-import copy
 import functools
 import linecache
 import os
@@ -21,11 +20,12 @@ from typing import Any
 import hydra
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from regen.config import CONF, register
+from regen.config_errors import UnknownKeyError, check, explain
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -82,12 +82,12 @@ def run_hydra(task: Task, *, config_name: str, config_dir: Path = CONF) -> None:
 
 
 def _guarded(task: Task, *, full_error: bool) -> Task:
-    """Wraps a task to check interpolations before it starts and to mark the errors that need no traceback."""
+    """Wraps a task to check its config before it starts and to mark the errors that need no traceback."""
 
     @functools.wraps(task)
     def job(cfg: DictConfig) -> Any:
         with _full_error_set(full_error):  # processes that the task starts see what the user set
-            OmegaConf.resolve(copy.deepcopy(cfg))
+            check(cfg)
             try:
                 return task(cfg)
             except (ValueError, OSError) as error:
@@ -128,13 +128,11 @@ def _verdict(error: Exception, config_name: str, config_dir: Path) -> tuple[int,
     if _is_of_a_job(error):
         if HINT in getattr(error, "__notes__", ()):
             return 1, "\n".join([str(error), *error.__notes__])
-        explained: tuple[type[Exception], ...] = (InterpolationResolutionError, MissingMandatoryValue)
+        explained: tuple[type[Exception], ...] = (InterpolationResolutionError, MissingMandatoryValue, UnknownKeyError)
     else:
         explained = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
     if not isinstance(error, explained):
         return 1, None
-    from regen.config_errors import explain
-
     return 2, explain(error, config_name=config_name, config_dir=config_dir, arguments=sys.argv[1:])
 
 

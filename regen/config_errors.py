@@ -1,5 +1,6 @@
 """What is wrong with a config, in a sentence or two that name the nearest right key, group or value."""
 
+import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +10,8 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -25,12 +26,21 @@ CUTOFF = 0.6  # of similarity, below which a name is no suggestion
 EXPECTED = {"Integer": "an integer", "Float": "a number", "bool": "true or false"}
 
 
+class UnknownKeyError(ConfigCompositionException):
+    """A `+key=value` added a key that the schema does not have, so that nothing would read it."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
 @dataclass(frozen=True)
 class ConfigSpace:
     """What could have been written: groups with their options, and dotted keys."""
 
     config_dir: Path
     config_name: str
+    arguments: Sequence[str] = ()
     groups: dict[str, list[str]] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
 
@@ -38,6 +48,26 @@ class ConfigSpace:
         """Groups and keys that may stand before a `=`; Hydra's own only for a word that looks like one."""
         names = dict.fromkeys([*self.groups, *self.keys])
         return [name for name in names if name.startswith("hydra") == like.startswith("hydr")]
+
+
+def check(node: DictConfig | ListConfig) -> None:
+    """Reads every value once, so that a broken interpolation is found before an hour's work and not after it.
+
+    Raises:
+        UnknownKeyError: a node with a schema has a key that its schema does not have.
+        InterpolationResolutionError: a value refers to something that does not exist.
+    """
+    schema = OmegaConf.get_type(node)
+    fields = {item.name for item in dataclasses.fields(schema)} if dataclasses.is_dataclass(schema) else None
+    keys: Iterable[Any] = range(len(node)) if isinstance(node, ListConfig) else node
+    for key in keys:
+        if fields is not None and key not in fields and not str(key).startswith("_"):
+            raise UnknownKeyError(node._get_full_key(key))
+        if OmegaConf.is_missing(node, key):
+            continue
+        referring, value = OmegaConf.is_interpolation(node, key), node[key]
+        if isinstance(value, DictConfig | ListConfig) and not referring:
+            check(value)
 
 
 def explain(error: Exception, *, config_name: str, config_dir: Path, arguments: Sequence[str]) -> str:
@@ -50,23 +80,25 @@ def explain(error: Exception, *, config_name: str, config_dir: Path, arguments: 
         return _no_such_option(error, space)
     if isinstance(error, YAMLError):
         return "not valid YAML: " + " ".join(str(error).split())
+    if isinstance(error, UnknownKeyError):
+        return _no_such_key(error.key, f"+{error.key}: ", space, None)
     if isinstance(error, HydraException):
         return _composition(error, space)
     if isinstance(error, OmegaConfBaseException):
         return _node(error, "", space)
-    return str(error)
+    return _not_a_choice(space) or str(error)
 
 
 def config_space(config_name: str, config_dir: Path, arguments: Sequence[str]) -> ConfigSpace:
     """Composes the default config, with those of the command's group choices that exist, and lists its names."""
+    space = ConfigSpace(config_dir, config_name, arguments)
+    for file in sorted(config_dir.glob("*/**/*.yaml")):
+        space.groups.setdefault(file.parent.relative_to(config_dir).as_posix(), []).append(file.stem)
     GlobalHydra.instance().clear()
-    space = ConfigSpace(config_dir, config_name)
     try:
         with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
-            hydra = GlobalHydra.instance().hydra
-            assert hydra is not None
-            groups = [group for group in hydra.list_all_config_groups() if not group.startswith("schema")]
-            space.groups.update({group: hydra.config_loader.get_group_options(group) for group in groups})
+            if any(argument.startswith("hydr") for argument in arguments):
+                space.groups.update(_hydra_groups())
             for overrides in (_right_choices(arguments, space), []):
                 try:
                     config = compose(config_name, overrides, return_hydra_config=True)
@@ -79,6 +111,12 @@ def config_space(config_name: str, config_dir: Path, arguments: Sequence[str]) -
     return space
 
 
+def _hydra_groups() -> dict[str, list[str]]:
+    """Hydra's own groups, plugins included; slow to list, and seldom meant."""
+    loader = GlobalHydra.instance().config_loader()
+    return {f"hydra/{group}": loader.get_group_options(f"hydra/{group}") for group in loader.list_groups("hydra")}
+
+
 def nearest(word: str, names: Iterable[str], limit: int = 3) -> list[str]:
     """Returns the names most like a word, best first; a dotted name is also known by its last part."""
     scores = {name: _likeness(word.lower(), name.lower()) for name in names}
@@ -89,8 +127,8 @@ def nearest(word: str, names: Iterable[str], limit: int = 3) -> list[str]:
 def _likeness(word: str, name: str) -> float:
     whole = SequenceMatcher(None, word, name).ratio()
     last, leaf = word.rpartition(".")[2], name.rpartition(".")[2]
-    part = SequenceMatcher(None, last, leaf).ratio() * 0.9
-    shared = 0.8 if set(last.split("_")) <= set(leaf.split("_")) else 0.0  # lr for adapter_lr
+    part = 0.9 * max(SequenceMatcher(None, last, of).ratio() for of in (leaf, name))
+    shared = 0.8 if set(last.split("_")) <= set(re.split(r"[._]", name)) else 0.0  # lr for adapter_lr
     return max(whole, part if part > 0.7 else 0.0, shared)
 
 
@@ -114,7 +152,10 @@ def _composition(error: HydraException, space: ConfigSpace) -> str:
         where = _file(found[1], space)
     elif found := re.match(r"Error merging override (.*)", text):
         where = f"{found[1]}: "
-    if found := re.search(r"Could not override '([^']+)'", text):
+    if found := re.match(r"Ambiguous value for argument '(.*?)'", text):
+        key, _, values = found[1].partition("=")
+        return f"{found[1]}: to run once per value add -m (--multirun); for one list write {key}=[{values}]."
+    if found := re.search(r"Could not (?:override|delete|delete from config\.) '([^']+)'", text):
         written = re.search(r"append to your (?:config|default list) use \+(.*)", text)
         return _no_such_key(found[1], where or (f"{written[1]}: " if written else ""), space, cause)
     if isinstance(cause, OmegaConfBaseException):
@@ -145,6 +186,8 @@ def _wrong_value(key: str, error: ValidationError, first: str) -> str:
         return (
             f"'{found[1]}' is not a value of '{key}'.{_did_you_mean(found[1], options)} Values: {', '.join(options)}."
         )
+    if "not Optional" in first:
+        return f"'{key}' cannot be null."
     if found := re.match(r"Value '(.*?)'.* (?:could not be converted to|is not a valid) (\w+)", first):
         return f"'{key}' must be {EXPECTED.get(found[2], found[2])}, not '{found[1]}'."
     return f"'{key}': {first}."
@@ -174,17 +217,37 @@ def _siblings(error: BaseException | None) -> list[str]:
 
 def _no_such_option(error: MissingConfigException, space: ConfigSpace) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
-    found = re.match(r"In '([^']+)': ", str(error))
-    by_file = found is not None and found[1] != space.config_name
-    where = _file(found[1], space) if found and by_file else ""
-    if not error.options:
-        known = [*space.groups, *(path.stem for path in space.config_dir.glob("*.yaml"))]
-        wrong = group or option
-        if not wrong:
-            return str(error).splitlines()[0]
-        return f"{where}there is no config '{wrong}' in {space.config_dir}.{_did_you_mean(wrong, known)}"
-    meant = _did_you_mean(option, error.options)
-    return f"{where}'{option}' is not an option of '{group}'.{meant} Options: {', '.join(error.options)}."
+    if not option:
+        return str(error).splitlines()[0]
+    where = _written_in(option, space)
+    if error.options:
+        return f"{where}{_wrong_option(group, option, error.options)}"
+    known = [*space.groups, *(path.stem for path in space.config_dir.glob("*.yaml"))]
+    wrong = group or option
+    return f"{where}there is no config '{wrong}' in {space.config_dir}.{_did_you_mean(wrong, known)}"
+
+
+def _wrong_option(group: str, option: str, options: Sequence[str]) -> str:
+    return f"'{option}' is not an option of '{group}'.{_did_you_mean(option, options)} Options: {', '.join(options)}."
+
+
+def _not_a_choice(space: ConfigSpace) -> str | None:
+    """For a number given to a group, which Hydra refuses without saying where."""
+    for argument in space.arguments:
+        group, _, option = argument.partition("=")
+        options = space.groups.get(group)
+        if options and option not in options and not re.search(r"[,\[]", option):
+            return _wrong_option(group, option, options)
+    return None
+
+
+def _written_in(option: str, space: ConfigSpace) -> str:
+    """The files that hold a wrong option, if it is not on the command line; Hydra names the file it overrides."""
+    word = re.compile(rf"(?<![\w-]){re.escape(option)}(?![\w-])")
+    if any(word.search(argument) for argument in space.arguments):
+        return ""
+    files = [str(path) for path in sorted(space.config_dir.rglob("*.yaml")) if word.search(path.read_text("utf-8"))]
+    return f"{', '.join(files)}: " if files else ""
 
 
 def _file(config: str, space: ConfigSpace) -> str:

@@ -24,7 +24,7 @@ def run_cell(cfg: DictConfig) -> float:
     job = HydraConfig.get()
     _warn_of_idle_overrides(cfg, list(job.overrides.task))
     if job.mode is not RunMode.MULTIRUN:
-        return _run_cell(cfg)[1]
+        return train_and_evaluate(cfg)[1]
     if cfg.trainer.devices > 1 or cfg.trainer.strategy not in ("auto", "single_device"):
         raise ValueError(
             f"A sweep with trainer.devices={cfg.trainer.devices} and trainer.strategy={cfg.trainer.strategy} would start "
@@ -33,7 +33,7 @@ def run_cell(cfg: DictConfig) -> float:
     note: dict[str, Any] = {"overrides": list(job.overrides.task), "run": None, "error": None}
     folder = Path(job.runtime.output_dir)
     try:
-        run, loss = _run_cell(cfg)
+        run, loss = train_and_evaluate(cfg)
         note["run"] = str(run.resolve())
         return loss
     except Exception as error:
@@ -59,14 +59,19 @@ class GridTable(Callback):
             raise SystemExit(f"{len(failed)} of {len(cells)} cells failed; the table above names why.")
 
 
-def _run_cell(cfg: DictConfig) -> tuple[Path, float]:
+def train_and_evaluate(cfg: DictConfig) -> tuple[Path, float]:
+    """One cell without Hydra's job around it: resumes it, or finds it finished.
+
+    Returns:
+        The run's folder and its best validation loss.
+    """
     from regen.evaluation.evaluate import evaluate_run, evaluation_is_current
     from regen.training import run as runs
 
     _quiet()
     run = runs.open_run(cfg)
     with runs.locked(run):
-        if cfg.force:
+        if cfg.force and runs.is_main_process():
             runs.forget(run)
         if not (run.finished and evaluation_is_current(run)):
             with runs.experiment_logger(run) as run_logger:
@@ -108,3 +113,4 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a resumed run's own checkpoints
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # lightning's call into torch

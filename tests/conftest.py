@@ -9,7 +9,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
-install_import_hook("regen", "beartype.beartype")
+SHAPED = ["regen.models", "regen.embeddings", "regen.data.batch", "regen.data.datamodule", "regen.training.module"]
+SHAPED += ["regen.evaluation.text_metrics", "regen.evaluation.statistics"]
+install_import_hook(SHAPED, "beartype.beartype")  # the rooms whose signatures carry shapes
 
 import pytest  # noqa: E402
 
@@ -22,3 +24,45 @@ def tiny_lm():  # type: ignore[no-untyped-def]
     from regen.models.language_model import load_tiny
 
     return load_tiny("tiny", width=32, layers=2, heads=2, seed=0)
+
+
+@pytest.fixture
+def small_config(tmp_path):  # type: ignore[no-untyped-def]
+    """Composes `train` with a world and an LM that train in a second, below the test's own folder."""
+    from hydra import compose, initialize_config_dir
+
+    from regen.config import CONF, register
+
+    register()
+    small = [
+        "source.users=400",
+        "source.narrated_users=80",
+        "source.items=200",
+        "cf.model.factors=16",
+        "cf.model.iterations=3",
+        "encoder=cf",
+        "adapter=linear",
+        "lm=tiny",
+        "lm.width=32",
+        "tuning=full",
+        "evaluation.resamples=100",
+        "evaluation.generation.max_new_tokens=6",
+        "trainer.enable_progress_bar=false",
+        "trainer.accelerator=cpu",
+        f"paths.data_dir={tmp_path}/data",
+        f"paths.runs_dir={tmp_path}/runs",
+    ]
+
+    def composed(*overrides: str, config_name: str = "train"):  # type: ignore[no-untyped-def]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose(config_name, [*small, *overrides])
+
+    return composed
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real data; it is not part of the repository."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"no real data: {REAL_DATA} is absent")
+    return REAL_DATA

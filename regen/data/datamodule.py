@@ -74,7 +74,7 @@ class NarrativeDataset(Dataset[int]):
 
     def collate(self, indices: Sequence[int]) -> Batch:
         """Pads the examples of one step."""
-        fused, history_mask = _pad([torch.from_numpy(self.history(i)) for i in indices], 0.0, left=True)
+        fused, history_mask = _pad([torch.from_numpy(self.history(i)) for i in indices], 0, left=True)
         prompts = [torch.from_numpy(self.prompts[self.examples[i].feature]) for i in indices]
         prompt, prompt_mask = _pad(prompts, self.pad, left=True)
         target, target_mask = _pad([torch.from_numpy(self.targets[i]) for i in indices], self.pad, left=False)
@@ -210,7 +210,7 @@ def _ids(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
     return [np.asarray(ids, dtype=np.int64) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
 
-def _pad(rows: Sequence[torch.Tensor], value: float, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _pad(rows: Sequence[torch.Tensor], value: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Stacks ragged rows; returns them and a mask of what is not padding."""
     side = "left" if left else "right"
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)

@@ -1,7 +1,7 @@
 """Collaborative filtering: item factors from who bought what (paper 4.2, CF encoder)."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -9,6 +9,7 @@ import scipy.sparse as sp
 from jaxtyping import Float
 
 
+@runtime_checkable
 class ItemFactorizer(Protocol):
     """A CF model that gives each item a vector."""
 

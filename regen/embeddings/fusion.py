@@ -4,7 +4,7 @@ All of these answer the same call: the vectors of one example's history. CF come
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from regen.data.histories import Example
 
 
+@runtime_checkable
 class InteractionVectors(Protocol):
     """What enters the adapter for a history."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from regen.evaluation.comparison_table import Block, Column, Comparison, Status
+from regen.evaluation.comparison_cells import Cell, Run, by_seed, grouped, load, varying_settings
+from regen.evaluation.comparison_table import Block, Column, Comparison
 from regen.evaluation.scoring import EXAMPLES
 from regen.evaluation.statistics import Bootstrap, Estimate, ResampledSums
 from regen.evaluation.text_metrics import METRICS, Metric, metrics_for
@@ -21,81 +20,6 @@ ENCODERS = ("cf", "content", "both", "text", "none", "random", "noise")
 _BASELINES = ("cf", "content")
 _FLOORS = ("shuffled", "constant")
 _ROWS_WITHOUT_SCORES = ("bleu", "rougeLsum", "similarity")  # the paper's, for a block in which nothing finished
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a grid.
-
-    Attributes:
-        folder: the run folder; `examples.parquet` is in it once the run is scored.
-        encoder: what entered the adapter.
-        seed: the run's seed.
-        settings: other things that may differ between runs, for instance adapter, vertical and `feature`
-            (comma-separated when the run was trained on several).
-        error: what made the cell fail; None for a cell that did not.
-    """
-
-    folder: Path
-    encoder: str
-    seed: int
-    settings: dict[str, str]
-    error: str | None = None
-
-    @property
-    def features(self) -> list[str]:
-        """The features that the settings name."""
-        return [name.strip(" '\"") for name in self.settings.get("feature", "").strip("[]").split(",") if name.strip()]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A cell and its examples, or the error for which it has none; with neither it has not been scored yet."""
-
-    cell: Cell
-    examples: pl.DataFrame | None
-    error: str | None
-
-    @property
-    def status(self) -> Status:
-        return "missing" if self.error is None else "failed"
-
-    @property
-    def features(self) -> list[str]:
-        if self.examples is None:
-            return self.cell.features
-        return [str(name) for name in self.examples["feature"].unique(maintain_order=True)]
-
-
-class _Pool:
-    """Examples of one system, a frame per seed, over the users that all its seeds have."""
-
-    def __init__(self, frames: Sequence[pl.DataFrame]) -> None:
-        self.frames = frames
-        per_seed = [frozenset(frame["user_id"]) for frame in frames]
-        self.users = frozenset[str].intersection(*per_seed)
-        self.loses_users = any(users != self.users for users in per_seed)
-        self._resampled: dict[Bootstrap, list[ResampledSums]] = {}
-
-    def resampled(self, bootstrap: Bootstrap) -> list[ResampledSums]:
-        """Sums per seed over the bootstrap's users, computed once."""
-        if bootstrap not in self._resampled:
-            ours = [frame.filter(pl.col("user_id").is_in(bootstrap.users.implode())) for frame in self.frames]
-            self._resampled[bootstrap] = [bootstrap.resample(frame) for frame in ours]
-        return self._resampled[bootstrap]
-
-
-class _Bootstraps:
-    """One bootstrap per set of users, so that everything compared on the same users shares its draws."""
-
-    def __init__(self, *, resamples: int, seed: int) -> None:
-        self._of: dict[frozenset[str], Bootstrap] = {}
-        self._resamples, self._seed = resamples, seed
-
-    def of(self, users: frozenset[str]) -> Bootstrap:
-        if users not in self._of:
-            self._of[users] = Bootstrap(users, resamples=self._resamples, seed=self._seed)
-        return self._of[users]
 
 
 def compare(cells: Sequence[Cell], *, resamples: int = 2000, seed: int = 0) -> Comparison:
@@ -113,94 +37,133 @@ def compare(cells: Sequence[Cell], *, resamples: int = 2000, seed: int = 0) -> C
     """
     if not cells:
         raise ValueError("there is no run to compare: 0 cells. Give a folder that holds run folders.")
-    varying = _varying(cells)
-    runs = [_load(cell) for cell in cells]
+    varying = varying_settings(cells)
+    runs = [load(cell) for cell in cells]
     bootstraps = _Bootstraps(resamples=resamples, seed=seed)
     blocks = [
-        _block(feature, dict(settings), members, bootstraps)
-        for (feature, settings), members in _grouped(runs, varying).items()
+        _BlockBuilder(feature, members, bootstraps).build(dict(settings))
+        for (feature, settings), members in grouped(runs, varying).items()
     ]
     problems = []
     for run in runs:
         if run.examples is None:
             reason = run.error or f"no {EXAMPLES} in {run.cell.folder}"
-            problems.append(f"{_identity(run.cell, varying)}: {run.status}: {reason}")
+            problems.append(f"{run.cell.identity(varying)}: {run.status}: {reason}")
     return Comparison(blocks, problems, resamples)
 
 
-def _varying(cells: Sequence[Cell]) -> list[str]:
-    """Settings, besides the feature, that are not the same in all cells."""
-    names = dict.fromkeys(name for cell in cells for name in cell.settings if name != "feature")
-    return [name for name in names if len({cell.settings.get(name) for cell in cells}) > 1]
+class _Pool:
+    """Examples of one system, a frame per seed, over the users that all its seeds have."""
+
+    def __init__(self, frames: Sequence[pl.DataFrame]) -> None:
+        self.frames = frames
+        per_seed = [frozenset(frame["user_id"].cast(pl.String)) for frame in frames]
+        self.users: frozenset[str] = frozenset.intersection(*per_seed)
+        self.loses_users = any(users != self.users for users in per_seed)
+        self._resampled: dict[Bootstrap, list[ResampledSums]] = {}
+
+    def resampled(self, bootstrap: Bootstrap) -> list[ResampledSums]:
+        """Sums per seed over the bootstrap's users, computed once."""
+        if bootstrap not in self._resampled:
+            kept = pl.col("user_id").cast(pl.String).is_in(bootstrap.users.to_list())
+            self._resampled[bootstrap] = [bootstrap.resample(frame.filter(kept)) for frame in self.frames]
+        return self._resampled[bootstrap]
 
 
-def _identity(cell: Cell, varying: Sequence[str]) -> str:
-    settings = [f"{name}={cell.settings[name]}" for name in varying if name in cell.settings]
-    return ", ".join([*cell.features, *settings, f"encoder={cell.encoder}", f"seed={cell.seed}"])
+class _Bootstraps:
+    """One bootstrap per set of users, so that everything compared on the same users shares its draws."""
+
+    def __init__(self, *, resamples: int, seed: int) -> None:
+        self._of: dict[frozenset[str], Bootstrap] = {}
+        self._resamples, self._seed = resamples, seed
+
+    def of(self, users: frozenset[str]) -> Bootstrap:
+        if users not in self._of:
+            self._of[users] = Bootstrap(users, resamples=self._resamples, seed=self._seed)
+        return self._of[users]
 
 
-def _load(cell: Cell) -> _Run:
-    """Reads a cell's examples. An unreadable file fails this cell alone, because the others must reach the table."""
-    path = cell.folder / EXAMPLES
-    if cell.error is not None or not path.exists():
-        return _Run(cell, None, cell.error)
-    try:
-        examples = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        return _Run(cell, None, f"{path} cannot be read ({error}); evaluate the run again.")
-    absent = [name for name in ("system", "user_id", "feature", "examples") if name not in examples.columns]
-    if absent or examples.is_empty():
-        reason = f"no column {absent[0]!r}" if absent else "0 rows"
-        return _Run(cell, None, f"{path} has {reason}; evaluate the run again.")
-    return _Run(cell, examples, None)
+class _BlockBuilder:
+    """Turns the runs of one feature and combination of settings into the columns of a block."""
 
+    def __init__(self, feature: str, runs: Sequence[Run], bootstraps: _Bootstraps) -> None:
+        names = {run.cell.encoder for run in runs}
+        self.feature, self.bootstraps = feature, bootstraps
+        self.encoders = [name for name in ENCODERS if name in names] + sorted(names - set(ENCODERS))
+        self.runs = {name: by_seed([run for run in runs if run.cell.encoder == name]) for name in self.encoders}
+        pools = {name: self._pool(name, "model") for name in self.encoders}
+        self.pools = {name: pool for name, pool in pools.items() if pool is not None}
+        columns = dict.fromkeys(c for pool in self.pools.values() for frame in pool.frames for c in frame.columns)
+        self.metrics: Mapping[str, Metric] = metrics_for(list(columns))
+        if not self.pools:
+            self.metrics = {name: METRICS[name] for name in _ROWS_WITHOUT_SCORES}
+        self.notes: list[str] = []
 
-_Settings = tuple[tuple[str, str], ...]
+    def build(self, settings: Mapping[str, str]) -> Block:
+        """All columns: encoders, differences of `both`, floors."""
+        columns = [self._encoder(name) for name in self.encoders]
+        if "both" in self.encoders:
+            columns += [self._difference(name) for name in _BASELINES if name in self.encoders]
+        columns += self._floors()
+        sizes = {name: len(pool.users) for name, pool in self.pools.items()}
+        if len({pool.users for pool in self.pools.values()}) > 1:
+            listed = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+            self.notes.append(f"The encoders were scored on different users ({listed}).")
+        users = min(sizes.values(), default=0)
+        return Block(self.feature, settings, self.metrics, columns, users, self.notes)
 
+    def _pool(self, encoder: str, system: str) -> _Pool | None:
+        """The seeds of an encoder that have rows of this system; None without any."""
+        scored = [run for run in self.runs[encoder].values() if run.examples is not None]
+        frames = [frame for run in scored if not (frame := run.frame(self.feature, system)).is_empty()]
+        return _Pool(frames) if frames else None
 
-def _grouped(runs: Sequence[_Run], varying: Sequence[str]) -> dict[tuple[str, _Settings], list[_Run]]:
-    """Runs by feature and varying settings; a run whose feature is not known is in the block of every feature."""
-    known = list(dict.fromkeys(feature for run in runs for feature in run.features)) or ["narrative"]
-    groups: dict[tuple[str, _Settings], list[_Run]] = {}
-    for run in runs:
-        for feature in run.features or known:
-            settings = [(name, run.cell.settings.get(name, "not set")) for name in varying]
-            if len(run.cell.features) > 1:
-                settings.append(("trained on", "+".join(run.cell.features)))
-            groups.setdefault((feature, tuple(settings)), []).append(run)
-    return groups
+    def _encoder(self, name: str) -> Column:
+        runs, pool = self.runs[name], self.pools.get(name)
+        if pool is None:
+            failed = any(run.status == "failed" for run in runs.values())
+            return Column(name, "encoder", 0, "failed" if failed else "missing")
+        for seed, run in runs.items():
+            if run.examples is None:
+                self.notes.append(f"{name}: seed {seed} is {run.status}; the others are pooled.")
+        if pool.loses_users:
+            self.notes.append(f"{name}: only the {len(pool.users):,} users that all its seeds have.")
+        return Column(name, "encoder", len(pool.frames), self._estimates([pool], pool.users))
 
+    def _difference(self, baseline: str) -> Column:
+        name = f"both vs {baseline}"
+        if not {"both", baseline} <= set(self.pools):
+            return Column(name, "difference", 0, "missing")
+        pair = [self.pools["both"], self.pools[baseline]]
+        shared = pair[0].users & pair[1].users
+        if pair[0].users != pair[1].users:
+            counts = " and ".join(f"{len(pool.users):,}" for pool in pair)
+            self.notes.append(f"{name}: only the {len(shared):,} users that both have, of {counts}.")
+        seeds = min(len(pool.frames) for pool in pair)
+        return Column(name, "difference", seeds, self._estimates(pair, shared))
 
-def _block(feature: str, settings: dict[str, str], runs: Sequence[_Run], bootstraps: _Bootstraps) -> Block:
-    """Columns, users and notes of one block."""
-    names = {run.cell.encoder for run in runs}
-    encoders = [name for name in ENCODERS if name in names] + sorted(names - set(ENCODERS))
-    by_encoder = {name: _by_seed(feature, [run for run in runs if run.cell.encoder == name]) for name in encoders}
-    scored = {name: [run for run in of.values() if run.examples is not None] for name, of in by_encoder.items()}
-    pools = {name: _Pool([_frame(run, feature, "model") for run in done]) for name, done in scored.items() if done}
-    metrics = metrics_for(list(dict.fromkeys(c for pool in pools.values() for frame in pool.frames for c in frame.columns)))
-    metrics = metrics or {name: METRICS[name] for name in _ROWS_WITHOUT_SCORES}
+    def _floors(self) -> list[Column]:
+        """The floors of `both`, else of the first encoder that finished."""
+        source = "both" if "both" in self.pools else next(iter(self.pools), None)
+        pools = {name: self._pool(source, name) for name in _FLOORS} if source else {}
+        return [
+            Column(name, "floor", len(pool.frames), self._estimates([pool], pool.users))
+            for name, pool in pools.items()
+            if pool is not None
+        ]
 
-    notes, columns = [], []
-    for name in encoders:
-        if name in pools:
-            columns.append(_column(name, "encoder", [pools[name]], metrics, bootstraps))
-            notes += _pool_notes(name, pools[name], by_encoder[name])
-        else:
-            failed = any(run.status == "failed" for run in by_encoder[name].values())
-            columns.append(Column(name, "encoder", 0, "failed" if failed else "missing"))
-    for name in _BASELINES if "both" in names else ():
-        if name not in names:
-            continue
-        pair = [pools[end] for end in ("both", name) if end in pools]
-        if len(pair) < 2:
-            columns.append(Column(f"both vs {name}", "difference", 0, "missing"))
-            continue
-        columns.append(_column(f"both vs {name}", "difference", pair, metrics, bootstraps))
-        notes += _pair_notes(name, *pair)
-    source = "both" if "both" in pools else next(iter(pools), None)
-    if source is not None:
-        floors, said = _floors(feature, source, scored[source], metrics, bootstraps)
-        columns, notes = columns + floors, notes + said
-    users = min((len(pool.users) for pool in pools.values()), default=0)
-    return Block(feature, settings, metrics, columns, users, notes)
+    def _estimates(self, pools: Sequence[_Pool], users: frozenset[str]) -> dict[str, Estimate]:
+        """Every metric that all runs have: of one pool its value, of two their paired difference."""
+        if not users:
+            return {name: Estimate.undefined("no user in common") for name in self.metrics}
+        bootstrap = self.bootstraps.of(users)
+        runs = [pool.resampled(bootstrap) for pool in pools]
+        estimates = {}
+        for name, metric in self.metrics.items():
+            if not all(set(metric.columns) <= set(run.columns) for of in runs for run in of):
+                continue
+            if len(runs) == 1:
+                estimates[name] = bootstrap.interval(metric, runs[0])
+            else:
+                estimates[name] = bootstrap.difference(metric, *runs, relative=not metric.is_share)
+        return estimates

@@ -1,4 +1,4 @@
-"""The comparison as a table: Markdown, CSV and terminal, laid out like the paper's Table 1 with intervals and floors."""
+"""The comparison as Markdown, CSV and terminal text, laid out like the paper's Table 1 with intervals and floors."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
+from textwrap import fill
 from typing import Literal
 
 from regen.evaluation.scoring import write_atomically
@@ -18,7 +20,7 @@ from regen.evaluation.text_metrics import METRICS, Metric
 Kind = Literal["encoder", "difference", "floor"]
 Status = Literal["failed", "missing"]
 
-FEW_USERS, FEW_SEEDS = 20, 3
+FEW_USERS, FEW_SEEDS, MANY_SEEDS = 20, 3, 5
 _TERMINAL_WIDTH = 120
 _ABSENT = "—"
 
@@ -89,13 +91,14 @@ class Block:
             sentences.append(f"So few users ({self.users} of at least {FEW_USERS}) make intervals too narrow to trust.")
         if seeds and seeds[0] == 1:
             sentences.append("With one seed an interval covers users only, not training; a claim needs three seeds.")
-        elif seeds and seeds[0] < FEW_SEEDS:
-            sentences.append(f"{seeds[0]} of the {FEW_SEEDS} seeds that a claim needs.")
+        elif seeds and seeds[0] < MANY_SEEDS:
+            sentences.append("With so few seeds, intervals are too narrow where training varies more than users do.")
+            sentences += [f"A claim needs {FEW_SEEDS} seeds."] if seeds[0] < FEW_SEEDS else []
         return " ".join(sentences)
 
     def estimate_notes(self) -> list[str]:
         """What the estimates of the table's rows have to say, for instance why one is not defined."""
-        notes = {}
+        notes: dict[str, None] = {}
         for column in self.columns:
             for metric in self.rows:
                 estimate = column.estimate(metric)
@@ -122,8 +125,8 @@ class Comparison:
         """How to read the table."""
         return (
             f"Brackets: 95 % bootstrap intervals over users ({self.resamples:,} resamples), and over seeds where there "
-            "are several. Differences are paired by user, relative to the second encoder (%) or, for recovery, in "
-            "percentage points (pp); * the interval excludes zero, n.s. it does not. Floors: shuffled, predictions "
+            "are several. Differences of both are paired by user, relative to the other encoder (%) or, for recovery, "
+            "in percentage points (pp); * the interval excludes zero, n.s. it does not. Floors: shuffled, predictions "
             "paired with other users; constant, one training narrative for everyone."
         )
 
@@ -131,7 +134,9 @@ class Comparison:
         """A Markdown document with a heading, a table and a caption per block."""
         parts = [_markdown_block(block) for block in self.blocks]
         if self.problems:
-            parts.append("\n".join(["Not in the table:", "", *(f"- {_one_line(problem)}" for problem in self.problems)]))
+            parts.append(
+                "\n".join(["Not in the table:", "", *(f"- {_one_line(problem)}" for problem in self.problems)])
+            )
         return "\n\n".join([*parts, self.legend()]) + "\n"
 
     def to_csv(self) -> str:
@@ -151,13 +156,13 @@ class Comparison:
         parts = [_terminal_block(block, width) for block in self.blocks]
         if self.problems:
             parts.append("\n".join(["Not in the table:", *(f"  {_one_line(problem)}" for problem in self.problems)]))
-        return "\n\n".join([*parts, self.legend()])
+        return "\n\n".join([*parts, fill(self.legend(), width)])
 
     def write(self, folder: Path) -> None:
         """Writes `table.md` and `table.csv` into a folder, each of them whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in (("table.md", self.to_markdown()), ("table.csv", self.to_csv())):
-            write_atomically(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+            write_atomically(folder / name, partial(Path.write_text, data=text, encoding="utf-8"))
 
 
 def cell_texts(metric: Metric, column: Column) -> tuple[str, str]:
@@ -193,12 +198,13 @@ def _markdown_block(block: Block) -> str:
 
 def _terminal_block(block: Block, width: int) -> str:
     labels = ["", *(text for metric in block.rows for text in (metric.display, ""))]
-    columns = [[column.name] for column in block.columns]
+    columns = [[column.name.removeprefix("both ")] for column in block.columns]
     for metric in block.rows:
         for texts, column in zip(columns, block.columns, strict=True):
-            texts += cell_texts(metric, column)
+            value, interval = cell_texts(metric, column)
+            texts += value, interval.replace(", ", ",")
     panels = [_panel(labels, panel) for panel in _panels(columns, width - _width(labels))]
-    return "\n".join([block.title, *panels, " ".join([block.caption(), *block.estimate_notes()])])
+    return "\n\n".join([block.title, *panels, fill(" ".join([block.caption(), *block.estimate_notes()]), width)])
 
 
 def _panels(columns: Sequence[Sequence[str]], width: int) -> Iterator[list[Sequence[str]]]:

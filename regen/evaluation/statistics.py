@@ -173,7 +173,9 @@ class Bootstrap:
         """Mean over seeds; row 0 over all seeds, each other row over seeds drawn with replacement.
 
         Drawing n seeds from n understates their variance by (n - 1) / n, a lot for two or three, so deviations from
-        the mean are stretched by the root of n / (n - 1).
+        the mean are stretched by the root of n / (n - 1). That mends the variance, not the few values it is drawn
+        from: on normal data with training noise four times that of the users, an interval meant for 95 % covered 85 %
+        with three seeds and 76 % with two; with less noise than the users', 94 % and 93 %.
         """
         if not runs:
             raise ValueError(f"there is no run to take {metric.name!r} from.")

@@ -159,6 +159,8 @@ def rouge_columns(predictions: Sequence[str], references: Sequence[str], *, stem
 def similarity_column(predictions: Sequence[str], references: Sequence[str], embed: Embed) -> list[float]:
     """Cosine of the sentence embeddings of prediction and reference; each distinct text is embedded once.
 
+    A blank prediction may have the zero vector, and then is similar to nothing.
+
     Raises:
         ValueError: when `embed` gives another number of rows, or rows that are not of unit norm.
     """
@@ -169,7 +171,9 @@ def similarity_column(predictions: Sequence[str], references: Sequence[str], emb
             f"embed gave an array of shape {vectors.shape} for {len(texts)} texts; it must be (texts, dim)."
         )
     norms = np.linalg.norm(vectors, axis=1)
-    wrong = np.flatnonzero(~(np.abs(norms - 1.0) < 1e-3))  # nan is wrong too
+    unit = np.abs(norms - 1.0) < 1e-3  # nan is not
+    blank = np.array([not text.strip() for text in texts])
+    wrong = np.flatnonzero(~(unit | (blank & (norms == 0))))
     if wrong.size:
         raise ValueError(
             f"embed gave a vector of norm {norms[wrong[0]]:.4g} for {texts[wrong[0]][:60]!r}; similarity needs "

@@ -131,8 +131,6 @@ def fit(run: Run, run_logger: Any) -> LoadedRun:
         if last.exists() and "checkpoint" not in str(error) and "archive" not in str(error):
             raise
         raise ValueError(f"{last}: cannot be read ({error}). Delete it, or set force=true, to train anew.") from error
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     best = Path(trainer.checkpoint_callbacks[0].best_model_path)  # type: ignore[attr-defined]
     if best.is_file():
         state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]

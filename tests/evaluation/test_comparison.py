@@ -1,0 +1,223 @@
+"""The table: columns, pooled seeds, pairing, and cells that failed or are missing."""
+
+import csv
+import io
+
+import numpy as np
+import polars as pl
+import pytest
+
+from regen.evaluation.comparison import Cell, compare
+
+
+def write_run(folder, *, users=30, shift=0.0, first=0, features=("f",), need=0.5, floors=True):
+    """A run folder with made-up statistics: a similarity per user, raised by `shift`, and a need recovery."""
+    ids = [f"u{i:03}" for i in range(first, first + users)]
+    similarity = [0.5 + 0.1 * np.sin(7.0 * i) + shift for i in range(first, first + users)]
+    systems = {"model": 0.0, "shuffled": -0.2, "constant": -0.1} if floors else {"model": 0.0}
+    frames = [
+        pl.DataFrame(
+            {
+                "system": system,
+                "user_id": ids,
+                "feature": feature,
+                "item_id": pl.Series([None] * users, dtype=pl.String),
+                "examples": 1.0,
+                "similarity": np.array(similarity) + change,
+                "recovery_need_right": [float(i < need * users) for i in range(users)],
+                "recovery_need_named": 1.0,
+                "recovery_brand_right": 0.0,
+                "recovery_brand_named": 1.0,
+            }
+        )
+        for feature in features
+        for system, change in systems.items()
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    pl.concat(frames).write_parquet(folder / "examples.parquet")
+    return folder
+
+
+def cell(folder, encoder, seed=0, error=None, **settings):
+    return Cell(folder, encoder, seed, {"feature": "f", **settings}, error)
+
+
+@pytest.fixture
+def cells(tmp_path):
+    shifts = {"cf": 0.0, "content": 0.0, "both": 0.1}
+    return [cell(write_run(tmp_path / name, shift=shift), name) for name, shift in shifts.items()]
+
+
+def columns(block):
+    return {column.name: column for column in block.columns}
+
+
+def records(comparison):
+    return list(csv.DictReader(io.StringIO(comparison.to_csv())))
+
+
+def test_columns_stand_in_the_papers_order(cells, tmp_path):
+    more = [cell(write_run(tmp_path / name), name) for name in ("mine", "noise", "none", "text", "random")]
+    comparison = compare([*reversed(cells), *more], resamples=100)
+    [block] = comparison.blocks
+    encoders = ["cf", "content", "both", "text", "none", "random", "noise", "mine"]
+    assert list(columns(block)) == [*encoders, "both vs cf", "both vs content", "shuffled", "constant"]
+
+
+def test_differences_are_paired_and_marked(cells):
+    [block] = compare(cells, resamples=200).blocks
+    difference = columns(block)["both vs cf"].content["similarity"]
+    cf = columns(block)["cf"].content["similarity"].value
+    assert difference.value == pytest.approx(100 * 0.1 / cf)
+    assert difference.excludes_zero
+    need = columns(block)["both vs cf"].content["need_recovery"]
+    assert (need.value, need.low, need.high) == (0, 0, 0)
+    markdown = compare(cells, resamples=200).to_markdown()
+    assert "% * [+" in markdown
+    assert "+0.0 pp n.s. [+0.0, +0.0]" in markdown
+
+
+def test_floors_are_those_of_both(cells):
+    [block] = compare(cells, resamples=100).blocks
+    values = {name: column.content["similarity"].value for name, column in columns(block).items()}
+    assert values["shuffled"] == pytest.approx(values["both"] - 0.2)
+    assert values["constant"] == pytest.approx(values["both"] - 0.1)
+
+
+def test_a_failed_and_a_missing_cell_keep_the_others(cells, tmp_path):
+    failed = cell(tmp_path / "none", "none", error="ValueError: loss is nan\n at | step 12")
+    missing = cell(tmp_path / "random", "random")
+    comparison = compare([*cells, failed, missing], resamples=100)
+    [block] = comparison.blocks
+    assert columns(block)["none"].content == "failed"
+    assert columns(block)["random"].content == "missing"
+    for text in (comparison.to_markdown(), comparison.to_terminal()):
+        assert "failed" in text
+        assert "missing" in text
+        assert "f, encoder=none, seed=0: failed: ValueError: loss is nan at" in text
+        assert "encoder=random, seed=0: missing: no examples.parquet" in text
+    assert {row["status"] for row in records(comparison)} == {"ok", "failed", "missing"}
+    assert columns(block)["both vs cf"].content["similarity"].users == 30
+
+
+def test_without_both_differences_are_dashes_and_floors_the_first_encoders(cells, tmp_path):
+    [cf, _, _] = cells
+    comparison = compare([cf, cell(tmp_path / "absent", "both", error="RuntimeError: killed")], resamples=100)
+    [block] = comparison.blocks
+    assert list(columns(block)) == ["cf", "both", "both vs cf", "shuffled", "constant"]
+    similarity = next(line for line in comparison.to_markdown().splitlines() if line.startswith("| Similarity"))
+    assert similarity.split(" | ")[2:4] == ["failed", "—"]
+
+
+def test_when_nothing_finished_there_is_still_a_table(tmp_path):
+    comparison = compare(
+        [cell(tmp_path, "cf", error="OSError: disk full"), cell(tmp_path / "x", "both")], resamples=100
+    )
+    assert "| ROUGE-Lsum | failed | missing | — |" in comparison.to_markdown()
+    assert "OSError: disk full" in comparison.to_terminal()
+
+
+def test_a_damaged_file_fails_its_own_cell_alone(cells):
+    (cells[0].folder / "examples.parquet").write_bytes(b"PAR1 no more")
+    comparison = compare(cells, resamples=100)
+    assert columns(comparison.blocks[0])["cf"].content == "failed"
+    assert "cannot be read" in comparison.problems[0]
+
+
+def test_seeds_are_pooled_and_counted(tmp_path):
+    cells = [
+        cell(write_run(tmp_path / f"{encoder}{seed}", shift=shift + 0.01 * seed), encoder, seed)
+        for encoder, shift in (("cf", 0.0), ("both", 0.1))
+        for seed in range(3)
+    ]
+    [block] = compare(cells, resamples=200).blocks
+    both = columns(block)["both"]
+    one_seed = compare([cells[4]], resamples=200).blocks[0]  # the middle seed of both
+    assert both.seeds == 3
+    assert both.content["similarity"].value == pytest.approx(columns(one_seed)["both"].content["similarity"].value)
+    assert "30 users, 3 seeds." in block.caption()
+    assert "a claim needs three seeds" not in block.caption()
+    assert "a claim needs three seeds" in one_seed.caption()
+    failed = [*cells[:5], cell(tmp_path / "both2", "both", 2, error="ValueError: x")]
+    caption = compare(failed, resamples=100).blocks[0].caption()
+    assert "seeds: cf 3, both 2." in caption
+    assert "both: seed 2 is failed; the others are pooled." in caption
+
+
+def test_differences_are_over_the_users_that_both_have(tmp_path):
+    cells = [
+        cell(write_run(tmp_path / "cf", users=30), "cf"),
+        cell(write_run(tmp_path / "both", users=30, first=10, shift=0.1), "both"),
+    ]
+    [block] = compare(cells, resamples=100).blocks
+    difference = columns(block)["both vs cf"].content["similarity"]
+    shared = [0.5 + 0.1 * np.sin(7.0 * i) for i in range(10, 30)]
+    assert difference.value == pytest.approx(100 * 0.1 / np.mean(shared))
+    assert difference.users == 20
+    assert "both vs cf: only the 20 users that both have, of 30 and 30." in block.caption()
+    assert "scored on different users (cf 30, both 30)" in block.caption()
+
+
+def test_no_user_in_common_is_a_dash_with_its_reason(tmp_path):
+    cells = [
+        cell(write_run(tmp_path / "cf", users=5), "cf"),
+        cell(write_run(tmp_path / "both", users=5, first=50), "both"),
+    ]
+    comparison = compare(cells, resamples=100)
+    assert "both vs cf: no user in common." in comparison.to_markdown()
+    assert {row["status"] for row in records(comparison) if row["kind"] == "difference"} == {"undefined"}
+
+
+def test_three_users_give_a_table_with_a_warning(tmp_path):
+    cells = [cell(write_run(tmp_path / name, users=3), name) for name in ("cf", "both")]
+    assert "So few users (3 of at least 20)" in compare(cells, resamples=100).to_markdown()
+
+
+def test_settings_that_vary_make_blocks_and_others_do_not(tmp_path):
+    cells = [
+        cell(write_run(tmp_path / f"{encoder}-{adapter}"), encoder, adapter=adapter, vertical="office")
+        for adapter in ("linear", "mlp")
+        for encoder in ("cf", "both")
+    ]
+    comparison = compare(cells, resamples=100)
+    assert [block.title for block in comparison.blocks] == ["f · adapter=linear", "f · adapter=mlp"]
+    assert {row["adapter"] for row in records(comparison)} == {"linear", "mlp"}
+    assert "vertical" not in records(comparison)[0]
+
+
+def test_a_run_on_two_features_is_told_from_runs_on_one(tmp_path):
+    joint = Cell(write_run(tmp_path / "joint", features=("f", "g")), "cf", 0, {"feature": "f,g"})
+    single = cell(write_run(tmp_path / "single"), "cf")
+    titles = [block.title for block in compare([joint, single], resamples=100).blocks]
+    assert titles == ["f · trained on=f+g", "g · trained on=f+g", "f"]
+
+
+def test_one_seed_is_not_pooled_twice(cells, tmp_path):
+    again = cell(write_run(tmp_path / "again"), "cf")
+    with pytest.raises(ValueError, match="are both encoder=cf seed=0"):
+        compare([*cells, again], resamples=100)
+    assert columns(compare([*cells, cells[0]], resamples=100).blocks[0])["cf"].seeds == 1  # the same folder twice
+
+
+def test_single_labels_are_in_the_csv_only(cells):
+    comparison = compare(cells, resamples=100)
+    assert "recovery_brand" in {row["metric"] for row in records(comparison)}
+    assert "brand" not in comparison.to_markdown()
+
+
+def test_the_terminal_table_of_three_encoders_fits_120_columns(cells):
+    text = compare(cells, resamples=100).to_terminal()
+    assert max(map(len, text.splitlines())) <= 120
+    assert text.count("Similarity") == 1  # one panel
+
+
+def test_files_are_written_whole(cells, tmp_path):
+    comparison = compare(cells, resamples=100)
+    comparison.write(tmp_path / "grid")
+    assert sorted(path.name for path in (tmp_path / "grid").iterdir()) == ["table.csv", "table.md"]
+    assert (tmp_path / "grid" / "table.md").read_text() == comparison.to_markdown()
+
+
+def test_no_cell_is_an_error():
+    with pytest.raises(ValueError, match="0 cells"):
+        compare([])

@@ -1,0 +1,170 @@
+"""Runs as artefacts: resume reaches the same weights, finished ones are reused, damage is named."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from regen.data.tables import DataError
+from regen.grid import train_and_evaluate
+from regen.training import run as runs
+from regen.training.module import NarrativeModule
+
+
+class Killed(Exception):
+    pass
+
+
+def die_at(step, monkeypatch):
+    """Makes training stop as by a kill once the given step begins."""
+    alive = NarrativeModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == step:
+            raise Killed
+        return alive(self, batch, batch_idx)
+
+    monkeypatch.setattr(NarrativeModule, "training_step", training_step)
+
+
+@pytest.mark.parametrize("kill_at", [1, 7, 13, 14, 20])
+@pytest.mark.parametrize("encoder", ["cf", "noise"])
+def test_resume_reaches_the_weights_of_an_uninterrupted_run(small_config, tmp_path, monkeypatch, kill_at, encoder):
+    options = [f"encoder={encoder}", "training.epochs=2", "training.checkpoint_seconds=0", "tuning=lora", "encoder.dim=16"]
+    options = options if encoder == "noise" else options[:-1]
+    whole, whole_loss = train_and_evaluate(small_config(*options))
+    assert json.loads((whole / "run.json").read_text())["steps"] > 20
+    interrupted = small_config(*options, f"paths.runs_dir={tmp_path}/other")
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        die_at(kill_at, patched)
+        train_and_evaluate(interrupted)
+    folder = next((tmp_path / "other").glob("p*"))
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    assert not (folder / "model.safetensors").exists()
+    resumed, resumed_loss = train_and_evaluate(interrupted)
+    assert resumed == folder
+    expected, got = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert resumed_loss == whole_loss
+    assert json.loads((whole / "run.json").read_text())["steps"] == json.loads((resumed / "run.json").read_text())["steps"]
+
+
+def test_same_seed_same_loss_and_another_seed_another(small_config, tmp_path):
+    first = train_and_evaluate(small_config())[1]
+    again = train_and_evaluate(small_config(f"paths.runs_dir={tmp_path}/again"))[1]
+    other = train_and_evaluate(small_config("seed=1"))[1]
+    assert first == again
+    assert first != other
+
+
+def test_a_finished_run_is_reused_and_force_trains_it_anew(small_config):
+    folder, loss = train_and_evaluate(small_config("trainer.max_steps=3"))
+    weights = folder / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert train_and_evaluate(small_config("trainer.max_steps=3"))[0] == folder
+    assert weights.stat().st_mtime_ns == before
+    assert train_and_evaluate(small_config("trainer.max_steps=3", "force=true"))[0] == folder
+    assert weights.stat().st_mtime_ns > before
+
+
+def test_other_evaluation_settings_score_again_without_training(small_config):
+    folder, _ = train_and_evaluate(small_config("trainer.max_steps=3"))
+    weights = (folder / "model.safetensors").stat().st_mtime_ns
+    scored = (folder / "scores.json").stat().st_mtime_ns
+    train_and_evaluate(small_config("trainer.max_steps=3", "evaluation.resamples=101"))
+    assert (folder / "model.safetensors").stat().st_mtime_ns == weights
+    assert (folder / "scores.json").stat().st_mtime_ns > scored
+
+
+def test_checkpoints_hold_what_was_trained_and_its_provenance(small_config, monkeypatch, tmp_path):
+    cfg = small_config("training.checkpoint_seconds=0", "tuning=lora")
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        die_at(3, patched)
+        train_and_evaluate(cfg)
+    path = next((tmp_path / "runs").glob("*/checkpoints/last.ckpt"))
+    checkpoint = torch.load(path, weights_only=True)
+    assert all("adapter" in name or "lora" in name for name in checkpoint["state_dict"])
+    assert checkpoint["provenance"]["config"]["encoder"]["name"] == "cf"
+    assert set(checkpoint["provenance"]["versions"]) >= {"torch", "transformers", "peft"}
+
+
+def test_a_damaged_checkpoint_is_refused_with_its_path(small_config, monkeypatch, tmp_path):
+    cfg = small_config("training.checkpoint_seconds=0")
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        die_at(3, patched)
+        train_and_evaluate(cfg)
+    path = next((tmp_path / "runs").glob("*/checkpoints/last.ckpt"))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"last\.ckpt: cannot be read .*force=true"):
+        train_and_evaluate(cfg)
+
+
+def test_damaged_weights_are_refused_with_their_path(small_config):
+    cfg = small_config("trainer.max_steps=2")
+    folder, _ = train_and_evaluate(cfg)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"model\.safetensors: cannot be read .*force=true"):
+        runs.load(runs.read_run(folder))
+
+
+def test_weights_of_another_shape_are_refused(small_config, tmp_path):
+    narrow, _ = train_and_evaluate(small_config("trainer.max_steps=1"))
+    wide, _ = train_and_evaluate(small_config("trainer.max_steps=1", "cf.model.factors=8"))
+    (wide / "model.safetensors").write_bytes((narrow / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"model\.safetensors: .*'adapter.projection.weight' is \(32, 16\) there and \(32, 8\)"):
+        runs.load(runs.read_run(wide))
+
+
+def test_weights_of_another_lm_are_refused(small_config):
+    cfg = small_config("trainer.max_steps=1", "tuning=frozen")
+    folder, _ = train_and_evaluate(cfg)
+    run = runs.read_run(folder)
+    run.cfg.lm.width = 16
+    with pytest.raises(ValueError, match="does not fit this model"):
+        runs.load(run)
+
+
+def test_a_run_whose_data_changed_is_refused(small_config):
+    folder, _ = train_and_evaluate(small_config("trainer.max_steps=1"))
+    record = json.loads((folder / "run.json").read_text())
+    record["inputs"]["prepared"] = "0" * 12
+    (folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="was trained on data"):
+        runs.read_run(folder)
+
+
+def test_a_folder_without_a_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        runs.read_run(tmp_path)
+
+
+def test_a_narrative_longer_than_the_window_is_named(small_config):
+    cfg = small_config("feature=long_user_summary")
+    cfg.feature.long_user_summary.prompt = "word " * 500
+    with pytest.raises(DataError, match=r"The long_user_summary of user 'u\d+' needs \d+ positions .* the LM reads 512"):
+        train_and_evaluate(cfg)
+
+
+def test_cut_narratives_fit(small_config):
+    cfg = small_config("feature=long_user_summary", "data.max_narrative_tokens=5", "trainer.max_steps=1")
+    folder, _ = train_and_evaluate(cfg)
+    loaded = runs.load(runs.read_run(folder))
+    assert {len(target) for target in loaded.data.splits["train"].targets} == {6}
+
+
+def test_one_model_on_several_features(small_config):
+    folder, _ = train_and_evaluate(small_config("feature=[user_profile,purchase_reason]", "trainer.max_steps=1"))
+    assert set(json.loads((folder / "scores.json").read_text())) == {"user_profile", "purchase_reason"}
+
+
+def test_an_empty_split_is_named(small_config):
+    with pytest.raises(DataError, match="No user of the test split has a narrative: .*split"):
+        train_and_evaluate(small_config("split.test=0"))
+
+
+def test_an_unknown_generation_option_is_named(small_config):
+    with pytest.raises(ValueError, match=r"generation.top_kk: .*Did you mean top_k"):
+        train_and_evaluate(small_config("trainer.max_steps=1", "+evaluation.generation.top_kk=3"))
