@@ -47,7 +47,9 @@ def random_batches(dataset: NarrativeDataset, size: int) -> Iterator[list[int]]:
     return itertools.cycle([order[i : i + size] for i in range(0, len(order) - size + 1, size)])
 
 
-def rate(model: NarrativeModel, dataset: NarrativeDataset, batches: Iterator[list[int]], loss_of, examples: int) -> float:
+def rate(
+    model: NarrativeModel, dataset: NarrativeDataset, batches: Iterator[list[int]], loss_of, examples: int
+) -> float:
     """Examples per second over at least `examples` of them."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     done, started = 0, time.perf_counter()

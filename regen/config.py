@@ -128,7 +128,7 @@ class PackagedLM:
 class PretrainedLM:
     _target_: str = MISSING
     name: str = MISSING
-    pretrained: str | None = None
+    pretrained: str = MISSING
     revision: str | None = None
 
 

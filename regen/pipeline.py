@@ -79,5 +79,9 @@ def interaction_vectors(cfg: DictConfig, prepared: Artefact, encoded: Mapping[st
         return fusion.NoiseVectors(cfg.encoder.dim, cfg.seed)
     if name == "random":
         return fusion.RandomVectors(item_rows(tables).to_numpy(), cfg.encoder.dim, cfg.seed)
-    loaded = {"cf": lambda: load_cf(encoded["cf"], tables), "content": lambda: load_content(encoded["content"])}
-    return fusion.Fused(tuple(loaded[part]() for part in encoder_parts(name)))
+    parts: list[fusion.InteractionVectors] = []
+    if "cf" in encoder_parts(name):
+        parts.append(load_cf(encoded["cf"], tables))
+    if "content" in encoder_parts(name):
+        parts.append(load_content(encoded["content"]))
+    return fusion.Fused(tuple(parts))

@@ -30,9 +30,7 @@ def find_file(folder: Path, name: str, *, setting: str) -> Path:
     raise DataError(f"{folder / name}: no such file, nor {name}.gz. Set {setting} to the folder that holds it.")
 
 
-def read_jsonl(
-    path: Path, *, required: Sequence[str], schema: pl.Schema, as_text: Sequence[str] = ()
-) -> pl.DataFrame:
+def read_jsonl(path: Path, *, required: Sequence[str], schema: pl.Schema, as_text: Sequence[str] = ()) -> pl.DataFrame:
     """One row per JSON object a line, with the `line` it stands on; keys outside the schema are ignored.
 
     Args:
@@ -57,7 +55,9 @@ def read_jsonl(
         if missing := [key for key in required if key not in record]:
             raise DataError(f"{path}:{number}: no key {missing[0]!r}; it has {', '.join(map(repr, record))}.")
         rows.append({name: record.get(name) for name in schema.names()} | {LINE: number})
-    columns = [_column(path, rows, name, dtype, loose=name in as_text or name.endswith("id")) for name, dtype in schema.items()]
+    columns = [
+        _column(path, rows, name, dtype, loose=name in as_text or name.endswith("id")) for name, dtype in schema.items()
+    ]
     return pl.DataFrame([*columns, pl.Series(LINE, [row[LINE] for row in rows], dtype=pl.Int64)])
 
 

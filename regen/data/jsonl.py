@@ -74,5 +74,7 @@ def _seconds(text: str, where: str) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise DataError(f"{where}: timestamp={text!r} is neither whole seconds since 1970 nor an ISO 8601 date.") from None
+        raise DataError(
+            f"{where}: timestamp={text!r} is neither whole seconds since 1970 nor an ISO 8601 date."
+        ) from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())

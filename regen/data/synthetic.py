@@ -151,7 +151,9 @@ class SyntheticSource:
                     "timestamp": bought["timestamp"].cast(pl.Int64),
                     "rating": ratings,
                     "review_title": titles.tolist(),
-                    "review_text": [good if r > 2 else bad for good, bad, r in zip(praise, blame, ratings, strict=True)],
+                    "review_text": [
+                        good if r > 2 else bad for good, bad, r in zip(praise, blame, ratings, strict=True)
+                    ],
                 }
             )
         )

@@ -1,9 +1,10 @@
 """The contract between sources and everything after them: three tables, checked once."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import polars as pl
 
@@ -49,9 +50,7 @@ NARRATIVES = pl.Schema(
         "text": pl.String(),
     }
 )
-PLANTED = pl.Schema(
-    {"user_id": pl.String(), "label": pl.String(), "value": pl.String(), "forms": pl.List(pl.String())}
-)
+PLANTED = pl.Schema({"user_id": pl.String(), "label": pl.String(), "value": pl.String(), "forms": pl.List(pl.String())})
 
 OnBadRow = Literal["error", "skip"]
 
@@ -133,6 +132,9 @@ def validate(
     return checked, judge.counts | {f"{name}.kept": table.height for name, table in kept.items()}
 
 
+_Fix = Callable[[dict[str, Any]], str]  # what to say about the first bad row
+
+
 class _Judge:
     """Turns a column of bad rows into an error or into a count."""
 
@@ -154,11 +156,15 @@ class _Judge:
         columns = [*schema.names(), LINE] if LINE in rows.columns else schema.names()
         texts = [name for name, dtype in schema.items() if dtype == pl.String]
         present = pl.col(texts).str.strip_chars() != ""
-        return rows.select(columns).cast(dict(schema)).with_columns(pl.when(present).then(pl.col(texts)))
+        return (
+            rows.select(columns)
+            .cast({name: dtype for name, dtype in schema.items()})
+            .with_columns(pl.when(present).then(pl.col(texts)))
+        )
 
-    def reject(self, table: str, rows: pl.DataFrame, bad: pl.Expr, *, reason: str, says: str, fix: str = "") -> (
-        pl.DataFrame
-    ):
+    def reject(
+        self, table: str, rows: pl.DataFrame, bad: pl.Expr, *, reason: str, says: str, fix: _Fix | None = None
+    ) -> pl.DataFrame:
         """Raises or leaves out the rows where `bad` holds (null counts as good)."""
         mask = rows.select(bad.fill_null(False).alias("bad"))["bad"]
         count = int(mask.sum())
@@ -166,11 +172,11 @@ class _Judge:
             return rows
         if self.on_bad_row == "error":
             first = rows.filter(mask)
-            first = (first.sort(LINE) if LINE in rows.columns else first).head(1)
-            where = f"line {first[LINE][0]}" if LINE in rows.columns else _shown(first.row(0, named=True))
+            row = (first.sort(LINE) if LINE in rows.columns else first).row(0, named=True)
             raise DataError(
-                f"{self.origin_of(table)}: {count:,} of {rows.height:,} {table} {says}; the first is {where}. "
-                f"{fix.format(**first.row(0, named=True))}Set source.on_bad_row=skip to leave them out."
+                f"{self.origin_of(table)}: {count:,} of {rows.height:,} {table} {says}; the first is "
+                f"{f'line {row[LINE]}' if LINE in row else _shown(row)}. {fix(row) + ' ' if fix else ''}"
+                "Set source.on_bad_row=skip to leave them out."
             )
         self.counts[f"{table}.dropped.{reason}"] = count
         return rows.filter(~mask)
@@ -192,12 +198,17 @@ def _repeats(*columns: str) -> pl.Expr:
 
 
 def _check_items(items: pl.DataFrame, judge: _Judge) -> pl.DataFrame:
-    items = judge.reject("items", items, pl.col("item_id").is_null(), reason="no_id", says="have no 'item_id'")
-    items = judge.reject("items", items, _not_finite("price"), reason="bad_price", says="have a price of NaN or infinity")
+    reject = partial(judge.reject, "items")
+    rows = reject(items, pl.col("item_id").is_null(), reason="no_item_id", says="have no 'item_id'")
+    rows = reject(rows, _not_finite("price"), reason="bad_price", says="have a price of NaN or infinity")
     # Which of two rows survives may depend on what they hold, not on which stands first; a title wins over none.
-    items = items.sort(ITEMS.names(), nulls_last=True, maintain_order=True)
-    return judge.reject(
-        "items", items, _repeats("item_id"), reason="repeated_id", says="repeat an 'item_id'", fix="It is {item_id!r}. "
+    rows = rows.sort(ITEMS.names(), nulls_last=True, maintain_order=True)
+    return reject(
+        rows,
+        _repeats("item_id"),
+        reason="repeated_id",
+        says="repeat an 'item_id'",
+        fix=lambda row: f"It is {row['item_id']!r}.",
     )
 
 
@@ -210,52 +221,68 @@ def _add_missing_items(items: pl.DataFrame, interactions: pl.DataFrame, counts: 
 
 
 def _check_interactions(interactions: pl.DataFrame, items: pl.DataFrame, judge: _Judge) -> pl.DataFrame:
-    rows, table = interactions, "interactions"
+    rows, reject = interactions, partial(judge.reject, "interactions")
     for column in ("user_id", "item_id"):
-        rows = judge.reject(
-            table, rows, pl.col(column).is_null(), reason=f"no_{column}", says=f"have no {column!r}"
-        )
-    rows = judge.reject(
-        table, rows, _not_finite("rating"), reason="bad_rating", says="have a rating of NaN or infinity",
-        fix="Write null where a rating is unknown. ",
-    )  # fmt: skip
-    rows = judge.reject(
-        table, rows, _repeats(*INTERACTIONS.names()), reason="repeated", says="repeat another one in every column"
+        rows = reject(rows, pl.col(column).is_null(), reason=f"no_{column}", says=f"have no {column!r}")
+    rows = reject(
+        rows,
+        _not_finite("rating"),
+        reason="bad_rating",
+        says="have a rating of NaN or infinity",
+        fix=lambda row: "Write null where a rating is unknown.",
     )
-    unknown = ~pl.col("item_id").is_in(items["item_id"].implode())
-    return judge.reject(
-        table, rows, unknown, reason="unknown_item", says="have an item that is not among the items",
-        fix="It is {item_id!r}; add an item of that id. ",
-    )  # fmt: skip
+    columns = INTERACTIONS.names()
+    rows = reject(rows, _repeats(*columns), reason="repeated", says="repeat another one in every column")
+    return reject(
+        rows,
+        ~pl.col("item_id").is_in(items["item_id"].implode()),
+        reason="unknown_item",
+        says="have an item that is not among the items",
+        fix=lambda row: f"It is {row['item_id']!r}; add an item of that id.",
+    )
 
 
 def _check_narratives(narratives: pl.DataFrame, interactions: pl.DataFrame, judge: _Judge) -> pl.DataFrame:
-    rows, table = narratives, "narratives"
-    for column in ("user_id", "text"):
-        rows = judge.reject(table, rows, pl.col(column).is_null(), reason=f"no_{column}", says=f"have no {column!r}")
-    known = pl.col("feature").is_in(FEATURES).fill_null(False)
-    wrong = rows.filter(~known)["feature"].fill_null("")
-    advice = f"{wrong[0]!r} is no feature. {nearest(wrong[0], FEATURES)} " if len(wrong) else ""
-    rows = judge.reject(table, rows, ~known, reason="unknown_feature", says="have an unknown feature", fix=advice)
-    rows = judge.reject(
-        table, rows, pl.col("item_id").is_null() & pl.col("timestamp").is_not_null(), reason="time_without_item",
-        says="have a timestamp but no 'item_id'", fix="Give both, or neither for a text about the whole user. ",
-    )  # fmt: skip
-    users = interactions["user_id"].unique().implode()
-    rows = judge.reject(
-        table, rows, ~pl.col("user_id").is_in(users), reason="unknown_user",
-        says="are of a user without interactions", fix="It is user {user_id!r}. ",
-    )  # fmt: skip
-    rows = judge.reject(
-        table, _mark_spoken_of(rows, interactions), ~pl.col("spoken_of"), reason="unknown_interaction",
+    rows, reject = narratives, partial(judge.reject, "narratives")
+    for column in ("user_id", "feature", "text"):
+        rows = reject(rows, pl.col(column).is_null(), reason=f"no_{column}", says=f"have no {column!r}")
+    rows = reject(
+        rows,
+        ~pl.col("feature").is_in(FEATURES),
+        reason="unknown_feature",
+        says="have an unknown feature",
+        fix=lambda row: f"There is no feature {row['feature']!r}. {nearest(row['feature'], FEATURES)}",
+    )
+    rows = reject(
+        rows,
+        pl.col("item_id").is_null() & pl.col("timestamp").is_not_null(),
+        reason="time_without_item",
+        says="have a timestamp but no 'item_id'",
+        fix=lambda row: "Give both, or neither for a text about the whole user.",
+    )
+    rows = reject(
+        rows,
+        ~pl.col("user_id").is_in(interactions["user_id"].unique().implode()),
+        reason="unknown_user",
+        says="are of a user without interactions",
+        fix=lambda row: f"It is user {row['user_id']!r}.",
+    )
+    rows = reject(
+        _mark_spoken_of(rows, interactions),
+        ~pl.col("spoken_of"),
+        reason="unknown_interaction",
         says="speak of an interaction that does not exist",
-        fix="User {user_id!r} has no interaction with item {item_id!r} at the narrative's timestamp ({timestamp}). ",
-    )  # fmt: skip
-    rows = rows.sort(NARRATIVES.names(), maintain_order=True)
-    return judge.reject(
-        table, rows, _repeats("user_id", "feature", "item_id", "timestamp"), reason="repeated",
-        says="repeat user, feature and interaction of another one", fix="It is {feature} of user {user_id!r}. ",
-    )  # fmt: skip
+        fix=lambda row: (
+            f"User {row['user_id']!r} has none with item {row['item_id']!r} at timestamp {row['timestamp']}."
+        ),
+    )
+    return reject(
+        rows.sort(NARRATIVES.names(), maintain_order=True),
+        _repeats("user_id", "feature", "item_id", "timestamp"),
+        reason="repeated",
+        says="repeat user, feature and interaction of another one",
+        fix=lambda row: f"It is the {row['feature']} of user {row['user_id']!r}.",
+    )
 
 
 def _mark_spoken_of(narratives: pl.DataFrame, interactions: pl.DataFrame) -> pl.DataFrame:

@@ -83,9 +83,7 @@ class BPR:
         )
 
 
-def confidence_matrix(
-    interactions: pl.DataFrame, *, alpha: float, items: int
-) -> sp.csr_matrix:
+def confidence_matrix(interactions: pl.DataFrame, *, alpha: float, items: int) -> sp.csr_matrix:
     """Users x items matrix of confidences c = 1 + alpha * rating / 5; an interaction without a rating counts as 5.
 
     Args:
@@ -117,9 +115,7 @@ def item_vectors(model: ItemFactorizer, confidence: sp.csr_matrix) -> Float[np.n
     return factors / np.linalg.norm(factors[touched], axis=1).mean()
 
 
-def _fit(
-    model: Callable[..., Any], confidence: sp.csr_matrix, **options: Any
-) -> Float[np.ndarray, "items factors"]:
+def _fit(model: Callable[..., Any], confidence: sp.csr_matrix, **options: Any) -> Float[np.ndarray, "items factors"]:
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, "blas"):  # implicit threads over rows itself; BLAS threads inside would fight it

@@ -106,7 +106,9 @@ def encode_content(
 
     def make(folder: Path) -> dict[str, int]:
         tables = load_tables(prepared.path)
-        everything = build_examples(tables, withhold=dict.fromkeys(FEATURES, True), max_history=len(tables.interactions))
+        everything = build_examples(
+            tables, withhold=dict.fromkeys(FEATURES, True), max_history=len(tables.interactions)
+        )
         rows = _distinct([example.rows for example in everything])
         hidden = _distinct([example.rows[example.withheld] for example in everything])
         metadata = item_text(tables.items).gather(item_rows(tables)).to_numpy()

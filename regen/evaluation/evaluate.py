@@ -119,7 +119,8 @@ def grid_cells(folder: Path) -> list[Cell]:
     from regen.grid import CELL
 
     notes = [
-        json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{CELL}"), key=lambda path: int(path.parent.name))
+        json.loads(path.read_text())
+        for path in sorted(folder.glob(f"*/{CELL}"), key=lambda path: int(path.parent.name))
     ]
     return _cells([(Path(note["run"] or folder), note["config"], note["error"]) for note in notes])
 

@@ -120,9 +120,7 @@ class TransformerAdapter(Adapter):
         layer = nn.TransformerEncoderLayer(
             hidden_dim, heads, 4 * hidden_dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
-        self.encoder = nn.TransformerEncoder(
-            layer, layers, norm=nn.LayerNorm(hidden_dim), enable_nested_tensor=False
-        )
+        self.encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(hidden_dim), enable_nested_tensor=False)
         self.outward = nn.Linear(hidden_dim, lm_dim, bias=False)
         self.skip = nn.Linear(in_dim, lm_dim)
 

@@ -104,14 +104,12 @@ def load_packaged(name: str, *, package: str) -> LanguageModel:
 
 
 @functools.cache
-def load_pretrained(name: str, *, pretrained: str | None, revision: str | None = None) -> LanguageModel:
+def load_pretrained(name: str, *, pretrained: str, revision: str | None = None) -> LanguageModel:
     """Any Hugging Face causal LM, by folder or hub id.
 
     Raises:
-        ValueError: If no id is given, or nothing can be loaded from it.
+        ValueError: If nothing can be loaded from there.
     """
-    if not pretrained:
-        raise ValueError("lm=hf needs to know which model: set lm.pretrained=<folder or hub id>.")
     try:
         return _load_folder(name, pretrained, revision=revision)
     except OSError as error:
@@ -158,9 +156,7 @@ def tune_fully(model: nn.Module) -> nn.Module:
     return model.requires_grad_(True)
 
 
-def add_lora(
-    model: nn.Module, *, rank: int, alpha: float, dropout: float, target_modules: Sequence[str]
-) -> nn.Module:
+def add_lora(model: nn.Module, *, rank: int, alpha: float, dropout: float, target_modules: Sequence[str]) -> nn.Module:
     """`tuning=lora`: low-rank updates on the named projections, the rest frozen (Hu et al. 2021, through PEFT)."""
     from peft import LoraConfig, get_peft_model
 

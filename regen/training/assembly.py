@@ -130,9 +130,7 @@ def _entering(model: NarrativeModel, train: NarrativeDataset, row: int) -> Float
 
 
 @torch.no_grad()
-def _mean_narrative_embeddings(
-    lm: LanguageModel, targets: list[np.ndarray]
-) -> Float[torch.Tensor, "examples lm_dim"]:
+def _mean_narrative_embeddings(lm: LanguageModel, targets: list[np.ndarray]) -> Float[torch.Tensor, "examples lm_dim"]:
     embed = lm.model.get_input_embeddings()
     return torch.stack([embed(torch.from_numpy(ids)).float().mean(dim=0) for ids in targets])
 
@@ -157,5 +155,3 @@ def library_versions() -> dict[str, str]:
     from importlib import metadata
 
     return {name: metadata.version(name) for name in ("regen", "torch", "transformers", "peft", "lightning")}
-
-

@@ -48,7 +48,8 @@ class NarrativeModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         loss, tokens = self.model(batch)
         loss = loss * self.trainer.world_size / self.trainer.strategy.reduce(tokens.clone(), reduce_op="sum")
-        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.examples))
+        several = self.trainer.world_size > 1  # the mean over processes is then the loss of the whole batch
+        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.examples), sync_dist=several)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -132,7 +132,7 @@ def fit(run: Run, run_logger: Any) -> LoadedRun:
             raise
         raise ValueError(f"{last}: cannot be read ({error}). Delete it, or set force=true, to train anew.") from error
     best = Path(trainer.checkpoint_callbacks[0].best_model_path)  # type: ignore[attr-defined]
-    if best.is_file():
+    if is_main_process() and best.is_file():
         state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
         model.load_trained_state({name.removeprefix("model."): tensor for name, tensor in state.items()})
     if is_main_process():
@@ -256,7 +256,9 @@ def _save(run: Run, model: NarrativeModel, facts: dict[str, Any], trainer: Any) 
     record |= {**facts, "val_loss": _best_loss(trainer)}
     record["trained_parameters"] = sum(tensor.numel() for tensor in state.values())
     _write(run.folder / "run.json", json.dumps(record, indent=2))
-    save_file(state, partial, metadata={"config": json.dumps(plain(run.cfg)), "versions": json.dumps(record["versions"])})
+    save_file(
+        state, partial, metadata={"config": json.dumps(plain(run.cfg)), "versions": json.dumps(record["versions"])}
+    )
     os.replace(partial, run.folder / WEIGHTS)
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # what they held and is worth keeping is in WEIGHTS
 

@@ -20,7 +20,9 @@ def tables_of(purchases, narratives, untitled=()):
         items=pl.DataFrame(
             {"item_id": items, "title": [None if item in untitled else f"Item {item}" for item in items]},
             schema_overrides={"title": pl.String},
-        ).select(*(pl.col(n) if n in ("item_id", "title") else pl.lit(None, dtype=t).alias(n) for n, t in ITEMS.items())),
+        ).select(
+            *(pl.col(n) if n in ("item_id", "title") else pl.lit(None, dtype=t).alias(n) for n, t in ITEMS.items())
+        ),
         interactions=sort_interactions(
             pl.DataFrame(
                 [(u, i, None if d is None else d * DAY, 5.0, None, r) for u, i, d, r in purchases],

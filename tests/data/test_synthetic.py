@@ -28,9 +28,7 @@ def words(text: str) -> set[str]:
 
 
 def test_deterministic_and_different_by_seed():
-    one, same, other = (
-        SyntheticSource(vertical="office", **{**SIZE, "seed": seed}).read()[0] for seed in (0, 0, 1)
-    )
+    one, same, other = (SyntheticSource(vertical="office", **{**SIZE, "seed": seed}).read()[0] for seed in (0, 0, 1))
     assert one.items.equals(same.items)
     assert one.interactions.equals(same.interactions)
     assert one.narratives.equals(same.narratives)

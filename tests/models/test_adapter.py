@@ -83,8 +83,6 @@ def test_ridge_map_is_ridge_regression():
 @pytest.mark.parametrize("init", ["random", "ridge"])
 def test_soft_tokens_start_at_the_given_norm(adapter, init):
     inputs, targets, interactions = torch.randn(40, 12), torch.randn(40, 20), torch.randn(90, 12)
-    initialise(
-        adapter, init=init, strength=0.1, inputs=inputs, targets=targets, interactions=interactions, norm=3.2
-    )
+    initialise(adapter, init=init, strength=0.1, inputs=inputs, targets=targets, interactions=interactions, norm=3.2)
     soft = adapter(interactions[:, None], torch.ones(90, 1, dtype=torch.bool))
     assert float(soft.detach().norm(dim=-1).mean()) == pytest.approx(3.2, rel=1e-3)

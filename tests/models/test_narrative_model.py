@@ -70,7 +70,13 @@ def test_loss_mask_by_hand():
     model = NarrativeModel(lm, LinearAdapter(K, 4), bos_token_id=1)
     ones = torch.ones(2, 2, dtype=torch.bool)
     batch = Batch(
-        torch.arange(2), torch.randn(2, 2, K), ones, torch.ones(2, 4, dtype=torch.long), ones.repeat(1, 2), target, target_mask
+        torch.arange(2),
+        torch.randn(2, 2, K),
+        ones,
+        torch.ones(2, 4, dtype=torch.long),
+        ones.repeat(1, 2),
+        target,
+        target_mask,
     )
     loss, tokens = model(batch)
     assert int(tokens) == 5
@@ -151,14 +157,18 @@ def test_full_tuning_leaves_the_shared_lm_alone(tiny_lm):
 
 
 def test_learned_positions_count_back_from_the_latest(tiny_lm):
-    model = NarrativeModel(freeze(tiny_lm.working_copy(trainable=False).model), LinearAdapter(K, tiny_lm.width), learned_positions=5)
+    model = NarrativeModel(
+        freeze(tiny_lm.working_copy(trainable=False).model), LinearAdapter(K, tiny_lm.width), learned_positions=5
+    )
     entering = model.inputs(torch.zeros(2, 3, K))
     torch.testing.assert_close(entering[0], model.positions[2:])
     assert "positions" in model.trained_state()
 
 
 def test_loss_does_not_depend_on_the_user_without_vectors(tiny_lm):
-    model = NarrativeModel(freeze(tiny_lm.working_copy(trainable=False).model), LinearAdapter(K, tiny_lm.width), learned_positions=5)
+    model = NarrativeModel(
+        freeze(tiny_lm.working_copy(trainable=False).model), LinearAdapter(K, tiny_lm.width), learned_positions=5
+    )
     batch = make_batch([3], [2], [4])
     other = replace(batch, fused=torch.randn_like(batch.fused))
     torch.testing.assert_close(model(batch)[0], model(other)[0])

@@ -31,7 +31,13 @@ def die_at(step, monkeypatch):
 @pytest.mark.parametrize("kill_at", [1, 7, 13, 14, 20])
 @pytest.mark.parametrize("encoder", ["cf", "noise"])
 def test_resume_reaches_the_weights_of_an_uninterrupted_run(small_config, tmp_path, monkeypatch, kill_at, encoder):
-    options = [f"encoder={encoder}", "training.epochs=2", "training.checkpoint_seconds=0", "tuning=lora", "encoder.dim=16"]
+    options = [
+        f"encoder={encoder}",
+        "training.epochs=2",
+        "training.checkpoint_seconds=0",
+        "tuning=lora",
+        "encoder.dim=16",
+    ]
     options = options if encoder == "noise" else options[:-1]
     whole, whole_loss = train_and_evaluate(small_config(*options))
     assert json.loads((whole / "run.json").read_text())["steps"] > 20
@@ -48,7 +54,9 @@ def test_resume_reaches_the_weights_of_an_uninterrupted_run(small_config, tmp_pa
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     assert resumed_loss == whole_loss
-    assert json.loads((whole / "run.json").read_text())["steps"] == json.loads((resumed / "run.json").read_text())["steps"]
+    assert (
+        json.loads((whole / "run.json").read_text())["steps"] == json.loads((resumed / "run.json").read_text())["steps"]
+    )
 
 
 def test_same_seed_same_loss_and_another_seed_another(small_config, tmp_path):
@@ -114,7 +122,9 @@ def test_weights_of_another_shape_are_refused(small_config, tmp_path):
     narrow, _ = train_and_evaluate(small_config("trainer.max_steps=1"))
     wide, _ = train_and_evaluate(small_config("trainer.max_steps=1", "cf.model.factors=8"))
     (wide / "model.safetensors").write_bytes((narrow / "model.safetensors").read_bytes())
-    with pytest.raises(ValueError, match=r"model\.safetensors: .*'adapter.projection.weight' is \(32, 16\) there and \(32, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors: .*'adapter.projection.weight' is \(32, 16\) there and \(32, 8\)"
+    ):
         runs.load(runs.read_run(wide))
 
 
@@ -144,7 +154,9 @@ def test_a_folder_without_a_run(tmp_path):
 def test_a_narrative_longer_than_the_window_is_named(small_config):
     cfg = small_config("feature=long_user_summary")
     cfg.feature.long_user_summary.prompt = "word " * 500
-    with pytest.raises(DataError, match=r"The long_user_summary of user 'u\d+' needs \d+ positions .* the LM reads 512"):
+    with pytest.raises(
+        DataError, match=r"The long_user_summary of user 'u\d+' needs \d+ positions .* the LM reads 512"
+    ):
         train_and_evaluate(cfg)
 
 

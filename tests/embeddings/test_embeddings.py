@@ -1,0 +1,172 @@
+"""CF sees training users only, content encodes each distinct text once, fusion and controls are what they say."""
+
+import numpy as np
+import polars as pl
+import pytest
+import scipy.sparse as sp
+
+from regen.data.histories import Example, build_examples
+from regen.data.prepare import load_tables
+from regen.embeddings import content, fusion
+from regen.embeddings.cf import ALS, BPR, confidence_matrix, item_vectors
+from regen.embeddings.encode import Split, cf_interactions, load_cf, load_content
+from regen.pipeline import encoded_artefacts, prepared_artefact
+
+SPLIT = Split(validation=0.1, test=0.2, salt="regen")
+
+
+@pytest.fixture
+def prepared(small_config):
+    return prepared_artefact(small_config())
+
+
+def test_cf_sees_no_user_of_validation_or_test_and_no_interaction_spoken_of(prepared):
+    tables = load_tables(prepared.path)
+    seen = cf_interactions(tables, SPLIT)
+    assert len(seen) > 1000
+    assert set(SPLIT.of(seen["user_id"])) == {"train"}
+    pairs = seen.join(tables.items.with_row_index("item").select(pl.col("item").cast(pl.Int64), "item_id"), on="item")
+    spoken_of = tables.narratives.filter(pl.col("item_id").is_not_null()).select("user_id", "item_id").unique()
+    assert pairs.join(spoken_of, on=["user_id", "item_id"], how="semi").is_empty()
+
+
+def test_cf_vectors_do_not_change_with_what_test_users_buy(small_config, prepared, tmp_path):
+    """The factors of a world in which the test users bought something else are bit-identical."""
+    cfg = small_config()
+    tables = load_tables(prepared.path)
+    test_user = pl.Series(SPLIT.of(tables.interactions["user_id"])) != "train"
+    other = tables.interactions.with_columns(
+        item_id=pl.when(test_user).then(pl.col("item_id").reverse()).otherwise(pl.col("item_id"))
+    )
+    vectors = []
+    for interactions in (tables.interactions, other):
+        seen = cf_interactions(type(tables)(tables.items, interactions, tables.narratives), SPLIT)
+        confidence = confidence_matrix(seen, alpha=10.0, items=len(tables.items))
+        vectors.append(item_vectors(ALS(factors=8, regularization=0.1, iterations=3, seed=0), confidence))
+    assert not tables.interactions.equals(other)
+    assert np.array_equal(*vectors)
+    assert cfg.split.test == 0.2
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ALS(factors=8, regularization=0.1, iterations=10, seed=0),
+        BPR(factors=8, learning_rate=0.1, regularization=0.01, iterations=60, seed=0),
+    ],
+    ids=["als", "bpr"],
+)
+def test_factors_of_two_circles_of_buyers(model):
+    rng = np.random.default_rng(0)
+    dense = np.zeros((60, 21), dtype=np.float32)  # users of even number buy even items; nobody buys item 20
+    for user in range(60):
+        dense[user, rng.choice(np.arange(user % 2, 20, 2), 6, replace=False)] = 1
+    vectors = item_vectors(model, sp.csr_matrix(dense))
+    assert vectors.shape == (21, 8)
+    assert not vectors[20].any()
+    assert np.linalg.norm(vectors[:20], axis=1).mean() == pytest.approx(1, rel=1e-4)
+    unit = vectors[:20] / np.linalg.norm(vectors[:20], axis=1, keepdims=True)
+    alike = unit @ unit.T
+    even = np.arange(20) % 2 == 0
+    assert alike[np.ix_(even, even)].mean() > alike[np.ix_(even, ~even)].mean() + 0.3
+    assert np.array_equal(vectors, item_vectors(model, sp.csr_matrix(dense)))  # a seed repeats
+
+
+def test_popularity_survives_in_the_norm():
+    rng = np.random.default_rng(0)
+    bought = rng.random((200, 20)) < np.linspace(0.02, 0.6, 20)
+    vectors = item_vectors(
+        ALS(factors=8, regularization=0.1, iterations=10, seed=0), sp.csr_matrix(bought.astype(np.float32))
+    )
+    norms = np.linalg.norm(vectors, axis=1)
+    assert np.corrcoef(norms, bought.sum(axis=0))[0, 1] > 0.5
+
+
+def test_confidence_grows_with_the_rating_and_null_counts_as_full():
+    rows = pl.DataFrame({"user_id": ["a", "a", "b"], "item": [0, 2, 2], "rating": [1.0, 5.0, None]})
+    matrix = confidence_matrix(rows, alpha=10.0, items=4)
+    assert matrix.toarray().tolist() == [[3.0, 0, 11.0, 0], [0, 0, 11.0, 0]]
+
+
+def test_cf_without_interactions_is_an_error():
+    with pytest.raises(ValueError, match="CF has nothing to fit on"):
+        item_vectors(ALS(factors=4, regularization=0.1, iterations=1, seed=0), sp.csr_matrix((0, 5), dtype=np.float32))
+
+
+class Counting:
+    """A sentence encoder that remembers what it was asked to encode."""
+
+    def __init__(self):
+        self.asked = []
+
+    def encode(self, texts, **options):
+        self.asked += texts
+        return np.eye(len(texts), 4, dtype=np.float32)
+
+
+def test_each_distinct_text_is_encoded_once(monkeypatch):
+    encoder = Counting()
+    monkeypatch.setattr(content, "load_sentence_encoder", lambda pretrained: encoder)
+    vectors = content.embed_texts(["a", "b", "a", "", "b"])
+    assert sorted(encoder.asked) == ["", "a", "b"]
+    assert np.array_equal(vectors[0], vectors[2])
+    assert not vectors[3].any()
+
+
+def test_content_vectors_know_which_review_is_withheld(small_config, prepared, monkeypatch):
+    encoder = Counting()
+    monkeypatch.setattr(content, "load_sentence_encoder", lambda pretrained: encoder)
+    made = encoded_artefacts(small_config(), ("content",), prepared)["content"]
+    assert len(encoder.asked) == len(set(encoder.asked)) == made.manifest["counts"]["texts"]
+    tables, vectors = load_tables(prepared.path), load_content(made)
+    texts = np.array(sorted(encoder.asked), dtype=object)  # the artefact's order
+    endorsements = build_examples(tables, withhold={"product_endorsement": True})
+    for example in endorsements:
+        review = tables.interactions["review_text"][int(example.rows[-1])]
+        rows = np.where(example.withheld, vectors.unreviewed[example.rows], vectors.reviewed[example.rows])
+        entering = texts[rows]
+        assert all(review not in text for text in entering)  # neither the review nor a copy of it on another item
+        assert sum("stars" in text for text in entering) == (~example.withheld).sum()
+    shown = build_examples(tables, withhold={"purchase_reason": False})[0]
+    assert tables.interactions["review_text"][int(shown.rows[-1])] in texts[vectors.reviewed[shown.rows[-1]]]
+
+
+def test_minilm_vectors_are_unit_and_make_sense():
+    cat, kitten, tax = content.embed_texts(["a cat", "a kitten", "tax return form"])
+    assert np.linalg.norm([cat, kitten, tax], axis=1) == pytest.approx(1, abs=1e-4)
+    assert cat @ kitten > cat @ tax + 0.3
+
+
+def test_an_encoder_that_is_not_there():
+    with pytest.raises(ValueError, match="content.pretrained=/no/such/folder: nothing to load there"):
+        content.load_sentence_encoder("/no/such/folder")
+
+
+EXAMPLE = Example("u", "user_profile", None, "text", np.array([3, 1]), np.array([False, True]))
+
+
+def test_fusion_puts_cf_first():
+    cf = fusion.CFVectors(np.arange(8, dtype=np.float32).reshape(4, 2), item_of=np.array([0, 1, 2, 3]))
+    texts = fusion.ContentVectors(np.eye(3, dtype=np.float16), np.array([0, 1, 2, 0]), np.array([-1, 2, -1, -1]))
+    fused = fusion.Fused((cf, texts))
+    assert fused.dim == 5
+    assert fused(EXAMPLE, draw=0).tolist() == [[6, 7, 1, 0, 0], [2, 3, 0, 0, 1]]
+
+
+def test_random_is_fixed_per_item_and_noise_is_fresh():
+    item_of = np.array([5, 5, 6, 7])
+    random = fusion.RandomVectors(item_of, dim=64, seed=0)
+    again = fusion.RandomVectors(item_of, dim=64, seed=0)
+    rows = Example("u", "f", None, "", np.array([0, 1, 2]), np.zeros(3, dtype=bool))
+    assert np.array_equal(random(rows, draw=0), again(rows, draw=1))
+    assert np.array_equal(random(rows, draw=0)[0], random(rows, draw=0)[1])
+    assert not np.array_equal(random(rows, draw=0)[0], random(rows, draw=0)[2])
+    noise = fusion.NoiseVectors(dim=64, seed=0)
+    assert not np.array_equal(noise(rows, draw=0), noise(rows, draw=1))
+    assert np.array_equal(noise(rows, draw=0), noise(rows, draw=0))
+    assert not fusion.NoVectors(4)(rows, draw=0).any()
+
+
+def test_loaded_vectors_are_memory_mapped(small_config, prepared):
+    made = encoded_artefacts(small_config(), ("cf",), prepared)["cf"]
+    assert isinstance(load_cf(made, load_tables(prepared.path)).vectors, np.memmap)

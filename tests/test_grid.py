@@ -1,0 +1,171 @@
+"""The commands as a user types them: a grid with a failing cell, a kill in the middle, several processes, evaluate.py."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+SMALL = [
+    "source.users=400",
+    "source.narrated_users=80",
+    "source.items=200",
+    "cf.model.factors=16",
+    "cf.model.iterations=3",
+    "lm=tiny",
+    "lm.width=32",
+    "tuning=full",
+    "adapter=linear",
+    "evaluation.resamples=100",
+    "evaluation.generation.max_new_tokens=6",
+    "trainer.enable_progress_bar=false",
+]
+
+
+def command(script, folder, *arguments, small=True, **environment):
+    """Runs a script of the repository's top level in the given folder."""
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / script), *(SMALL if small else []), *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """A multirun whose second half fails, because its split leaves nothing to test on."""
+    folder = tmp_path_factory.mktemp("grid")
+    done = command("train.py", folder, "-m", "encoder=cf,noise", "split.test=0.2,0", "trainer.max_steps=2")
+    return folder, done
+
+
+def test_a_failed_cell_is_shown_and_the_others_are_kept(grid):
+    folder, done = grid
+    assert done.returncode == 1, done.stderr
+    table = next(folder.glob("outputs/grids/*/*/table.md")).read_text()
+    assert "failed" in table
+    assert "No user of the test split has a narrative" in table
+    assert "ROUGE-Lsum" in table
+    assert "2 of 4 cells failed" in done.stderr
+    assert "ROUGE-Lsum" in done.stdout
+    assert len(list(folder.glob("outputs/runs/*/scores.json"))) == 2
+
+
+def test_evaluate_compares_existing_runs_and_writes_csv(grid):
+    folder, _ = grid
+    done = command("evaluate.py", folder, "runs=outputs/runs", "evaluation.resamples=100", small=False)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((folder / "outputs/runs/table.csv").open()))
+    assert {"bleu", "need_recovery"} <= {value for row in rows for value in row.values()}
+
+
+def test_evaluate_scores_a_run_again(grid):
+    folder, _ = grid
+    run = next(folder.glob("outputs/runs/*-cf-*/scores.json")).parent
+    before = (run / "predictions.jsonl").read_text()
+    arguments = [f"run={run}", "force=true", "evaluation.resamples=100", "evaluation.generation.max_new_tokens=6"]
+    done = command("evaluate.py", folder, *arguments, small=False)
+    assert done.returncode == 0, done.stderr
+    assert "Need recovery" in done.stdout
+    assert (run / "predictions.jsonl").read_text() == before
+
+
+def test_evaluate_wants_one_thing(tmp_path):
+    none = command("evaluate.py", tmp_path, small=False)
+    assert none.returncode == 1
+    assert "Give exactly one of run=, runs= and predictions=; got none." in none.stderr
+    missing = command("evaluate.py", tmp_path, "runs=nowhere", small=False)
+    assert "neither the folder of a grid nor one that holds runs" in missing.stderr
+
+
+def test_stages_run_alone(tmp_path):
+    small = [option for option in SMALL if option.startswith(("source", "cf"))]
+    done = subprocess.run(
+        [sys.executable, "-m", "regen.prepare", *[o for o in small if o.startswith("source")]],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("outputs/data/prepared-*/manifest.json"))) == 1
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_the_same_command_finishes_and_repeats_nothing(tmp_path):
+    arguments = [
+        *SMALL,
+        "-m",
+        "encoder=cf,noise",
+        "training.epochs=30",
+        "training.checkpoint_seconds=0",
+        "training.patience=999",
+    ]
+    grid = [sys.executable, str(REPOSITORY / "train.py"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(grid, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("outputs/runs/*noise*/checkpoints/last.ckpt")):  # the first cell is done by then
+        assert process.poll() is None, process.stdout.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (first,) = tmp_path.glob("outputs/runs/*-cf-*/model.safetensors")
+    kept = {path: path.stat().st_mtime_ns for path in [first, *tmp_path.glob("outputs/data/*/manifest.json")]}
+    again = subprocess.run(grid, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
+    assert again.returncode == 0, again.stderr
+    assert "finished before" in again.stderr + again.stdout
+    assert "resuming" in again.stderr + again.stdout
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(list(tmp_path.glob("outputs/runs/*/scores.json"))) == 2
+    assert list(tmp_path.glob("outputs/grids/*/*/table.md"))
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_loss_of_one(tmp_path):
+    losses = {}
+    for name, trainer in (("one", []), ("two", ["trainer=ddp", "trainer.accelerator=cpu"])):
+        folder = tmp_path / name
+        folder.mkdir()
+        done = command("train.py", folder, "encoder=cf", "training.epochs=2", *trainer)
+        assert done.returncode == 0, done.stderr
+        (run,) = folder.glob("outputs/runs/*/run.json")
+        (metrics,) = run.parent.glob("logs/*/metrics.csv")
+        steps = [float(row["train_loss"]) for row in csv.DictReader(metrics.open()) if row.get("train_loss")]
+        losses[name] = (json.loads(run.read_text())["val_loss"], steps)
+    assert losses["one"][0] == pytest.approx(losses["two"][0], rel=1e-4)
+    assert len(losses["one"][1]) >= 2
+    assert losses["one"][1] == pytest.approx(losses["two"][1], rel=1e-3)
+
+
+def test_a_sweep_over_several_processes_is_refused(tmp_path):
+    done = command("train.py", tmp_path, "-m", "encoder=cf", "trainer=ddp")
+    assert done.returncode != 0
+    assert "Sweep single-device jobs" in done.stderr
+
+
+def test_an_option_without_effect_is_warned_of(tmp_path):
+    done = command("train.py", tmp_path, "encoder=noise", "cf=bpr", "cf.model.factors=16", "trainer.max_steps=1")
+    assert done.returncode == 0, done.stderr
+    assert "cf has no effect with this encoder=noise." in done.stdout + done.stderr
+
+
+@pytest.mark.real_data
+def test_predictions_of_another_system_score_as_published(tmp_path, real_data):
+    path = real_data / "xrec_amazon" / "predictions.jsonl.gz"
+    done = command("evaluate.py", tmp_path, f"predictions={path}", "evaluation.resamples=100", small=False)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(next(tmp_path.glob("outputs/predictions/*/scores.json")).read_text())["narrative"]
+    assert round(scores["bleu"]["model"]["value"], 2) == 15.99
+    assert round(scores["rougeLsum"]["model"]["value"], 2) == 33.46
+    arguments = [f"predictions={path}", "evaluation.resamples=100", "evaluation.rouge_stemmer=false"]
+    command("evaluate.py", tmp_path, *arguments, small=False)
+    scores = json.loads(next(tmp_path.glob("outputs/predictions/*/scores.json")).read_text())["narrative"]
+    assert round(scores["rougeLsum"]["model"]["value"], 2) == 32.68
