@@ -20,7 +20,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
     ValidationError,
 )
-from yaml import YAMLError  # type: ignore[import-untyped]
+from yaml import YAMLError
 
 CUTOFF = 0.6  # of similarity, below which a name is no suggestion
 EXPECTED = {"Integer": "an integer", "Float": "a number", "bool": "true or false"}

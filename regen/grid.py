@@ -27,8 +27,8 @@ def run_cell(cfg: DictConfig) -> float:
         return train_and_evaluate(cfg)[1]
     if cfg.trainer.devices > 1 or cfg.trainer.strategy not in ("auto", "single_device"):
         raise ValueError(
-            f"A sweep with trainer.devices={cfg.trainer.devices} and trainer.strategy={cfg.trainer.strategy} would start "
-            "the whole sweep again in every process. Sweep single-device jobs, or run the cells one by one."
+            f"A sweep with trainer.devices={cfg.trainer.devices} and trainer.strategy={cfg.trainer.strategy} would "
+            "start the whole sweep again in every process. Sweep single-device jobs, or run the cells one by one."
         )
     note: dict[str, Any] = {"overrides": list(job.overrides.task), "run": None, "error": None}
     folder = Path(job.runtime.output_dir)

@@ -1,4 +1,4 @@
-"""The commands as a user types them: a grid with a failing cell, a kill in the middle, several processes, evaluate.py."""
+"""The commands as a user types them: a grid with a failing cell, a kill, several processes, evaluate.py."""
 
 import csv
 import json

@@ -82,10 +82,10 @@ def read_csv(path: Path, *, required: Sequence[str]) -> pl.DataFrame:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    opened = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
-        with opened as file:
+        with opened(path, "rt", encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):  # noqa: B007
                 yield line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:

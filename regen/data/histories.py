@@ -67,7 +67,7 @@ def build_examples(tables: Tables, *, withhold: Mapping[str, bool], max_history:
         examples.append(Example(user, feature, item, text, history.rows[chosen], hidden))
     if without:
         logger.warning(
-            "%d of %d narratives are left out: their item, or every item of their user, has no title (the first: user %r).",
+            "%d of %d narratives are left out: their item, or every item of their user, has no title (first: user %r).",
             len(without),
             len(narratives),
             without[0],

@@ -2,12 +2,12 @@
 
 `items.jsonl`: what can be bought. Only `item_id` is required; an item without a title is left out of histories.
 
-    {"item_id": "B01", "title": "Steel ruler", "description": "30 cm", "category": "Rulers", "price": 4.5, "brand": "Ax"}
+    {"item_id": "B01", "title": "Ruler", "description": "30 cm", "category": "Rulers", "price": 4.5, "brand": "Ax"}
 
 `interactions.jsonl`: who bought what. `user_id` and `item_id` are required; `timestamp` in seconds since 1970 or as an
 ISO 8601 date or time, `rating` any positive number.
 
-    {"user_id": "u7", "item_id": "B01", "timestamp": "2018-03-02", "rating": 5, "review_title": "Fine", "review_text": ""}
+    {"user_id": "u7", "item_id": "B01", "timestamp": "2018-03-02", "rating": 5, "review_text": "Fine"}
 
 `narratives.jsonl`: the references. A text about one purchase names its `item_id` (and `timestamp`, if the user bought
 that item more than once); a text about the user names neither. `feature` is one of the six output features.

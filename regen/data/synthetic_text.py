@@ -40,7 +40,7 @@ NARRATIVES: dict[str, tuple[str, ...]] = {
         "A {category} from {brand} was needed for {need}.",
     ),
     "purchase_reason_explanation": (
-        "The history points to {need}, and the last purchase fits it: a {colour} {category} made by {brand} for that use.",
+        "The history points to {need}, and the last purchase fits it: a {colour} {category} made by {brand} for this.",
         "Earlier purchases go together with {need}. A {colour} {category} from {brand} serves the same purpose.",
         "Past orders suggest {need}, so the {colour} {brand} {category} adds to what the customer already has.",
     ),

@@ -158,7 +158,7 @@ class _Judge:
         present = pl.col(texts).str.strip_chars() != ""
         return (
             rows.select(columns)
-            .cast({name: dtype for name, dtype in schema.items()})
+            .cast(schema)
             .with_columns(pl.when(present).then(pl.col(texts)))
         )
 

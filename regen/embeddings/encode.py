@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 
 from regen.artefacts import Artefact, build
+from regen.data.histories import build_examples
 from regen.data.prepare import item_rows, load_tables
 from regen.data.splits import split_of
-from regen.data.histories import build_examples
 from regen.data.tables import FEATURES, Tables
 from regen.embeddings.cf import ItemFactorizer, confidence_matrix, item_vectors
 from regen.embeddings.content import embed_texts, item_text, review_text

@@ -16,7 +16,9 @@ from regen.data.histories import Example
 class InteractionVectors(Protocol):
     """What enters the adapter for a history."""
 
-    dim: int
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
 
     def __call__(self, example: Example, *, draw: int) -> Float[np.ndarray, "history dim"]:
         """Vectors of the example's history, oldest first; `draw` tells one visit of an example from the next."""

@@ -59,8 +59,8 @@ class LanguageModel:
         Some LMs (Gemma) multiply inside that module, so its weight alone is the wrong scale.
         """
         embed = self.model.get_input_embeddings()
-        ids = torch.arange(embed.weight.shape[0], device=embed.weight.device)
-        return float(torch.cat([embed(chunk).float().norm(dim=-1) for chunk in ids.split(8192)]).mean())
+        chunks = torch.arange(embed.weight.shape[0], device=embed.weight.device).chunk(8)
+        return float(torch.cat([embed(chunk).float().norm(dim=-1) for chunk in chunks]).mean())
 
     def working_copy(self, *, trainable: bool) -> "LanguageModel":
         """A module tree of its own; its tensors are shared with this one unless all of them are to be trained."""
@@ -166,7 +166,7 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, dropout: float, targe
     try:
         with warnings.catch_warnings():  # peft asks transformers for a property by its old name
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            return get_peft_model(model, config)  # type: ignore[arg-type]
+            return get_peft_model(model, config)
     except ValueError as error:
         raise ValueError(f"tuning.target_modules={list(target_modules)}: {error}") from error
 
@@ -186,7 +186,8 @@ def _gguf_file(package: str) -> Path:
     if package.startswith("gemma3"):  # ships in chunks and knows how to join them
         return Path(importlib.import_module(module).assemble())
     spec = importlib.util.find_spec(module)  # found, not imported: the package's own imports are not installed
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 

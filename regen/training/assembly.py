@@ -60,7 +60,7 @@ def build_data(cfg: DictConfig, inputs: Inputs, lm: LanguageModel) -> NarrativeD
         DataError: If the data have no narrative of a chosen feature, or a split is empty.
     """
     tables = load_tables(inputs.prepared.path)
-    features = {name: feature for name, feature in plain(cfg.feature).items()}
+    features = plain(cfg.feature)
     known = tables.narratives["feature"].unique().sort().to_list()
     for name in features:
         if name not in known:

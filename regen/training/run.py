@@ -131,7 +131,7 @@ def fit(run: Run, run_logger: Any) -> LoadedRun:
         if last.exists() and "checkpoint" not in str(error) and "archive" not in str(error):
             raise
         raise ValueError(f"{last}: cannot be read ({error}). Delete it, or set force=true, to train anew.") from error
-    best = Path(trainer.checkpoint_callbacks[0].best_model_path)  # type: ignore[attr-defined]
+    best = Path(trainer.checkpoint_callbacks[0].best_model_path)
     if is_main_process() and best.is_file():
         state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
         model.load_trained_state({name.removeprefix("model."): tensor for name, tensor in state.items()})
@@ -259,7 +259,7 @@ def _save(run: Run, model: NarrativeModel, facts: dict[str, Any], trainer: Any) 
     save_file(
         state, partial, metadata={"config": json.dumps(plain(run.cfg)), "versions": json.dumps(record["versions"])}
     )
-    os.replace(partial, run.folder / WEIGHTS)
+    partial.replace(run.folder / WEIGHTS)
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # what they held and is worth keeping is in WEIGHTS
 
 
@@ -271,7 +271,7 @@ def _best_loss(trainer: Any) -> float | None:
 def _write(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(text)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def is_main_process() -> bool:
