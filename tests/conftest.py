@@ -53,9 +53,10 @@ def small_config(tmp_path):  # type: ignore[no-untyped-def]
         f"paths.runs_dir={tmp_path}/runs",
     ]
 
-    def composed(*overrides: str, config_name: str = "train"):  # type: ignore[no-untyped-def]
+    def composed(*overrides: str, without: str = "nothing"):  # type: ignore[no-untyped-def]
+        kept = [option for option in small if not option.startswith(without)]
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose(config_name, [*small, *overrides])
+            return compose("train", [*kept, *overrides])
 
     return composed
 

@@ -31,7 +31,7 @@ SMALL = [
 def command(script, folder, *arguments, small=True, **environment):
     """Runs a script of the repository's top level in the given folder."""
     return subprocess.run(
-        [sys.executable, str(REPOSITORY / script), *(SMALL if small else []), *arguments],
+        [sys.executable, str(REPOSITORY / script), *arguments, *(SMALL if small else [])],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
@@ -64,7 +64,7 @@ def test_evaluate_compares_existing_runs_and_writes_csv(grid):
     folder, _ = grid
     done = command("evaluate.py", folder, "runs=outputs/runs", "evaluation.resamples=100", small=False)
     assert done.returncode == 0, done.stderr
-    rows = list(csv.DictReader((folder / "outputs/runs/table.csv").open()))
+    rows = list(csv.DictReader((folder / "outputs/runs/table.csv").read_text().splitlines()))
     assert {"bleu", "need_recovery"} <= {value for row in rows for value in row.values()}
 
 
@@ -138,7 +138,11 @@ def test_two_processes_give_the_loss_of_one(tmp_path):
         assert done.returncode == 0, done.stderr
         (run,) = folder.glob("outputs/runs/*/run.json")
         (metrics,) = run.parent.glob("logs/*/metrics.csv")
-        steps = [float(row["train_loss"]) for row in csv.DictReader(metrics.open()) if row.get("train_loss")]
+        steps = [
+            float(row["train_loss"])
+            for row in csv.DictReader(metrics.read_text().splitlines())
+            if row.get("train_loss")
+        ]
         losses[name] = (json.loads(run.read_text())["val_loss"], steps)
     assert losses["one"][0] == pytest.approx(losses["two"][0], rel=1e-4)
     assert len(losses["one"][1]) >= 2

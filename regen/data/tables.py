@@ -156,11 +156,7 @@ class _Judge:
         columns = [*schema.names(), LINE] if LINE in rows.columns else schema.names()
         texts = [name for name, dtype in schema.items() if dtype == pl.String]
         present = pl.col(texts).str.strip_chars() != ""
-        return (
-            rows.select(columns)
-            .cast(schema)
-            .with_columns(pl.when(present).then(pl.col(texts)))
-        )
+        return rows.select(columns).cast(schema).with_columns(pl.when(present).then(pl.col(texts)))
 
     def reject(
         self, table: str, rows: pl.DataFrame, bad: pl.Expr, *, reason: str, says: str, fix: _Fix | None = None

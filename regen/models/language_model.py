@@ -112,7 +112,7 @@ def load_pretrained(name: str, *, pretrained: str, revision: str | None = None) 
     """
     try:
         return _load_folder(name, pretrained, revision=revision)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"lm.pretrained={pretrained}: nothing to load there ({str(error).splitlines()[0]}). "
             "Give a save_pretrained folder, or a hub id and a network."

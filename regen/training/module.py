@@ -66,7 +66,7 @@ class NarrativeModule(L.LightningModule):
         adapter = [p for p in self.model.parameters() if p.requires_grad and id(p) not in ids]
         groups = [{"params": adapter, "lr": self.adapter_lr}, {"params": lm, "lr": self.lm_lr}]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=self.weight_decay)
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self._planned_steps()
         warmup = max(1, round(self.warmup_share * steps))
 
         def share_of_peak(step: int) -> float:
@@ -74,6 +74,11 @@ class NarrativeModule(L.LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_peak)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _planned_steps(self) -> int:
+        """Steps of a full run. Lightning's own estimate sets up the loader before a checkpoint can restore its state."""
+        steps = len(self.trainer.datamodule.train_dataloader()) * self.trainer.max_epochs
+        return min(steps, self.trainer.max_steps) if self.trainer.max_steps > 0 else steps
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = {f"model.{name}": t for name, t in self.model.trained_state().items()}

@@ -7,6 +7,7 @@ interrupted run and reuses a finished one.
 import json
 import logging
 import os
+import pickle
 import shutil
 import time
 from collections.abc import Iterator
@@ -123,14 +124,10 @@ def fit(run: Run, run_logger: Any) -> LoadedRun:
     module = NarrativeModule(model.train(), **rates, provenance=provenance)
     trainer = _trainer(run, run_logger)
     if last.exists():
+        _check_readable(last)
         logger.info("resuming %s", last)
     started = time.monotonic()
-    try:
-        trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
-    except (EOFError, RuntimeError) as error:
-        if last.exists() and "checkpoint" not in str(error) and "archive" not in str(error):
-            raise
-        raise ValueError(f"{last}: cannot be read ({error}). Delete it, or set force=true, to train anew.") from error
+    trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     best = Path(trainer.checkpoint_callbacks[0].best_model_path)
     if is_main_process() and best.is_file():
         state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
@@ -194,6 +191,16 @@ def forget(run: Run) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def _check_readable(checkpoint: Path) -> None:
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "it is cut off"
+        raise ValueError(
+            f"{checkpoint}: cannot be read ({reason}). Delete it, or set force=true, to train anew."
+        ) from error
+
+
 def _trainer(run: Run, run_logger: Any) -> Any:
     import lightning as L
     from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
@@ -241,7 +248,7 @@ def experiment_logger(run: Run) -> Iterator[Any]:
     options |= {"name": run.folder.name, "id": run.folder.name.rsplit("-", 1)[1], "resume": "allow"}
     failed = True
     try:
-        yield instantiate(options, save_dir=str(run.folder), config=plain(run.cfg))
+        yield instantiate({**options, "_partial_": True})(save_dir=str(run.folder), config=plain(run.cfg))
         failed = False
     finally:
         wandb.finish(exit_code=int(failed))

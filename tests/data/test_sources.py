@@ -75,7 +75,7 @@ def test_order_of_rows_and_compression_do_not_matter(write, tmp_path):
         ({"interactions": [*INTERACTIONS, {"user_id": "u2", "item_id": "b1", "rating": float("inf")}]}, "rating of NaN or infinity; the first is line 4"),
         ({"interactions": [*INTERACTIONS, {"user_id": "u2", "item_id": "zz"}]}, "an item that is not among the items; the first is line 4.*'zz'"),
         ({"narratives": [*NARRATIVES, {"user_id": "u1", "feature": "user_profile", "text": "  "}]}, "narratives.jsonl: 1 of 3 narratives have no 'text'; the first is line 3"),
-        ({"narratives": [*NARRATIVES, {"user_id": "u1", "feature": "user_profil", "text": "x"}]}, "'user_profil' is no feature. Did you mean 'user_profile'"),
+        ({"narratives": [*NARRATIVES, {"user_id": "u1", "feature": "user_profil", "text": "x"}]}, "no feature 'user_profil'. Did you mean 'user_profile'"),
         ({"narratives": [*NARRATIVES, NARRATIVES[1]]}, "repeat user, feature and interaction .*line 3.*user 'u2'"),
         ({"narratives": [{"user_id": "u9", "feature": "user_profile", "text": "x"}]}, "a user without interactions; .*'u9'"),
         ({"narratives": [{"user_id": "u2", "feature": "purchase_reason", "item_id": "b1", "text": "x"}]}, "speak of an interaction that does not exist"),

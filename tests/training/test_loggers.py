@@ -5,22 +5,31 @@ import json
 import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
-from wandb.sdk.internal.datastore import DataStore
 
 from regen.grid import train_and_evaluate
 from regen.training.module import NarrativeModule
 
 WANDB = ["logger=wandb", "logger.offline=true", "training.epochs=2"]
+BLOCK = 32_768  # an offline file is a LevelDB log: blocks of chunks of checksum (4), length (2), kind (1), content
 
 
 def records(path):
     """Every record of an offline W&B file."""
-    store = DataStore()
-    store.open_for_scan(str(path))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        yield record
+    content = path.read_bytes()
+    assert content[:4] == b":W&B"
+    at, begun = 7, b""
+    while at + 7 <= len(content):
+        if BLOCK - at % BLOCK < 7:  # the rest of a block is filled with zeros
+            at += BLOCK - at % BLOCK
+            continue
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        begun += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part of one
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(begun)
+            yield record
+            begun = b""
 
 
 def offline_files(folder):
@@ -48,7 +57,7 @@ def test_wandb_offline_holds_config_losses_and_narratives(small_config):
     (table,) = folder.rglob("media/table/narratives*.json")
     content = json.loads(table.read_text())
     assert content["columns"] == ["user_id", "feature", "item_id", "prediction", "reference"]
-    assert len(content["data"]) == 20
+    assert len(content["data"]) == len((folder / "predictions.jsonl").read_text().splitlines()) >= 10
 
 
 def test_wandb_is_closed_when_a_cell_fails(small_config, monkeypatch):
