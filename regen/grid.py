@@ -80,7 +80,7 @@ def train_and_evaluate(cfg: DictConfig) -> tuple[Path, float]:
                     evaluate_run(loaded, run_logger)
         else:
             logger.info("finished before: %s", run.folder)
-    loss = json.loads((run.folder / "run.json").read_text()).get("val_loss")
+    loss = json.loads((run.folder / runs.RECORD).read_text()).get("val_loss")
     return run.folder, float("nan") if loss is None else float(loss)
 
 

@@ -76,7 +76,7 @@ class NarrativeModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _planned_steps(self) -> int:
-        """Steps of a full run. Lightning's own estimate sets up the loader before a checkpoint can restore its state."""
+        """Steps of a full run; Lightning's estimate would set up the loader before its state is restored."""
         steps = len(self.trainer.datamodule.train_dataloader()) * self.trainer.max_epochs
         return min(steps, self.trainer.max_steps) if self.trainer.max_steps > 0 else steps
 

@@ -37,6 +37,7 @@ from regen.training.assembly import (
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
+RECORD = "run.json"  # inputs, versions, and what training found
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,9 @@ def open_run(cfg: DictConfig) -> Run:
     if is_main_process():
         run.folder.mkdir(parents=True, exist_ok=True)
         _write(run.folder / "config.yaml", OmegaConf.to_yaml(run.cfg))
-        record = {"inputs": {**inputs.fingerprints()}, "versions": library_versions()}
-        _write(run.folder / "run.json", json.dumps(record, indent=2))
+        if not (run.folder / RECORD).is_file():  # what training adds to it stays
+            record = {"inputs": inputs.fingerprints(), "versions": library_versions()}
+            _write(run.folder / RECORD, json.dumps(record, indent=2))
     return run
 
 
@@ -173,7 +175,7 @@ def read_run(folder: Path) -> Run:
     cfg = OmegaConf.load(path)
     assert isinstance(cfg, DictConfig)
     run = Run(folder, cfg, build_inputs(cfg))
-    trained_on = json.loads((folder / "run.json").read_text())["inputs"]
+    trained_on = json.loads((folder / RECORD).read_text())["inputs"]
     if trained_on != run.inputs.fingerprints():
         raise ValueError(
             f"{folder} was trained on data {trained_on}, and its config now makes {run.inputs.fingerprints()}: an "
@@ -186,7 +188,7 @@ def forget(run: Run) -> None:
     """Removes everything of a run but its config, for `force=true`."""
     logger.info("force=true: training %s anew", run.folder)
     for path in run.folder.iterdir():
-        if path.name in ("config.yaml", "run.json"):
+        if path.name in ("config.yaml", RECORD):
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -259,10 +261,10 @@ def _save(run: Run, model: NarrativeModel, facts: dict[str, Any], trainer: Any) 
 
     state = {name: tensor.contiguous() for name, tensor in model.trained_state().items()}
     partial = run.folder / f".{WEIGHTS}"
-    record = json.loads((run.folder / "run.json").read_text())
+    record = json.loads((run.folder / RECORD).read_text())
     record |= {**facts, "val_loss": _best_loss(trainer)}
     record["trained_parameters"] = sum(tensor.numel() for tensor in state.values())
-    _write(run.folder / "run.json", json.dumps(record, indent=2))
+    _write(run.folder / RECORD, json.dumps(record, indent=2))
     save_file(
         state, partial, metadata={"config": json.dumps(plain(run.cfg)), "versions": json.dumps(record["versions"])}
     )
