@@ -10,7 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from regen.config import CONF, register
+from regen.evaluation.evaluate import evaluate_from_config
+
+register()
 REPOSITORY = Path(__file__).parent.parent
 SMALL = [
     "source.users=400",
@@ -85,11 +90,15 @@ def test_evaluate_scores_a_run_again(grid):
 
 
 def test_evaluate_wants_one_thing(tmp_path):
-    none = command("evaluate.py", tmp_path, small=False)
-    assert none.returncode == 1
-    assert "Give exactly one of run=, runs= and predictions=; got none." in none.stderr
-    missing = command("evaluate.py", tmp_path, "runs=nowhere", small=False)
-    assert "neither the folder of a grid nor one that holds runs" in missing.stderr
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        none, two = compose("evaluate", []), compose("evaluate", ["run=a", "runs=b"])
+        missing = compose("evaluate", [f"runs={tmp_path}"])
+    with pytest.raises(ValueError, match="Give exactly one of run=, runs= and predictions=; got none"):
+        evaluate_from_config(none)
+    with pytest.raises(ValueError, match="got run and runs"):
+        evaluate_from_config(two)
+    with pytest.raises(FileNotFoundError, match="neither the folder of a grid nor one that holds runs"):
+        evaluate_from_config(missing)
 
 
 def test_stages_run_alone(tmp_path):

@@ -28,7 +28,7 @@ def die_at(step, monkeypatch):
     monkeypatch.setattr(NarrativeModule, "training_step", training_step)
 
 
-@pytest.mark.parametrize(("encoder", "kill_at"), [("cf", 1), ("noise", 7), ("noise", 14), ("cf", 20)])
+@pytest.mark.parametrize(("encoder", "kill_at"), [("noise", 14), ("cf", 7)])
 def test_resume_reaches_the_weights_of_an_uninterrupted_run(small_config, tmp_path, monkeypatch, kill_at, encoder):
     options = [
         f"encoder={encoder}",
