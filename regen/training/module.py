@@ -77,8 +77,9 @@ class NarrativeModule(L.LightningModule):
 
     def _planned_steps(self) -> int:
         """Steps of a full run; Lightning's estimate would set up the loader before its state is restored."""
-        steps = len(self.trainer.datamodule.train_dataloader()) * self.trainer.max_epochs
-        return min(steps, self.trainer.max_steps) if self.trainer.max_steps > 0 else steps
+        trainer: Any = self.trainer  # whose type does not know of the data module it holds
+        steps = int(len(trainer.datamodule.train_dataloader()) * trainer.max_epochs)
+        return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = {f"model.{name}": t for name, t in self.model.trained_state().items()}
