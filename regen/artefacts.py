@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from regen.fingerprints import file_hash, fingerprint, plain_json
 
-__all__ = ["Artefact", "DamagedArtefactError", "build", "file_hash", "fingerprint", "open_artefact"]
+__all__ = ["Artefact", "DamagedArtefactError", "build", "file_hash", "fingerprint", "open_artefact", "write_atomically"]
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,25 @@ def build(
         if not force and (found := _reusable(folder, recipe, warn=True)):
             return found
         return _build_locked(folder, recipe, make)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` fill a file beside `path` and moves it there, so that `path` is never half-written.
+
+    Args:
+        path: the file to make or replace.
+        write: gets the path of a new empty file and fills it.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    beside = Path(name)
+    try:
+        write(beside)
+        beside.chmod(0o644)  # mkstemp makes files that only their owner may read
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def _installed_version(distribution: str) -> str:

@@ -11,6 +11,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from regen.artefacts import write_atomically
+
 logger = logging.getLogger(__name__)
 CELL = "cell.json"  # in the job's folder of a multirun: where its run lies, or why there is none
 
@@ -89,7 +91,7 @@ def _note(path: Path, cfg: DictConfig, note: dict[str, Any]) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     note["config"] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False, enum_to_str=True)
-    path.write_text(json.dumps(note, indent=2))
+    write_atomically(path, lambda beside: beside.write_text(json.dumps(note, indent=2)))
 
 
 def _warn_of_idle_overrides(cfg: DictConfig, overrides: list[str]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Literal
 
-from regen.evaluation.scoring import write_atomically
+from regen.artefacts import write_atomically
 from regen.evaluation.statistics import Estimate
 from regen.evaluation.text_metrics import METRICS, Metric
 

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from omegaconf import DictConfig, OmegaConf
 
-from regen.artefacts import fingerprint
+from regen.artefacts import fingerprint, write_atomically
 from regen.data.datamodule import NarrativeDataset
 from regen.data.prepare import load_tables
 from regen.embeddings.content import embed_texts
@@ -24,10 +24,9 @@ from regen.evaluation.scoring import (
     score_predictions_file,
     score_run_files,
     scores_to_text,
-    write_atomically,
 )
 from regen.pipeline import plain
-from regen.training.run import LoadedRun, Run, load, locked, read_run
+from regen.training.run import WEIGHTS, LoadedRun, Run, load, locked, read_run
 
 logger = logging.getLogger(__name__)
 PREDICTIONS = "predictions.jsonl"
@@ -185,7 +184,7 @@ def _narratives(dataset: NarrativeDataset) -> pl.DataFrame:
 
 
 def _evaluation_recipe(run: Run) -> str:
-    weights = (run.folder / "model.safetensors").stat()
+    weights = (run.folder / WEIGHTS).stat()
     settings = {**plain(run.cfg.evaluation), "weights": [weights.st_size, weights.st_mtime_ns]}
     del settings["batch_size"]
     return fingerprint(settings)

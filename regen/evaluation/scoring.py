@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import polars as pl
 from tqdm import tqdm
 
+from regen.artefacts import write_atomically
 from regen.evaluation.controls import best_constant, constant, shuffled
 from regen.evaluation.prediction_files import read_predictions
 from regen.evaluation.statistics import Bootstrap, Estimate
@@ -28,7 +26,6 @@ __all__ = [
     "score_predictions_file",
     "score_run_files",
     "scores_to_text",
-    "write_atomically",
 ]
 
 log = logging.getLogger(__name__)
@@ -136,25 +133,6 @@ def score_predictions_file(
         )
     folder.mkdir(parents=True, exist_ok=True)
     return _score_and_write(systems, folder, embed=embed, planted=None, options=options, notes=notes)
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a file beside `path` and moves it there, so that `path` is never half-written.
-
-    Args:
-        path: the file to make or replace.
-        write: gets the path of a new empty file and fills it.
-    """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    beside = Path(name)
-    try:
-        write(beside)
-        beside.chmod(0o644)  # mkstemp makes files that only their owner may read
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def scores_to_text(scores: Scores) -> str:

@@ -4,12 +4,14 @@ Every adapter can start as a given affine map (`start_as`), which is how the rid
 so that its soft tokens have a given norm (`scale_output`).
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
-class Adapter(nn.Module):
+class Adapter(nn.Module, ABC):
     """Base of the adapters.
 
     Args:
@@ -22,19 +24,19 @@ class Adapter(nn.Module):
         self.in_dim = in_dim
         self.lm_dim = lm_dim
 
+    @abstractmethod
     def forward(
         self, fused: Float[Tensor, "batch history in_dim"], mask: Bool[Tensor, "batch history"]
     ) -> Float[Tensor, "batch history lm_dim"]:
         """Soft tokens; rows where `mask` is false hold padding and mean nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start_as(self, weight: Float[Tensor, "lm_dim in_dim"], bias: Float[Tensor, " lm_dim"]) -> None:
         """Sets the parameters so that the adapter computes `weight @ x + bias` until it is trained."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scale_output(self, factor: float) -> None:
         """Multiplies what the adapter returns by `factor`, in its parameters."""
-        raise NotImplementedError
 
 
 class LinearAdapter(Adapter):

@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
-from regen.artefacts import fingerprint
+from regen.artefacts import fingerprint, write_atomically
 from regen.data.datamodule import NarrativeDataModule
 from regen.models.language_model import LanguageModel
 from regen.models.narrative_model import NarrativeModel
@@ -88,10 +88,9 @@ def open_run(cfg: DictConfig) -> Run:
     run = Run(Path(cfg.paths.runs_dir) / name, OmegaConf.create(config), inputs)
     if is_main_process():
         run.folder.mkdir(parents=True, exist_ok=True)
-        _write(run.folder / "config.yaml", OmegaConf.to_yaml(run.cfg))
+        write_atomically(run.folder / "config.yaml", lambda path: path.write_text(OmegaConf.to_yaml(run.cfg)))
         if not (run.folder / RECORD).is_file():  # what training adds to it stays
-            record = {"inputs": inputs.fingerprints(), "versions": library_versions()}
-            _write(run.folder / RECORD, json.dumps(record, indent=2))
+            _write_record(run, {"inputs": inputs.fingerprints(), "versions": library_versions()})
     return run
 
 
@@ -188,14 +187,14 @@ def forget(run: Run) -> None:
     """Removes everything of a run but its config, for `force=true`."""
     logger.info("force=true: training %s anew", run.folder)
     for path in run.folder.iterdir():
-        if path.name in ("config.yaml", RECORD):
-            continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.name not in ("config.yaml", RECORD):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    _write_record(run, {"inputs": run.inputs.fingerprints(), "versions": library_versions()})
 
 
 def _check_readable(checkpoint: Path) -> None:
     try:
-        torch.load(checkpoint, map_location="cpu", weights_only=True)
+        torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)  # its shape, not its bytes
     except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else "it is cut off"
         raise ValueError(
@@ -260,27 +259,22 @@ def _save(run: Run, model: NarrativeModel, facts: dict[str, Any], trainer: Any) 
     from safetensors.torch import save_file
 
     state = {name: tensor.contiguous() for name, tensor in model.trained_state().items()}
-    partial = run.folder / f".{WEIGHTS}"
     record = json.loads((run.folder / RECORD).read_text())
     record |= {**facts, "val_loss": _best_loss(trainer)}
     record["trained_parameters"] = sum(tensor.numel() for tensor in state.values())
-    _write(run.folder / RECORD, json.dumps(record, indent=2))
-    save_file(
-        state, partial, metadata={"config": json.dumps(plain(run.cfg)), "versions": json.dumps(record["versions"])}
-    )
-    partial.replace(run.folder / WEIGHTS)
+    _write_record(run, record)
+    metadata = {"config": json.dumps(plain(run.cfg)), "versions": json.dumps(record["versions"])}
+    write_atomically(run.folder / WEIGHTS, lambda path: save_file(state, path, metadata=metadata))
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # what they held and is worth keeping is in WEIGHTS
+
+
+def _write_record(run: Run, record: dict[str, Any]) -> None:
+    write_atomically(run.folder / RECORD, lambda path: path.write_text(json.dumps(record, indent=2)))
 
 
 def _best_loss(trainer: Any) -> float | None:
     score = trainer.checkpoint_callbacks[0].best_model_score
     return None if score is None else float(score)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def is_main_process() -> bool:

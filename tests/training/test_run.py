@@ -72,7 +72,12 @@ def test_a_finished_run_is_reused_and_force_trains_it_anew(small_config):
     before = weights.stat().st_mtime_ns
     assert train_and_evaluate(small_config()) == (folder, loss)
     assert weights.stat().st_mtime_ns == before
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"versions": {"torch": "0"}, "stale": 1}))
     assert train_and_evaluate(small_config("force=true")) == (folder, loss)
+    again = json.loads((folder / "run.json").read_text())
+    assert again["versions"] == record["versions"]
+    assert "stale" not in again
     assert weights.stat().st_mtime_ns > before
 
 
