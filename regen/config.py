@@ -47,8 +47,44 @@ class FolderSource:
 
 
 @dataclass
+class AmazonSource:
+    _target_: str = MISSING
+    folder: str | None = None
+    reviews: str = MISSING
+    metadata: str = MISSING
+    max_history: int = MISSING
+    collapse_copies: bool = MISSING
+
+
+@dataclass
+class ReleaseFields:
+    user_id: str = MISSING
+    history: str = MISSING
+    item_id: str = MISSING
+    title: str = MISSING
+    description: str | None = None
+    category: str | None = None
+    price: str | None = None
+    brand: str | None = None
+    timestamp: str | None = None
+    rating: str | None = None
+    review_title: str | None = None
+    review_text: str | None = None
+    narratives: dict[str, str | None] = MISSING
+
+
+@dataclass
+class ReleaseSource:
+    _target_: str = MISSING
+    path: str = MISSING
+    on_bad_row: OnBadRow = OnBadRow.error
+    fields: ReleaseFields = MISSING
+
+
+@dataclass
 class Vertical:
     name: str = MISSING
+    file: str = MISSING
 
 
 @dataclass
@@ -282,7 +318,7 @@ def register() -> None:
     store = ConfigStore.instance()
     groups: dict[str, list[type]] = {
         "root": [PrepareConfig, EncodeConfig, TrainConfig, EvaluateConfig],
-        "source": [SyntheticSource, FolderSource],
+        "source": [SyntheticSource, FolderSource, AmazonSource, ReleaseSource],
         "encoder": [Encoder, ControlEncoder],
         "cf": [ALS, BPR],
         "adapter": [LinearAdapter, MLPAdapter, TransformerAdapter],

@@ -96,9 +96,11 @@ def _note(path: Path, cfg: DictConfig, note: dict[str, Any]) -> None:
 
 def _warn_of_idle_overrides(cfg: DictConfig, overrides: list[str]) -> None:
     """Warns of an option that has no effect beside the others."""
+    from omegaconf import OmegaConf
+
     keys = [override.lstrip("+~").split("=")[0] for override in overrides]
     idle = {
-        "vertical": "vertical" not in cfg.source,
+        "vertical": "${vertical." not in str(OmegaConf.to_container(cfg.source, resolve=False)),
         "cf": cfg.encoder.name not in ("both", "cf"),
         "content": cfg.encoder.name not in ("both", "content"),
     }

@@ -22,13 +22,14 @@ from pathlib import Path
 import polars as pl
 
 from regen.data.files import find_file, read_jsonl
+from regen.data.source import TablesSource
 from regen.data.tables import INTERACTIONS, ITEMS, LINE, NARRATIVES, DataError, OnBadRow, Tables, validate
 
 FILES = {"items": "items.jsonl", "interactions": "interactions.jsonl", "narratives": "narratives.jsonl"}
 _TIMES = {"timestamp": pl.String()}
 
 
-class JsonlSource:
+class JsonlSource(TablesSource):
     """Reads the layout above.
 
     Args:

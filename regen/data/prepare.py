@@ -3,24 +3,16 @@
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import polars as pl
 
 from regen.artefacts import Artefact, build, file_hash
-from regen.data.tables import Tables, sort_interactions
+from regen.data.source import Source
+from regen.data.tables import Tables
 
 STAGE = "prepared"
-
-
-class Source(Protocol):
-    """Where rows come from."""
-
-    def files(self) -> list[Path]:
-        """Input files; their hashes enter the artefact's fingerprint."""
-
-    def read(self) -> tuple[Tables, dict[str, int]]:
-        """The three tables, checked, and how many rows were read, kept and dropped for which reason."""
+TABLES = ("items", "interactions", "narratives")
 
 
 def prepare(source: Source, config: Mapping[str, Any], *, root: Path, force: bool = False) -> Artefact:
@@ -37,16 +29,9 @@ def prepare(source: Source, config: Mapping[str, Any], *, root: Path, force: boo
     """
 
     def make(folder: Path) -> dict[str, int]:
-        tables, counts = source.read()
-        tables.items.sort("item_id").write_parquet(folder / "items.parquet")
-        sort_interactions(tables.interactions).write_parquet(folder / "interactions.parquet")
-        tables.narratives.sort("user_id", "feature", "item_id", "timestamp").write_parquet(
-            folder / "narratives.parquet"
-        )
-        if tables.planted is not None:
-            tables.planted.write_parquet(folder / "planted.parquet")
-        sizes = {"items": tables.items, "interactions": tables.interactions, "narratives": tables.narratives}
-        return {**counts, **{name: len(table) for name, table in sizes.items()}}
+        counts = source.write(folder)
+        sizes = {name: pl.scan_parquet(folder / f"{name}.parquet").select(pl.len()).collect().item() for name in TABLES}
+        return counts | sizes
 
     inputs = {path.name: file_hash(path) for path in source.files()}
     return build(STAGE, root=root, config=config, inputs=inputs, version=1, make=make, force=force)

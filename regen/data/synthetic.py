@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from regen.data.source import TablesSource
 from regen.data.synthetic_text import (
     BLAME,
     DESCRIPTIONS,
@@ -32,7 +33,7 @@ SKEW = 1.5  # popularity inside a need: rank ~ uniform ** SKEW
 
 
 @dataclass(frozen=True, kw_only=True)
-class SyntheticSource:
+class SyntheticSource(TablesSource):
     """Generates a world, the same for the same settings.
 
     Args:
@@ -95,7 +96,7 @@ class SyntheticSource:
         interactions = self._interactions(rng, bought, words, item_ids, user_ids)
         narratives, planted = self._narratives(rng, lexicon, interactions, needs_of, words, item_ids, user_ids)
         tables = Tables(items, interactions, narratives, planted)
-        return tables, {"read": len(interactions), "kept": len(interactions)}
+        return tables, {}
 
     def _items(
         self, rng: np.random.Generator, lexicon: Lexicon, words: list[dict[str, str]], item_ids: list[str]

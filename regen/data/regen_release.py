@@ -1,0 +1,199 @@
+"""Source `regen_release`: the published REGEN data set, one user with history and narratives a line (paper 3).
+
+Where a value stands in a line is a mapping in `conf/source/regen_release.yaml`: the release has fields whose names are
+not known to us, and a name that is not there is an error that lists the names found.
+"""
+
+import gzip
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from regen.data.cleaning import parse_prices
+from regen.data.json_lines import JsonLines
+from regen.data.source import TablesSource
+from regen.data.tables import (
+    FEATURES,
+    INTERACTIONS,
+    ITEMS,
+    LINE,
+    NARRATIVES,
+    DataError,
+    OnBadRow,
+    Tables,
+    nearest,
+    validate,
+)
+
+SAMPLE = 1_000  # lines in which a mapped name has to occur
+ITEM_FEATURES = ("purchase_reason", "purchase_reason_explanation", "product_endorsement")
+_ELEMENT = ("item_id", "title", "description", "category", "price", "brand")
+_ELEMENT += ("timestamp", "rating", "review_title", "review_text")
+_NUMBERS = ("timestamp", "rating")
+
+
+class ReleaseSource(TablesSource):
+    """Reads one vertical of the release.
+
+    Args:
+        path: The file, plain or gzipped.
+        fields: Dotted names: `user_id`, `history` and each of `narratives` from the line down, the others from an
+            element of the history down; null for what the file does not have.
+        on_bad_row: `error` stops at a row that cannot be used, `skip` leaves it out and counts it.
+    """
+
+    def __init__(self, *, path: str, fields: Mapping[str, Any], on_bad_row: OnBadRow = "error") -> None:
+        self.path = Path(path)
+        self.on_bad_row = on_bad_row
+        self.narratives = {name: str(at) for name, at in fields["narratives"].items() if at is not None}
+        self.fields = {name: str(at) for name, at in fields.items() if name != "narratives" and at is not None}
+        for name in self.narratives:
+            if name not in FEATURES:
+                raise ValueError(f"source.fields.narratives.{name}: no such feature. {nearest(name, FEATURES)}")
+        for name in ("user_id", "history", "item_id", "title"):
+            if name not in self.fields:
+                raise ValueError(f"source.fields.{name} cannot be null.")
+
+    def files(self) -> list[Path]:
+        """The one file."""
+        if not self.path.is_file():
+            raise DataError(
+                f"{self.path}: no such file. Download the release from Kaggle (googleai/"
+                "regen-reviews-enhanced-with-generative-narratives) and set source.path to the file of the vertical."
+            )
+        return [self.path]
+
+    def read(self) -> tuple[Tables, dict[str, int]]:
+        """The tables, checked, and the counts of `validate`, with `users.read` and `users.dropped.malformed_line`.
+
+        Raises:
+            DataError: If a mapped name does not occur, or a row cannot be used.
+        """
+        self._check_names()
+        lines = JsonLines(self.path, _schema(self._paths()))
+        users = pl.concat([pl.DataFrame(schema=lines.schema), *lines.chunks()])
+        if lines.malformed and self.on_bad_row == "error":
+            raise DataError(
+                f"{self.path}: {lines.malformed:,} of {lines.lines:,} lines are no JSON object. "
+                "Set source.on_bad_row=skip to leave them out."
+            )
+        users = users.with_row_index(LINE, offset=1).cast({LINE: pl.Int64})
+        history, element = self.fields["history"], _names(self.fields, _ELEMENT)
+        bought = (
+            users.select(LINE, _value(self.fields["user_id"]).alias("user_id"), _value(history).alias("history"))
+            .explode("history", empty_as_null=False)
+            .select(LINE, "user_id", *(_value(at, "history").alias(name) for name, at in element.items()))
+        )
+        for name in _ELEMENT:
+            if name not in element:
+                bought = bought.with_columns(pl.lit(None, dtype=pl.String).alias(name))
+        bought = bought.with_columns(price=parse_prices(bought["price"]), timestamp=pl.col("timestamp").cast(pl.Int64))
+        items = bought.filter(pl.col("item_id").is_not_null()).select(ITEMS.names()).unique()
+        distinct = items.sort(ITEMS.names(), nulls_last=True).unique("item_id", keep="first", maintain_order=True)
+        interactions = bought.select(LINE, *INTERACTIONS.names()).cast({"rating": pl.Float64})
+        once = interactions.unique(maintain_order=True)  # the release lists some purchases twice
+        tables = Tables(
+            items=distinct,
+            interactions=once,
+            narratives=self._narratives(users, bought),
+        )
+        checked, counts = validate(tables, on_bad_row=self.on_bad_row, origin=str(self.path))
+        counts["interactions.read"] = len(interactions)
+        counts["interactions.dropped.repeated"] = len(interactions) - len(once)
+        noted = {"items.with_several_descriptions": len(items) - len(distinct), "users.read": lines.lines}
+        return checked, counts | noted | {"users.dropped.malformed_line": lines.malformed}
+
+    def _narratives(self, users: pl.DataFrame, bought: pl.DataFrame) -> pl.DataFrame:
+        """One row per text; those about one item speak of the last element of the history."""
+        last = bought.group_by(LINE, maintain_order=True).agg(pl.col("item_id", "timestamp").last())
+        rows = [pl.DataFrame(schema={LINE: pl.Int64(), **NARRATIVES})]
+        for feature, at in self.narratives.items():
+            texts = users.select(LINE, user_id=_value(self.fields["user_id"]), text=_value(at)).drop_nulls("text")
+            if feature in ITEM_FEATURES:
+                texts = texts.join(last, on=LINE, how="left")
+            rows.append(texts.with_columns(feature=pl.lit(feature)))
+        return pl.concat(rows, how="diagonal")
+
+    def _paths(self) -> dict[str, pl.DataType]:
+        """Full dotted name of every mapped value, `[]` behind the list of purchases, with its type."""
+        history = self.fields["history"]
+        paths: dict[str, pl.DataType] = {self.fields["user_id"]: pl.String()}
+        for name, at in _names(self.fields, _ELEMENT).items():
+            paths[f"{history}[].{at}"] = pl.Float64() if name in _NUMBERS else pl.String()
+        return paths | {at: pl.String() for at in self.narratives.values()}
+
+    def _check_names(self) -> None:
+        found: dict[str, None] = {}
+        for line in itertools.islice(_text_lines(self.path), SAMPLE):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            found.update(dict.fromkeys(_leaves(record)))
+        keys = {at: f"source.fields.{name}" for name, at in self.fields.items()}
+        keys |= {f"{self.fields['history']}[].{at}": keys[at] for at in _names(self.fields, _ELEMENT).values()}
+        keys |= {at: f"source.fields.narratives.{name}" for name, at in self.narratives.items()}
+        for at in self._paths():
+            if at not in found:
+                above, mark, below = at.rpartition("[].")
+                names = [name.removeprefix(above + mark) for name in found if name.startswith(above + mark)]
+                raise DataError(
+                    f"{keys[at]}={below}: the first {SAMPLE:,} lines of {self.path} have no such name"
+                    f"{f' below {above}' if mark and names else ''}. {nearest(below, names or list(found))} "
+                    "Set it to one of them, or to null if the file has no such value."
+                )
+
+
+def _names(fields: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
+    return {name: fields[name] for name in names if name in fields}
+
+
+def _value(path: str, column: str | None = None) -> pl.Expr:
+    """What stands at a dotted name below a struct column, or from the row down."""
+    first, *rest = [*([column] if column else []), *path.split(".")]
+    value = pl.col(first)
+    for name in rest:
+        value = value.struct.field(name)
+    return value
+
+
+def _schema(paths: Mapping[str, pl.DataType]) -> pl.Schema:
+    """Nested Polars types of dotted names."""
+    tree: dict[str, Any] = {}
+    for path, dtype in paths.items():
+        *above, leaf = path.split(".")
+        node = tree
+        for name in above:
+            node = node.setdefault(name, {})
+        node[leaf] = dtype
+    return pl.Schema(_types(tree))
+
+
+def _types(tree: Mapping[str, Any]) -> dict[str, Any]:
+    types: dict[str, Any] = {}
+    for name, below in tree.items():
+        dtype = pl.Struct(_types(below)) if isinstance(below, dict) else below
+        types[name.removesuffix("[]")] = pl.List(dtype) if name.endswith("[]") else dtype
+    return types
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[str]:
+    """Dotted names of all values that are neither object nor list, `[]` behind a list."""
+    if isinstance(value, dict):
+        for key, below in value.items():
+            yield from _leaves(below, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for below in value:
+            yield from _leaves(below, f"{path}[]")
+    elif path:
+        yield path
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8", errors="replace") as file:
+        yield from file
