@@ -3,8 +3,10 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
+PORT ?= 8000
+MAX_MODEL_LEN ?= 4096
 
-.PHONY: help setup grid train evaluate test test-all lint types bench clean
+.PHONY: help setup grid train evaluate test test-all lint types bench llm-server clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -43,5 +45,14 @@ types: setup ## A strict type check of regen/
 bench: setup ## Speed against the usual loop, as ratios taken in one run
 	$(BIN)/python benchmarks/training_step.py
 
-clean: ## Remove .venv, outputs and caches
-	rm -rf .venv outputs build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+llm-server: setup .venv-llm/installed ## SmolLM2 behind an OpenAI-compatible API on 127.0.0.1; PORT=8000 MAX_MODEL_LEN=4096
+	exec $(BIN)/python -m regen.narratives.llm_server port=$(PORT) max_model_len=$(MAX_MODEL_LEN)
+
+.venv-llm/installed: constraints-llm.txt
+	test -x .venv-llm/bin/python || $(PYTHON) -m venv .venv-llm
+	.venv-llm/bin/python -m pip install -q "$$(grep '^torch==' constraints-llm.txt)"
+	.venv-llm/bin/python -m pip install -q --no-deps -r constraints-llm.txt
+	touch $@
+
+clean: ## Remove both environments, outputs and caches
+	rm -rf .venv .venv-llm outputs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -23,7 +23,9 @@ from typing import Any
 from isal import igzip
 from tqdm import tqdm
 
-WORDS = [f"{a}{b}" for a in ("pa", "lo", "ki", "ste", "re", "no", "di", "mu", "gra") for b in ("per", "st", "n", "ling", "t")]
+WORDS = [
+    f"{a}{b}" for a in ("pa", "lo", "ki", "ste", "re", "no", "di", "mu", "gra") for b in ("per", "st", "n", "ling", "t")
+]
 MARKUP = ("&amp;", "&quot;well&quot;", "<br />", "a < b", "R&D", '<a href="x">this</a>')
 
 

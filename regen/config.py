@@ -265,6 +265,48 @@ class Paths:
 
 
 @dataclass
+class Narrator:
+    name: str = MISSING
+
+
+@dataclass
+class WritingNarrator(Narrator):
+    max_history: int = MISSING
+    users: int | None = None
+
+
+@dataclass
+class EndpointPrice:
+    prompt: float | None = None
+    completion: float | None = None
+
+
+@dataclass
+class Endpoint:
+    model: str = MISSING
+    base_url: str | None = None
+    api_key_env: str = MISSING
+    temperature: float = MISSING
+    top_p: float = MISSING
+    max_tokens: int = MISSING
+    seed: int | None = None
+    timeout: float = MISSING
+    concurrency: int = MISSING
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    max_attempts: int = MISSING
+    price: EndpointPrice = MISSING
+    ledger: str = MISSING
+    text_characters: int = MISSING
+    history_characters: int = MISSING
+
+
+@dataclass
+class OpenAINarrator(Endpoint, WritingNarrator):
+    pass
+
+
+@dataclass
 class PrepareConfig:
     source: Any = MISSING
     vertical: Vertical = MISSING
@@ -273,7 +315,35 @@ class PrepareConfig:
 
 
 @dataclass
-class EncodeConfig(PrepareConfig):
+class NarratedConfig(PrepareConfig):
+    narrator: Any = MISSING
+    max_cost: float | None = None
+
+
+@dataclass
+class NarrateConfig(NarratedConfig):
+    dry_run: bool = False
+
+
+@dataclass
+class RateConfig(NarrateConfig):
+    rater: dict[str, Endpoint] = MISSING
+    draws: int = MISSING
+    users: int | None = None
+
+
+@dataclass
+class ReleaseConfig(NarratedConfig):
+    split: Split = MISSING
+    folder: str = MISSING
+    ratings: str | None = None
+    push_to: str | None = None
+    private: bool = True
+    license: str = MISSING
+
+
+@dataclass
+class EncodeConfig(NarratedConfig):
     cf: CF = MISSING
     content: Content = MISSING
     split: Split = MISSING
@@ -317,8 +387,17 @@ def register() -> None:
     OmegaConf.register_new_resolver("groups_help", groups_help, replace=True)
     store = ConfigStore.instance()
     groups: dict[str, list[type]] = {
-        "root": [PrepareConfig, EncodeConfig, TrainConfig, EvaluateConfig],
+        "root": [
+            PrepareConfig,
+            NarrateConfig,
+            RateConfig,
+            ReleaseConfig,
+            EncodeConfig,
+            TrainConfig,
+            EvaluateConfig,
+        ],
         "source": [SyntheticSource, FolderSource, AmazonSource, ReleaseSource],
+        "narrator": [Narrator, WritingNarrator, OpenAINarrator],
         "encoder": [Encoder, ControlEncoder],
         "cf": [ALS, BPR],
         "adapter": [LinearAdapter, MLPAdapter, TransformerAdapter],

@@ -7,9 +7,9 @@ from regen.cli import main
 
 @main("encode")
 def run(cfg: DictConfig) -> None:
-    from regen.pipeline import encoded_artefacts, prepared_artefact
+    from regen.pipeline import data_artefact, encoded_artefacts
 
-    encoded_artefacts(cfg, ("cf", "content"), prepared_artefact(cfg), force=cfg.force)
+    encoded_artefacts(cfg, ("cf", "content"), data_artefact(cfg), force=cfg.force)
 
 
 if __name__ == "__main__":

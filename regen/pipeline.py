@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -11,7 +11,12 @@ from regen.data.prepare import item_rows, load_tables, prepare
 from regen.embeddings import fusion
 from regen.embeddings.encode import Split, encode_cf, encode_content, load_cf, load_content
 
+if TYPE_CHECKING:
+    from regen.narratives.narrate import Narrator
+    from regen.narratives.rate import Rater
+
 ENCODER_PARTS = {"both": ("cf", "content"), "cf": ("cf",), "content": ("content",)}
+HISTORY = 50  # purchases that a rater reads (paper 3.2)
 CONTROLS = ("none", "random", "noise")
 
 
@@ -33,6 +38,83 @@ def prepared_artefact(cfg: DictConfig, *, force: bool = False) -> Artefact:
     """Stage `prepare` of a config."""
     config = plain(cfg.source)
     return prepare(instantiate(config), config, root=Path(cfg.paths.data_dir), force=force)
+
+
+def data_artefact(cfg: DictConfig, *, force: bool = False) -> Artefact:
+    """The prepared data with narratives of the config's narrator: the source's own, or newly written ones."""
+    prepared = prepared_artefact(cfg)
+    if cfg.narrator.name == "source":
+        return prepared
+    from regen.narratives.narrate import narrate
+
+    return narrate(
+        build_narrator(cfg),
+        prepared=prepared,
+        max_history=cfg.narrator.max_history,
+        users=cfg.narrator.users,
+        root=Path(cfg.paths.data_dir),
+        force=force,
+    )
+
+
+def build_narrator(cfg: DictConfig) -> "Narrator":
+    """What `narrator` names.
+
+    Raises:
+        ValueError: If there is no such narrator, or its endpoint cannot be used.
+    """
+    from regen.narratives.narrate import OpenAINarrator, TemplateNarrator
+
+    name = cfg.narrator.name
+    if name == "template":
+        return TemplateNarrator()
+    if name == "openai":
+        return OpenAINarrator(**endpoint_parts(plain(cfg.narrator), max_cost=cfg.max_cost, where="narrator"))
+    raise ValueError(f"narrator={name}: it writes nothing. Choose template or openai.")
+
+
+def build_raters(cfg: DictConfig) -> "list[Rater]":
+    """The raters of the config, by name."""
+    from regen.narratives.rate import Rater
+
+    return [
+        Rater(name, **endpoint_parts(options, max_cost=cfg.max_cost, where=f"rater.{name}"))
+        for name, options in plain(cfg.rater).items()
+    ]
+
+
+def endpoint_parts(options: Mapping[str, Any], *, max_cost: float | None, where: str) -> dict[str, Any]:
+    """Endpoint, ledger and limits of a `narrator` or `rater` node, by the names of a narrator's arguments.
+
+    Raises:
+        ValueError: If a setting cannot be used; the message has the config's key.
+    """
+    from regen.narratives.endpoint import Endpoint, Price, Sampling
+    from regen.narratives.prompts import Limits as RequestLimits
+    from regen.narratives.runner import Limits as RunLimits
+
+    prompt, completion = options["price"]["prompt"], options["price"]["completion"]
+    if (prompt is None) != (completion is None):
+        raise ValueError(f"{where}.price needs both prompt and completion, in dollars per million tokens.")
+    try:
+        return {
+            "endpoint": Endpoint(
+                sampling=Sampling(**{name: options[name] for name in ("temperature", "top_p", "max_tokens", "seed")}),
+                **{name: options[name] for name in ("model", "base_url", "api_key_env", "timeout")},
+            ),
+            "ledger": Path(options["ledger"]),
+            "request_limits": RequestLimits(options["text_characters"], options["history_characters"]),
+            "run_limits": RunLimits(
+                price=None if prompt is None else Price(prompt, completion),
+                max_cost=max_cost,
+                **{
+                    name: options[name]
+                    for name in ("concurrency", "requests_per_minute", "tokens_per_minute", "max_attempts")
+                },
+            ),
+        }
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def encoded_artefacts(

@@ -99,6 +99,7 @@ class AmazonSource:
                 f"{reviews}: 0 interactions are left of {counts['interactions.read']:,} reviews; at least one is "
                 f"needed. Check that {metadata} is the metadata of the same vertical."
             )
+        counts["items.dropped.no_interaction_left"] = items["title"].count() - len(kept_items)
         items = items.filter(pl.col("item_id").is_in(kept_items)).sort("item_id")
         items.write_parquet(folder / "items.parquet")
         NARRATIVES.to_frame().write_parquet(folder / "narratives.parquet")
@@ -122,7 +123,9 @@ class AmazonSource:
             rows = drop(rows, pl.col("review_text").is_not_null() & ~review.is_first_distinct(), "copied_review")
         newer = pl.int_range(pl.len(), dtype=pl.Int64).reverse().over("user_id")
         rows = drop(rows, newer >= self.max_history, f"before_the_latest_{self.max_history}")
-        ends = rows.group_by("user_id").agg(tie=pl.col("timestamp").tail(2).n_unique() < pl.col("timestamp").tail(2).len())
+        ends = rows.group_by("user_id").agg(
+            tie=pl.col("timestamp").tail(2).n_unique() < pl.col("timestamp").tail(2).len()
+        )
         counts["users"] = counts.get("users", 0) + len(ends)
         counts["users.last_purchase_ties"] = counts.get("users.last_purchase_ties", 0) + int(ends["tie"].sum())
         return rows
@@ -151,8 +154,12 @@ class UserRanges:
         if self.bounds is None:
             users = rows["user_id"].unique().sort()
             self.bounds = users.gather([len(users) * at // self.count for at in range(1, self.count)]).to_list()
-        of = rows["user_id"].to_frame().select(
-            pl.sum_horizontal([(pl.col("user_id") >= bound).cast(pl.Int32) for bound in self.bounds]).alias("range")
+        of = (
+            rows["user_id"]
+            .to_frame()
+            .select(
+                pl.sum_horizontal([(pl.col("user_id") >= bound).cast(pl.Int32) for bound in self.bounds]).alias("range")
+            )
         )
         for (number,), part in rows.with_columns(of["range"]).partition_by("range", as_dict=True).items():
             part.drop("range").write_ipc(self.folder / f"{number:05}-{self.chunks:06}.arrow", compression="lz4")
@@ -166,7 +173,7 @@ class UserRanges:
         for number in range(self.count):
             files = sorted(self.folder.glob(f"{number:05}-*.arrow"))
             if files:
-                yield pl.concat([pl.read_ipc(file, memory_map=False) for file in files])
+                yield pl.concat([pl.read_ipc(file) for file in files])
             for file in files:
                 file.unlink()
 
@@ -221,7 +228,8 @@ def _read_reviews(path: Path, counts: dict[str, int]) -> Iterator[pl.DataFrame]:
             rows = kept
         for name, column in (("text", "review_text"), ("time", "timestamp"), ("rating", "rating")):
             noted[f"without_{name}"] += rows[column].null_count()
-        yield rows
+        if not rows.is_empty():
+            yield rows
     counts["interactions.read"] = lines.lines
     counts["interactions.dropped.malformed_line"] = lines.malformed
     counts.update({f"interactions.dropped.{name}": count for name, count in dropped.items()})

@@ -89,7 +89,7 @@ def _transfer(url: str, target: Path) -> None:
             part.open("ab" if resumed else "wb") as file,
             tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=target.name) as bar,
         ):
-            for block in answer.iter_bytes():
+            for block in answer.iter_raw():  # some hosts call a .gz file encoded; it stays as it is
                 file.write(block)
                 bar.update(len(block))
     size = part.stat().st_size

@@ -50,7 +50,7 @@ def build_examples(tables: Tables, *, withhold: Mapping[str, bool], max_history:
     """
     titled = tables.items.filter(pl.col("title").is_not_null()).select("item_id")
     rows = tables.interactions.with_row_index("row").join(titled, on="item_id", how="semi", maintain_order="left")
-    narratives = tables.narratives.filter(pl.col("feature").is_in(list(withhold)))
+    narratives = tables.narratives.filter(pl.col("feature").is_in(list(withhold)), pl.col("text").is_not_null())
     by_user = _History.of(
         rows.join(narratives.select("user_id").unique(), on="user_id", how="semi", maintain_order="left")
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from typing import Never
 
 import polars as pl
 from isal import isal_zlib
@@ -20,7 +21,8 @@ _GZIP = 31  # window bits that make zlib expect gzip's header and check its sum
 class JsonLines:
     """Reads one file, chunk by chunk.
 
-    A value of another type than its column's is null. A line that is no JSON object is left out and counted.
+    A value that does not fit its column's type is null; a text column takes anything else as its JSON text. A line that
+    is no JSON object with at least one of the keys is left out and counted.
 
     Args:
         path: A `.json` or `.jsonl` file, plain or gzipped.
@@ -28,7 +30,7 @@ class JsonLines:
 
     Attributes:
         lines: How many lines were read so far, without blank ones.
-        malformed: How many of them are no JSON object.
+        malformed: How many of them were left out.
     """
 
     def __init__(self, path: Path, schema: pl.Schema) -> None:
@@ -45,7 +47,7 @@ class JsonLines:
         """
         if not self.path.is_file():
             raise DataError(f"{self.path}: no such file.")
-        texts = _whole_lines(self.path)
+        texts = whole_lines(self.path)
         with ThreadPoolExecutor(1) as ahead:  # unpacks the next chunk while Polars parses this one
             waiting = ahead.submit(next, texts, None)
             while (text := waiting.result()) is not None:
@@ -59,8 +61,10 @@ class JsonLines:
         except pl.exceptions.PolarsError:
             good = [line for line in text.split(b"\n") if line.strip() and self._is_object(line)]
             rows = self._read(b"\n".join(good)) if good else pl.DataFrame(schema=self.schema)
+        filled = rows.filter(~pl.all_horizontal(pl.all().is_null()))  # JSON, but no object with any of the keys
         self.lines += len(rows)
-        return rows
+        self.malformed += len(rows) - len(filled)
+        return filled
 
     def _read(self, text: bytes) -> pl.DataFrame:
         if not text.strip():
@@ -78,8 +82,12 @@ class JsonLines:
         return good
 
 
-def _whole_lines(path: Path) -> Iterator[bytes]:
-    """Text in chunks that end with a line."""
+def whole_lines(path: Path) -> Iterator[bytes]:
+    """Content of a plain or gzipped file in chunks of about 32 MB that end with a line.
+
+    Raises:
+        DataError: If the file is damaged or cut off.
+    """
     size, kept, parts = path.stat().st_size, b"", []
     held = 0
     with tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=size < 2 * CHUNK_BYTES) as bar:
@@ -97,7 +105,7 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
         yield rest
 
 
-def _unpacked(path: Path, bar: "tqdm[None]") -> Iterator[bytes]:
+def _unpacked(path: Path, bar: "tqdm[Never]") -> Iterator[bytes]:
     """Content of the file, unpacked if it is gzip; a file of several gzip members is their content in a row."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
@@ -108,12 +116,12 @@ def _unpacked(path: Path, bar: "tqdm[None]") -> Iterator[bytes]:
             if not packed:
                 yield block
                 continue
-            while block:
+            while block.strip(b"\0") if unpacker.eof else block:  # padding may follow the last member
                 if unpacker.eof:
                     unpacker = isal_zlib.decompressobj(_GZIP)
                 try:
                     text = unpacker.decompress(block)
-                except isal_zlib.error as error:
+                except isal_zlib.error as error:  # type: ignore[misc]
                     raise DataError(
                         f"{path}: damaged after {written:,} unpacked bytes ({error}). Fetch the file again."
                     ) from error
@@ -121,7 +129,5 @@ def _unpacked(path: Path, bar: "tqdm[None]") -> Iterator[bytes]:
                 written += len(text)
                 yield text
                 block = unpacker.unused_data if unpacker.eof else b""
-                if unpacker.eof and not block.strip(b"\0"):  # padding behind the last member
-                    block = b""
         if packed and begun and not unpacker.eof:
             raise DataError(f"{path}: cut off after {written:,} unpacked bytes. Fetch the file again.")

@@ -4,8 +4,6 @@ Where a value stands in a line is a mapping in `conf/source/regen_release.yaml`:
 not known to us, and a name that is not there is an error that lists the names found.
 """
 
-import gzip
-import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from regen.data.cleaning import parse_prices
-from regen.data.json_lines import JsonLines
+from regen.data.json_lines import JsonLines, whole_lines
 from regen.data.source import TablesSource
 from regen.data.tables import (
     FEATURES,
@@ -31,7 +29,7 @@ from regen.data.tables import (
 
 SAMPLE = 1_000  # lines in which a mapped name has to occur
 ITEM_FEATURES = ("purchase_reason", "purchase_reason_explanation", "product_endorsement")
-_ELEMENT = ("item_id", "title", "description", "category", "price", "brand")
+_ELEMENT: tuple[str, ...] = ("item_id", "title", "description", "category", "price", "brand")
 _ELEMENT += ("timestamp", "rating", "review_title", "review_text")
 _NUMBERS = ("timestamp", "rating")
 
@@ -103,7 +101,9 @@ class ReleaseSource(TablesSource):
         )
         checked, counts = validate(tables, on_bad_row=self.on_bad_row, origin=str(self.path))
         counts["interactions.read"] = len(interactions)
-        counts["interactions.dropped.repeated"] = len(interactions) - len(once)
+        counts["interactions.dropped.repeated"] = (
+            counts.get("interactions.dropped.repeated", 0) + len(interactions) - len(once)
+        )
         noted = {"items.with_several_descriptions": len(items) - len(distinct), "users.read": lines.lines}
         return checked, counts | noted | {"users.dropped.malformed_line": lines.malformed}
 
@@ -128,7 +128,8 @@ class ReleaseSource(TablesSource):
 
     def _check_names(self) -> None:
         found: dict[str, None] = {}
-        for line in itertools.islice(_text_lines(self.path), SAMPLE):
+        begin = next(whole_lines(self.path), b"")
+        for line in begin.split(b"\n", SAMPLE)[:SAMPLE]:
             try:
                 record = json.loads(line)
             except ValueError:
@@ -191,9 +192,3 @@ def _leaves(value: Any, path: str = "") -> Iterator[str]:
             yield from _leaves(below, f"{path}[]")
     elif path:
         yield path
-
-
-def _text_lines(path: Path) -> Iterator[str]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8", errors="replace") as file:
-        yield from file

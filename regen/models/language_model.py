@@ -82,6 +82,19 @@ def load_packaged(name: str, *, package: str) -> LanguageModel:
     Raises:
         ValueError: If that package is not installed.
     """
+    return _load_folder(name, str(packaged_folder(name, package=package)))
+
+
+def packaged_folder(name: str, *, package: str) -> Path:
+    """The `save_pretrained` folder of weights that a package ships as GGUF; the first call converts them.
+
+    Args:
+        name: What the message calls it.
+        package: As for `load_packaged`.
+
+    Raises:
+        ValueError: If that package is not installed.
+    """
     try:
         version = metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -95,7 +108,7 @@ def load_packaged(name: str, *, package: str) -> LanguageModel:
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             _convert_gguf(_gguf_file(package), folder)
-    return _load_folder(name, str(folder))
+    return folder
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from regen.embeddings.encode import Split
 from regen.models.language_model import LanguageModel
 from regen.models.narrative_model import NarrativeModel
 from regen.models.warm_start import initialise
-from regen.pipeline import encoded_artefacts, encoder_parts, instantiate, interaction_vectors, plain, prepared_artefact
+from regen.pipeline import data_artefact, encoded_artefacts, encoder_parts, instantiate, interaction_vectors, plain
 
 logger = logging.getLogger(__name__)
 RUN_OPTIONS = ("name", "lr", "init", "ridge")
@@ -43,7 +43,7 @@ class Inputs:
 
 def build_inputs(cfg: DictConfig) -> Inputs:
     """Builds what is missing of the artefacts that this cell's encoder needs."""
-    prepared = prepared_artefact(cfg)
+    prepared = data_artefact(cfg)
     return Inputs(prepared, encoded_artefacts(cfg, encoder_parts(cfg.encoder.name), prepared))
 
 
@@ -62,6 +62,11 @@ def build_data(cfg: DictConfig, inputs: Inputs, lm: LanguageModel) -> NarrativeD
     tables = load_tables(inputs.prepared.path)
     features = plain(cfg.feature)
     known = tables.narratives["feature"].unique().sort().to_list()
+    if not known:
+        raise DataError(
+            f"These data have no narratives, so there is no {next(iter(features))} to train on. "
+            "Choose what writes them: narrator=template or narrator=openai."
+        )
     for name in features:
         if name not in known:
             raise DataError(f"feature={name}: these data have no such narrative; they have {', '.join(known)}.")

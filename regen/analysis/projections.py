@@ -1,0 +1,91 @@
+"""Soft tokens, their parts and the LM's tokens in two dimensions (paper 6.1, Figures 5 and 8)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+from sklearn.decomposition import PCA  # type: ignore[import-untyped]
+from sklearn.manifold import TSNE  # type: ignore[import-untyped]
+
+from regen.analysis.adapter_weights import AdapterSample, split_projection
+from regen.models.adapter import LinearAdapter
+
+Method = Literal["tsne", "pca"]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Points of several groups in one plane.
+
+    Attributes:
+        method: What placed them.
+        points: `group`, `x`, `y`, a row per point.
+        sizes: Points of each group.
+        available: How many vectors of each group they were drawn from.
+        seed: Of the draw and of t-SNE.
+        perplexity: Of t-SNE.
+        explained: Share of the variance that each axis of PCA explains.
+    """
+
+    method: Method
+    points: pl.DataFrame
+    sizes: dict[str, int]
+    available: dict[str, int]
+    seed: int
+    perplexity: float | None = None
+    explained: tuple[float, float] | None = None
+
+
+def embedding_groups(sample: AdapterSample) -> dict[str, Float[np.ndarray, "vectors lm_dim"]]:
+    """Soft tokens, LM tokens and, for the linear adapter, the projected parts, by name."""
+    groups = {"soft tokens": sample.soft.numpy()}
+    if isinstance(sample.adapter, LinearAdapter):
+        parts = split_projection(sample.adapter, sample.cf_dim).parts(sample.fused)
+        groups |= {"CF parts": parts.cf.numpy(), "content parts": parts.content.numpy()}
+    return groups | {"LM tokens": sample.token_embeddings.numpy()}
+
+
+def embed_in_plane(
+    groups: Mapping[str, Float[np.ndarray, "_ dim"]],
+    *,
+    method: Method,
+    most: int = 500,
+    perplexity: float = 30.0,
+    seed: int = 0,
+) -> Embedded:
+    """Draws vectors of each group and places all of them together.
+
+    t-SNE keeps neighbourhoods: how far apart its clusters lie, and how large they are, means nothing. PCA keeps
+    distances, as far as its two axes go.
+
+    Args:
+        groups: Vectors by name of their group.
+        method: `tsne` or `pca`.
+        most: The most vectors to draw of a group.
+        perplexity: Of t-SNE; at most a third of the points are taken for it.
+        seed: Of the draw and of t-SNE.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = {
+        name: vectors[np.sort(rng.choice(len(vectors), min(most, len(vectors)), replace=False))]
+        for name, vectors in groups.items()
+    }
+    together = np.concatenate(list(drawn.values())).astype(np.float64)
+    sizes = {name: len(vectors) for name, vectors in drawn.items()}
+    available = {name: len(vectors) for name, vectors in groups.items()}
+    if method == "pca":
+        pca = PCA(n_components=2, svd_solver="full")
+        points = _points(pca.fit_transform(together), sizes)
+        first, second = pca.explained_variance_ratio_.tolist()
+        return Embedded(method, points, sizes, available, seed, explained=(first, second))
+    perplexity = min(perplexity, len(together) / 3)
+    tsne = TSNE(n_components=2, perplexity=perplexity, init="pca", random_state=seed)
+    return Embedded(method, _points(tsne.fit_transform(together), sizes), sizes, available, seed, perplexity=perplexity)
+
+
+def _points(coordinates: Float[np.ndarray, "points 2"], sizes: Mapping[str, int]) -> pl.DataFrame:
+    names = [name for name, size in sizes.items() for _ in range(size)]
+    return pl.DataFrame({"group": names, "x": coordinates[:, 0], "y": coordinates[:, 1]})

@@ -1,0 +1,1 @@
+"""What writes reference narratives and what rates them (paper 3)."""

@@ -1,0 +1,90 @@
+"""The ledger: every answer an endpoint gave, kept from the moment it arrived, so that none is paid for twice."""
+
+import sqlite3
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+Outcome = Literal["answered", "invalid", "refused"]
+_BUSY = 60.0  # seconds to wait for another process that writes
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back for a request.
+
+    Attributes:
+        text: The message.
+        model: As the endpoint names what answered.
+        created: UTC time in ISO 8601.
+    """
+
+    text: str
+    model: str
+    created: str
+
+
+class Ledger:
+    """An SQLite file; several processes may use it at once.
+
+    Args:
+        path: Made if it does not exist.
+
+    Raises:
+        ValueError: If the file is no ledger.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        try:
+            self._db = sqlite3.connect(path, timeout=_BUSY, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")  # on the disk before the next request is sent
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS attempts (key TEXT, outcome TEXT, text TEXT, detail TEXT, model TEXT, "
+                "prompt_tokens INTEGER, completion_tokens INTEGER, dollars REAL, created TEXT)"
+            )
+            self._db.execute("CREATE UNIQUE INDEX IF NOT EXISTS answered ON attempts (key) WHERE outcome = 'answered'")
+            self._db.execute("CREATE INDEX IF NOT EXISTS keys ON attempts (key)")
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{path}: not a ledger of regen ({error}). Move it away or set another path.") from error
+
+    def record(
+        self,
+        key: str,
+        outcome: Outcome,
+        *,
+        text: str,
+        model: str,
+        detail: str = "",
+        prompt_tokens: int = 0,
+        completion_tokens: int = 0,
+        dollars: float = 0.0,
+    ) -> None:
+        """Writes one answer, whether it can be used or not; it is on the disk when this returns."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        values = (key, outcome, text, detail, model, prompt_tokens, completion_tokens, dollars, now)
+        self._db.execute("INSERT OR IGNORE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+
+    def answer(self, key: str) -> Answer | None:
+        """The usable answer to a request, if it was given."""
+        query = "SELECT text, model, created FROM attempts WHERE key = ? AND outcome = 'answered'"
+        row = self._db.execute(query, (key,)).fetchone()
+        return None if row is None else Answer(*row)
+
+    def dollars(self, key: str) -> float:
+        """What all answers to this request cost."""
+        query = "SELECT COALESCE(SUM(dollars), 0) FROM attempts WHERE key = ?"
+        return float(self._db.execute(query, (key,)).fetchone()[0])
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._db.close()
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,153 @@
+"""Requests to a language model: prompt templates from files, filled with a history, with the form of the answer."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from regen.fingerprints import fingerprint
+from regen.narratives.histories import Purchase, UserHistory, history_text
+
+FOLDER = Path(__file__).parent / "prompts"
+VERSION = 1  # of how a request is put together; raise it when the same template starts to give another request
+_USER = "\n=== user ===\n"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of a history a request holds.
+
+    Attributes:
+        text_characters: A longer title, description or review is cut there.
+        characters: Of the whole history; the oldest purchases that do not fit are left out.
+    """
+
+    text_characters: int
+    characters: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to an endpoint.
+
+    Attributes:
+        user_id: Whom it concerns.
+        prompt: Name of the prompt.
+        draw: Which of several independent answers to the same question.
+        messages: Chat messages.
+        answer: What the answer has to look like.
+    """
+
+    user_id: str
+    prompt: str
+    draw: int
+    messages: tuple[Mapping[str, str], ...]
+    answer: type[BaseModel]
+
+    def key(self, settings: Mapping[str, Any]) -> str:
+        """SHA-256 of everything that determines the answer: endpoint, model, sampling, messages, form and draw."""
+        determining = {
+            "settings": dict(settings),
+            "messages": [dict(message) for message in self.messages],
+            "schema": flat_schema(self.answer),
+            "draw": self.draw,
+        }
+        text = json.dumps(determining, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    @property
+    def characters(self) -> int:
+        """Of all messages."""
+        return sum(len(message["content"]) for message in self.messages)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A template file `prompts/<name>.md` and the form of its answer.
+
+    Attributes:
+        name: Of the file.
+        answer: Pydantic model of the answer.
+        examples: Whether the made-up customers of `examples.yaml` precede the question.
+    """
+
+    name: str
+    answer: type[BaseModel]
+    examples: bool = False
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits that change with the instructions, the examples or the form of the answer."""
+        parts = [_template(self.name), flat_schema(self.answer), VERSION]
+        if self.examples:
+            parts.append((FOLDER / "examples.yaml").read_text(encoding="utf-8"))
+        return fingerprint({"parts": parts})
+
+    def request(self, history: UserHistory, limits: Limits, *, draw: int = 0, **values: str) -> Request:
+        """The question about one user.
+
+        Args:
+            history: What the template's `$history` becomes.
+            limits: How much of it.
+            draw: Which of several independent answers.
+            **values: Other names of the template; they must be safe to stand outside of the history's fence.
+        """
+        system, _, user = _template(self.name).partition(_USER)
+        text, _ = history_text(history, text_characters=limits.text_characters, characters=limits.characters)
+        messages = [{"role": "system", "content": system}]
+        if self.examples:
+            messages += _example_turns(user, limits)
+        messages.append({"role": "user", "content": Template(user).substitute(history=text, **values)})
+        return Request(history.user_id, self.name, draw, tuple(messages), self.answer)
+
+
+def flat_schema(answer: type[BaseModel]) -> dict[str, Any]:
+    """JSON schema of an answer without references, titles and `$schema`, which some endpoints refuse."""
+    schema = answer.model_json_schema()
+    definitions = schema.pop("$defs", {})
+    return dict(_flat(schema, definitions))
+
+
+def _flat(node: Any, definitions: Mapping[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_flat(item, definitions) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        return _flat(definitions[node["$ref"].rpartition("/")[2]], definitions)
+    flat = {
+        key: {name: _flat(below, definitions) for name, below in value.items()}
+        if key == "properties"
+        else _flat(value, definitions)
+        for key, value in node.items()
+        if key not in ("title", "description", "default")
+    }
+    if flat.get("type") == "object":
+        flat["additionalProperties"] = False
+        flat["required"] = list(flat["properties"])
+    return flat
+
+
+@functools.cache
+def _template(name: str) -> str:
+    return (FOLDER / f"{name}.md").read_text(encoding="utf-8").strip()
+
+
+@functools.cache
+def _example_turns(user: str, limits: Limits) -> list[dict[str, str]]:
+    turns = []
+    for number, example in enumerate(yaml.safe_load((FOLDER / "examples.yaml").read_text(encoding="utf-8"))):
+        empty = dict.fromkeys(Purchase.__dataclass_fields__)
+        purchases = tuple(Purchase(**{**empty, "item_id": "", **fields}) for fields in example["purchases"])
+        history = UserHistory(f"example {number}", purchases)
+        text, _ = history_text(history, text_characters=limits.text_characters, characters=limits.characters)
+        turns.append({"role": "user", "content": Template(user).substitute(history=text)})
+        turns.append({"role": "assistant", "content": json.dumps(example["answer"], ensure_ascii=False)})
+    return turns

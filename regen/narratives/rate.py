@@ -1,0 +1,332 @@
+"""Stage `rate`: language models judge the narratives of every user (paper 3.3, appendices B and G)."""
+
+import functools
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import krippendorff
+import numpy as np
+import polars as pl
+from pydantic import BaseModel, create_model
+
+from regen.artefacts import Artefact, build
+from regen.data.prepare import load_tables
+from regen.data.tables import DataError
+from regen.narratives.endpoint import Endpoint
+from regen.narratives.histories import UserHistory, user_histories
+from regen.narratives.ledger import Ledger
+from regen.narratives.narrate import FAILURES, check_report
+from regen.narratives.prompts import Limits, Prompt, Request
+from regen.narratives.runner import Limits as RunLimits
+from regen.narratives.runner import ask_all
+
+logger = logging.getLogger(__name__)
+
+STAGE = "rated"
+LEVELS = ("very low", "low", "rather low", "medium", "rather high", "high", "very high")
+"""The seven points of the scale; a score is a level's position, 1 to 7."""
+Level = Literal["very low", "low", "rather low", "medium", "rather high", "high", "very high"]
+
+JUDGED = ("veracity", "grounding", "clarity", "foresight", "personalization")
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "user_richness": ("user_richness",),
+    "purchase_reason": JUDGED,
+    "user_summary": tuple(name for name in JUDGED if name != "foresight"),
+    "product_endorsement": JUDGED,
+}
+"""What is judged in each of the four stages, each a request of its own (paper 3.3)."""
+JUDGED_FEATURES: dict[str, tuple[str, ...]] = {
+    "user_richness": (),
+    "purchase_reason": ("purchase_reason", "purchase_reason_explanation"),
+    "user_summary": ("brief_user_summary", "long_user_summary", "user_profile"),
+    "product_endorsement": ("product_endorsement",),
+}
+RATINGS = pl.Schema(
+    {
+        "user_id": pl.String(),
+        "stage": pl.String(),
+        "features": pl.List(pl.String()),
+        "attribute": pl.String(),
+        "score": pl.Int8(),
+        "draws": pl.List(pl.Int8()),
+        "confidence": pl.Float64(),
+        "confidence_draws": pl.List(pl.Int8()),
+        "rater": pl.String(),
+        "model": pl.String(),
+        "prompt": pl.String(),
+    }
+)
+"""A judgement: final score 1 to 7, every draw of it, the stage's confidence, and who judged by which prompt."""
+AGREEMENT = pl.Schema(
+    {
+        "between": pl.String(),
+        "stage": pl.String(),
+        "attribute": pl.String(),
+        "units": pl.Int64(),
+        "krippendorff_alpha": pl.Float64(),
+        "exact_agreement": pl.Float64(),
+    }
+)
+
+
+@functools.cache
+def answer_model(stage: str) -> type[BaseModel]:
+    """The form of a judgement: per attribute a level and the confidence in it."""
+    fields: dict[str, Any] = {}
+    for attribute in ATTRIBUTES[stage]:
+        fields[attribute] = (Level, ...)
+        fields[f"{attribute}_confidence"] = (Level, ...)
+    return create_model(f"Rate_{stage}", **fields)
+
+
+@functools.cache
+def prompt_of(stage: str) -> Prompt:
+    """The stage's template."""
+    return Prompt(f"rate_{stage}", answer_model(stage))
+
+
+@dataclass(frozen=True)
+class Rater:
+    """A language model that judges.
+
+    Attributes:
+        name: What tables call it.
+        endpoint: The model.
+        ledger: Where answers are kept.
+        request_limits: How much of a history a request holds.
+        run_limits: Concurrency, rates, attempts, money.
+    """
+
+    name: str
+    endpoint: Endpoint
+    ledger: Path
+    request_limits: Limits
+    run_limits: RunLimits
+
+    def recipe(self) -> dict[str, Any]:
+        """Everything that determines its judgements."""
+        return {
+            **self.endpoint.settings(),
+            **vars(self.request_limits),
+            "prompts": {stage: prompt_of(stage).hash for stage in ATTRIBUTES},
+        }
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A user with the narratives to judge."""
+
+    history: UserHistory
+    narratives: Mapping[str, str | None]
+
+    def stages(self) -> Iterator[str]:
+        """The history always; of the others those that have a text."""
+        for stage, features in JUDGED_FEATURES.items():
+            if not features or any(self.narratives.get(feature) for feature in features):
+                yield stage
+
+    def request(self, stage: str, limits: Limits, draw: int) -> Request:
+        """One draw of one stage; no other stage's texts or scores are in it."""
+        texts = {feature: self.narratives.get(feature) for feature in JUDGED_FEATURES[stage]}
+        fenced = json.dumps(texts, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
+        values = {"narratives": fenced} if texts else {}
+        return prompt_of(stage).request(self.history, limits, draw=draw, **values)
+
+
+def subjects(data: Artefact, *, max_history: int, users: int | None) -> list[Subject]:
+    """Users with narratives, drawn by a hash of their id where only some are wanted.
+
+    Raises:
+        DataError: If there are no narratives.
+    """
+    tables = load_tables(data.path)
+    if tables.narratives.is_empty():
+        raise DataError(f"{data.path} has no narratives to rate. Choose what writes them: narrator=template or openai.")
+    texts: dict[str, dict[str, str | None]] = {}
+    for user, feature, text in tables.narratives.select("user_id", "feature", "text").iter_rows():
+        texts.setdefault(user, {}).setdefault(feature, text)
+    narrated = replace(tables, interactions=tables.interactions.filter(pl.col("user_id").is_in(list(texts))))
+    histories = user_histories(narrated, max_history=max_history, users=users)
+    return [Subject(history, texts[history.user_id]) for history in histories]
+
+
+def requests_of(rater: Rater, people: Sequence[Subject], draws: int) -> Iterator[Request]:
+    """Every draw of every stage of every user."""
+    for subject in people:
+        for stage in subject.stages():
+            for draw in range(draws):
+                yield subject.request(stage, rater.request_limits, draw)
+
+
+def rate(
+    raters: Sequence[Rater],
+    *,
+    data: Artefact,
+    draws: int,
+    max_history: int,
+    users: int | None,
+    max_cost: float | None,
+    root: Path,
+    force: bool = False,
+) -> Artefact:
+    """Builds or reuses the ratings of a narrated data set.
+
+    Writes `ratings.parquet`, `agreement.parquet` (between raters, and between each one's draws), `failures.parquet`.
+
+    Args:
+        raters: Who judges.
+        data: Prepared or narrated data.
+        draws: Independent answers to each question, of which the final score is made.
+        max_history: Of a user's purchases a rater reads the latest.
+        users: Only so many users, null for all that have narratives.
+        max_cost: Dollars for all raters together; null for no limit.
+        root: Folder that holds artefacts.
+        force: Build again; what a ledger holds is not asked again.
+
+    Raises:
+        DataError: If there are no narratives.
+        ValueError: If `max_cost` would be passed, or a rater answers nothing.
+    """
+    if draws < 1:
+        raise ValueError(f"draws={draws} has to be at least 1.")
+
+    def make(folder: Path) -> dict[str, int]:
+        people = subjects(data, max_history=max_history, users=users)
+        rows: list[dict[str, Any]] = []
+        failures: list[tuple[str, str, str]] = []
+        counts: Counter[str] = Counter()
+        left = max_cost
+        for rater in raters:
+            limits = replace(rater.run_limits, max_cost=left)
+            with Ledger(rater.ledger) as ledger:
+                report = ask_all(
+                    functools.partial(requests_of, rater, people, draws),
+                    total=sum(1 for subject in people for _ in subject.stages()) * draws,
+                    endpoint=rater.endpoint,
+                    ledger=ledger,
+                    limits=limits,
+                    name=f"rate {rater.name}",
+                )
+                check_report(report, limits)
+                rows += [row for subject in people for row in _judgements(subject, rater, ledger, draws)]
+            left = None if left is None else max(0.0, left - report.dollars_in_all)
+            failures += report.failures
+            counts.update({f"requests.{name}": count for name, count in report.counts.items()})
+        ratings = pl.DataFrame(rows, schema=RATINGS, orient="row").sort("user_id", "rater", "stage", "attribute")
+        ratings.write_parquet(folder / "ratings.parquet")
+        agreement(ratings).write_parquet(folder / "agreement.parquet")
+        pl.DataFrame(failures, schema=FAILURES, orient="row").sort(FAILURES.names()).write_parquet(
+            folder / "failures.parquet"
+        )
+        return {
+            "users": len(people),
+            "ratings": len(ratings),
+            "failures": len(failures),
+            **dict(sorted(counts.items())),
+        }
+
+    config = {
+        "draws": draws,
+        "max_history": max_history,
+        "users": users,
+        "raters": {rater.name: rater.recipe() for rater in raters},
+    }
+    inputs = {"data": data.fingerprint}
+    libraries = ("krippendorff",)
+    return build(STAGE, root=root, config=config, inputs=inputs, libraries=libraries, version=1, make=make, force=force)
+
+
+def _judgements(subject: Subject, rater: Rater, ledger: Ledger, draws: int) -> Iterator[dict[str, Any]]:
+    settings = rater.endpoint.settings()
+    for stage in subject.stages():
+        answers, model = [], ""
+        for draw in range(draws):
+            found = ledger.answer(subject.request(stage, rater.request_limits, draw).key(settings))
+            if found is not None:
+                answers.append(answer_model(stage).model_validate_json(found.text).model_dump())
+                model = found.model
+        if not answers:
+            continue
+        scores = {name: [_score(answer[name]) for answer in answers] for name in ATTRIBUTES[stage]}
+        confidences = {name: [_score(answer[f"{name}_confidence"]) for answer in answers] for name in scores}
+        for attribute in scores:
+            yield {
+                "user_id": subject.history.user_id,
+                "stage": stage,
+                "features": list(JUDGED_FEATURES[stage]),
+                "attribute": attribute,
+                "score": final_score(scores[attribute]),
+                "draws": scores[attribute],
+                "confidence": stage_confidence(list(confidences.values())),
+                "confidence_draws": confidences[attribute],
+                "rater": rater.name,
+                "model": model,
+                "prompt": f"{prompt_of(stage).name} {prompt_of(stage).hash}",
+            }
+
+
+def _score(level: str) -> int:
+    return LEVELS.index(level) + 1
+
+
+def final_score(draws: Sequence[int]) -> int:
+    """What more than half of the draws agree on, else their mean rounded down (paper 3.3)."""
+    value, count = Counter(draws).most_common(1)[0]
+    return value if 2 * count > len(draws) else math.floor(sum(draws) / len(draws))
+
+
+def stage_confidence(draws: Sequence[Sequence[int]]) -> float:
+    """The most frequent confidence of each attribute, averaged over attributes (paper 3.3); of several the lowest."""
+    modes = [min(value for value, count in Counter(of).items() if count == max(Counter(of).values())) for of in draws]
+    return sum(modes) / len(modes)
+
+
+def agreement(ratings: pl.DataFrame) -> pl.DataFrame:
+    """Krippendorff's alpha (ordinal) and the share of exact agreement: between raters, and between one rater's draws.
+
+    Alpha is null where fewer than two judgements of a user exist or all judgements are the same.
+    """
+    rows: list[dict[str, Any]] = []
+    for (stage, attribute), part in ratings.group_by(["stage", "attribute"], maintain_order=True):
+        names = part["rater"].unique().sort().to_list()
+        for name in names:
+            draws = part.filter(pl.col("rater") == name)["draws"].to_list()
+            rows.append(_agreement(f"draws of {name}", str(stage), str(attribute), _padded(draws)))
+        if len(names) > 1:
+            wide = part.pivot(on="rater", index="user_id", values="score").select(names)
+            table = wide.cast(pl.Float64).to_numpy()
+            rows.append(_agreement(" and ".join(names), str(stage), str(attribute), table))
+    return pl.DataFrame(rows, schema=AGREEMENT, orient="row").sort("between", "stage", "attribute")
+
+
+def _agreement(between: str, stage: str, attribute: str, table: np.ndarray) -> dict[str, Any]:
+    """Of judgements `users raters`, NaN where there is none."""
+    judged = table[(~np.isnan(table)).sum(axis=1) >= 2]
+    distinct = np.unique(judged[~np.isnan(judged)])
+    alpha = None
+    if len(distinct) > 1:
+        alpha = float(
+            krippendorff.alpha(judged.T, level_of_measurement="ordinal", value_domain=list(range(1, len(LEVELS) + 1)))
+        )
+    same = [len(np.unique(row[~np.isnan(row)])) == 1 for row in judged]
+    return {
+        "between": between,
+        "stage": stage,
+        "attribute": attribute,
+        "units": len(judged),
+        "krippendorff_alpha": alpha,
+        "exact_agreement": float(np.mean(same)) if same else None,
+    }
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    table = np.full((len(rows), max(map(len, rows))), np.nan)
+    for at, row in enumerate(rows):
+        table[at, : len(row)] = row
+    return table

@@ -1,0 +1,48 @@
+"""Shapes in the signatures of `regen.analysis` are checked too; one tiny run per adapter, trained once."""
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook(["regen.analysis"], "beartype.beartype")
+
+ADAPTERS = {
+    "linear": ["adapter=linear"],
+    "mlp": ["adapter=mlp", "adapter.hidden_dim=64"],
+    "transformer": ["adapter=transformer", "adapter.hidden_dim=16", "adapter.layers=1", "adapter.heads=2"],
+}
+
+
+@pytest.fixture(scope="session")
+def trained_runs(tmp_path_factory):
+    """Folders of runs with encoder=both on the same few users, by adapter; started below a folder of their own."""
+    from hydra import compose, initialize_config_dir
+
+    from regen.config import CONF, register
+    from regen.grid import train_and_evaluate
+
+    register()
+    root = tmp_path_factory.mktemp("analysis")
+    base = ["encoder=both", "source.users=150", "source.narrated_users=40", "source.items=60", "cf.model.factors=8"]
+    base += ["cf.model.iterations=3", "lm=tiny", "lm.width=32", "tuning=full", "trainer.max_steps=4"]
+    base += ["trainer.enable_progress_bar=false", "evaluation.resamples=20", "evaluation.generation.max_new_tokens=3"]
+    base += [f"paths.data_dir={root}/outputs/data", f"paths.runs_dir={root}/outputs/runs"]
+    folders = {}
+    for name, options in ADAPTERS.items():
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("train", [*base, *options])
+        folders[name] = train_and_evaluate(cfg)[0]
+    return folders
+
+
+@pytest.fixture(scope="session")
+def samples(trained_runs):
+    """A sample of every run's test interactions, by adapter."""
+    from regen.analysis.adapter_weights import open_adapter
+
+    return {name: open_adapter(folder, interactions=40, seed=1) for name, folder in trained_runs.items()}
+
+
+@pytest.fixture(params=ADAPTERS)
+def sample(request, samples):
+    """The sample of one adapter after the other."""
+    return samples[request.param]

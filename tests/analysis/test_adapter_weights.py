@@ -1,0 +1,374 @@
+"""What is read from an adapter is what it computes, on runs trained here and on weights made by hand."""
+
+import math
+import os
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from regen.analysis.adapter_weights import (
+    Projection,
+    attribution_share,
+    chance_angles,
+    item_soft_tokens,
+    nearest_token_table,
+    nearest_tokens,
+    newest_run,
+    norm_share,
+    open_adapter,
+    principal_angles,
+    share_by_popularity,
+    share_overall,
+    singular_values,
+    split_projection,
+)
+from regen.data.prepare import load_tables
+from regen.embeddings.encode import Split, cf_interactions
+from regen.grid import train_and_evaluate
+from regen.models.adapter import LinearAdapter, MLPAdapter, TransformerAdapter
+from regen.pipeline import plain
+from regen.training.run import load, read_run
+
+CF_DIM, IN_DIM, LM_DIM = 3, 8, 10
+
+
+def attributed(adapter, fused):
+    """Attribution share of interactions that are each a history of their own."""
+    mask, rows = torch.ones(len(fused), 1, dtype=torch.bool), torch.arange(len(fused))
+    return attribution_share(
+        adapter, fused[:, None], mask, rows=rows, positions=torch.zeros_like(rows), cf_dim=CF_DIM, batch_size=5
+    )
+
+
+def share_of(sample):
+    return attribution_share(
+        sample.adapter,
+        sample.histories,
+        sample.mask,
+        rows=sample.rows,
+        positions=sample.positions,
+        cf_dim=sample.cf_dim,
+    )
+
+
+@pytest.fixture
+def linear():
+    torch.manual_seed(0)
+    return LinearAdapter(IN_DIM, LM_DIM)
+
+
+def without_content(adapter):
+    """The adapter with every weight that reads content set to zero."""
+    readers = {LinearAdapter: ["projection"], MLPAdapter: ["hidden"], TransformerAdapter: ["inward", "skip"]}
+    with torch.no_grad():
+        for name in readers[type(adapter)]:
+            getattr(adapter, name).weight[:, CF_DIM:] = 0
+    return adapter
+
+
+ADAPTERS = {
+    "linear": lambda: LinearAdapter(IN_DIM, LM_DIM),
+    "mlp": lambda: MLPAdapter(IN_DIM, LM_DIM, hidden_dim=12),
+    "transformer": lambda: TransformerAdapter(IN_DIM, LM_DIM, hidden_dim=8, layers=2, heads=2, max_history=6),
+}
+
+
+# Opening a run
+
+
+def test_the_sample_is_of_test_users_and_each_interaction_counts_once(samples, trained_runs):
+    sample, run = samples["linear"], read_run(trained_runs["linear"])
+    tables = load_tables(run.inputs.prepared.path)
+    users = sample.interactions["user_id"]
+    assert set(Split(**plain(run.cfg.split)).of(users)) == {"test"}
+    pairs = sample.interactions.select("user_id", "item_id").rows()
+    bought = tables.interactions.select("user_id", "item_id").rows()
+    assert set(pairs) <= set(bought)
+    assert len(sample.interactions) == min(40, sample.available) == len(sample.fused)
+    assert len(set(zip(sample.rows.tolist(), sample.positions.tolist(), strict=True))) == len(sample.rows)
+
+
+def test_sampled_vectors_are_those_the_model_was_given(samples, trained_runs):
+    sample, loaded = samples["linear"], load(read_run(trained_runs["linear"]))
+    cf, content = loaded.data.splits["test"].vectors.parts
+    items = load_tables(loaded.run.inputs.prepared.path).items["item_id"].to_list()
+    rows = [items.index(item) for item in sample.interactions["item_id"]]
+    assert sample.cf_dim == cf.dim
+    np.testing.assert_allclose(sample.fused[:, : cf.dim].numpy(), cf.vectors[rows], rtol=1e-6)
+    assert sample.fused.shape[1] == cf.dim + content.dim
+
+
+def test_the_whole_sample_and_its_soft_tokens_without_padding(trained_runs, sample):
+    """A soft token is the same whichever histories it is batched with."""
+    loaded = load(read_run(trained_runs[sample.run.cfg.adapter.name]))
+    test = loaded.data.splits["test"]
+    row_of = {example.user_id: index for index, example in enumerate(test.examples)}
+    for at in range(0, len(sample.rows), 7):
+        history = torch.from_numpy(test.history(row_of[sample.interactions["user_id"][at]]))[None]
+        with torch.no_grad():
+            alone = loaded.model.adapter(history, torch.ones(history.shape[:2], dtype=torch.bool))
+        torch.testing.assert_close(alone[0, sample.positions[at]], sample.soft[at], atol=1e-5, rtol=1e-4)
+
+
+def test_popularity_counts_what_cf_was_fitted_on(samples):
+    sample = samples["linear"]
+    split = Split(**plain(sample.run.cfg.split))
+    tables = load_tables(sample.run.inputs.prepared.path)
+    seen = cf_interactions(tables, split)
+    for item, popularity in sample.interactions.select("item_id", "popularity").rows():
+        row = tables.items["item_id"].to_list().index(item)
+        assert popularity == seen.filter(item=row).height
+
+
+def test_a_seed_draws_the_same_interactions_and_another_seed_others(trained_runs):
+    draws = [open_adapter(trained_runs["linear"], interactions=10, seed=seed).interactions for seed in (1, 1, 2)]
+    assert draws[0].equals(draws[1])
+    assert not draws[0].equals(draws[2])
+
+
+def test_tokens_are_what_the_lm_embeds(samples, trained_runs):
+    sample, loaded = samples["linear"], load(read_run(trained_runs["linear"]))
+    ids = torch.tensor([3, 1000])
+    with torch.no_grad():
+        expected = loaded.model.lm.get_input_embeddings()(ids)
+    torch.testing.assert_close(sample.token_embeddings[ids], expected)
+    assert len(sample.token_embeddings) == len(loaded.lm.tokenizer)
+
+
+def test_relative_paths_of_a_run_hold_from_where_it_was_started(small_config, tmp_path, monkeypatch):
+    options = ["trainer.max_steps=1", "paths.data_dir=outputs/data", "paths.runs_dir=outputs/runs"]
+    monkeypatch.chdir(tmp_path)
+    folder, _ = train_and_evaluate(small_config(*options, without="paths"))
+    elsewhere = tmp_path / "notebooks"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    sample = open_adapter(newest_run(tmp_path / "outputs/runs"))
+    assert sample.run.folder == (tmp_path / folder).resolve()
+    assert os.getcwd() == str(elsewhere)
+    assert list(elsewhere.iterdir()) == []
+    assert sample.cf_dim == sample.fused.shape[1]
+    shares = share_of(sample)
+    assert (shares[~shares.isnan()] == 1).all()
+
+
+def test_the_newest_run_and_none(trained_runs, tmp_path):
+    runs = trained_runs["mlp"].parent
+    newest = max(trained_runs.values(), key=lambda folder: (folder / "model.safetensors").stat().st_mtime)
+    assert newest_run(runs) == newest
+    with pytest.raises(FileNotFoundError, match="no finished run with encoder=cf among 3"):
+        newest_run(runs, encoders=["cf"])
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        open_adapter(tmp_path)
+
+
+def test_a_control_and_an_unfinished_run_are_refused(small_config):
+    folder, _ = train_and_evaluate(small_config("encoder=noise", "encoder.dim=8", "trainer.max_steps=1"))
+    with pytest.raises(ValueError, match="encoder=noise has neither CF nor content"):
+        open_adapter(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="not finished"):
+        open_adapter(folder)
+
+
+# The linear projection
+
+
+def test_blocks_sum_to_the_linear_projection(samples):
+    sample = samples["linear"]
+    projection = split_projection(sample.adapter, sample.cf_dim)
+    parts = projection.parts(sample.fused)
+    torch.testing.assert_close(parts.cf + parts.content + projection.bias, sample.soft, atol=1e-5, rtol=1e-4)
+
+
+def test_centred_parts_sum_to_the_centred_soft_tokens(samples):
+    sample = samples["linear"]
+    parts = split_projection(sample.adapter, sample.cf_dim).parts(sample.fused, centred=True)
+    torch.testing.assert_close(parts.cf + parts.content, sample.soft - sample.soft.mean(dim=0), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mlp", "transformer"])
+def test_only_a_linear_adapter_has_blocks(name):
+    with pytest.raises(ValueError, match=r"has no CF and content blocks .* attribution_share"):
+        split_projection(ADAPTERS[name](), CF_DIM)
+
+
+def test_norm_share_by_hand():
+    cf, content = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 5.0], [1.0, 0.0], [0.0, 0.0]])
+    share = norm_share(cf, content)
+    assert share[:2].tolist() == [0.5, 0.0]
+    assert share[2].isnan()
+
+
+def test_a_zero_content_block_gives_share_one_and_a_zero_cf_block_zero(linear):
+    fused = torch.randn(6, IN_DIM)
+    cf_only = split_projection(without_content(linear), CF_DIM).parts(fused)
+    assert (norm_share(cf_only.cf, cf_only.content) == 1).all()
+    with torch.no_grad():
+        linear.projection.weight[:, :CF_DIM] = 0
+        linear.projection.weight[:, CF_DIM:] = 1
+    content_only = split_projection(linear, CF_DIM).parts(fused)
+    assert (norm_share(content_only.cf, content_only.content) == 0).all()
+
+
+def test_cosines_by_hand():
+    projection = Projection(torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.zeros(2))
+    fused = torch.tensor([[2.0, 3.0, 0.0], [2.0, 0.0, 1.0], [-1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
+    cosines = projection.parts(fused).cosines
+    torch.testing.assert_close(cosines[:3], torch.tensor([1.0, 0.0, -(0.5**0.5)]))
+    assert cosines[3].isnan()
+
+
+def test_singular_values_of_a_rotated_scaling():
+    left, right = (torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0] for n in (6, 3))
+    block = left[:, :3] @ torch.diag(torch.tensor([5.0, 2.0, 0.5], dtype=torch.float64)) @ right
+    torch.testing.assert_close(singular_values(block), torch.tensor([5.0, 2.0, 0.5], dtype=torch.float64))
+
+
+def test_principal_angles_by_hand():
+    axes = torch.eye(5)
+    tilted = torch.stack([axes[0], math.cos(0.5) * axes[1] + math.sin(0.5) * axes[3]], dim=1)
+    angles = principal_angles(axes[:, :2] * 7, tilted)
+    np.testing.assert_allclose(angles, [0, math.degrees(0.5)], atol=1e-5)
+    np.testing.assert_allclose(principal_angles(axes[:, :2], axes[:, 3:]), [90, 90])
+    assert len(principal_angles(axes[:, :2], torch.zeros(5, 2))) == 0
+
+
+def test_random_blocks_as_wide_as_the_lm_share_every_direction():
+    wide = Projection(torch.randn(6, 2), torch.randn(6, 6), torch.zeros(6))
+    np.testing.assert_allclose(chance_angles(wide), [0, 0], atol=1e-4)
+    narrow = Projection(torch.randn(200, 2), torch.randn(200, 2), torch.zeros(200))
+    assert chance_angles(narrow).min() > 60
+    np.testing.assert_array_equal(chance_angles(narrow, seed=3), chance_angles(narrow, seed=3))
+
+
+# Attribution
+
+
+def test_shares_lie_within_zero_and_one_for_every_adapter(sample):
+    share = share_of(sample)
+    known = share[~share.isnan()]
+    assert len(known) > len(share) / 2
+    assert ((known >= 0) & (known <= 1)).all()
+    assert known.std() > 0
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapter_that_reads_no_content_has_share_one(name):
+    torch.manual_seed(0)
+    share = attributed(without_content(ADAPTERS[name]()), torch.randn(7, IN_DIM))
+    torch.testing.assert_close(share, torch.ones(7))
+
+
+def test_attribution_weighs_the_norms_of_the_linear_parts_by_their_cosines_with_the_soft_token(linear):
+    fused = torch.randn(12, IN_DIM)
+    projection = split_projection(linear, CF_DIM)
+    parts, soft = projection.parts(fused), linear(fused, None).detach()
+    cf, content = (torch.cosine_similarity(part, soft).abs() * part.norm(dim=1) for part in (parts.cf, parts.content))
+    torch.testing.assert_close(attributed(linear, fused), cf / (cf + content))
+    assert not torch.allclose(attributed(linear, fused), norm_share(parts.cf, parts.content), atol=0.01)
+
+
+def test_attribution_is_the_norm_share_where_the_parts_are_parallel(linear):
+    direction = torch.randn(LM_DIM)
+    with torch.no_grad():
+        linear.projection.weight.copy_(torch.outer(direction, torch.randn(IN_DIM)))
+        linear.projection.bias.zero_()
+    fused = torch.randn(12, IN_DIM)
+    parts = split_projection(linear, CF_DIM).parts(fused)
+    torch.testing.assert_close(attributed(linear, fused), norm_share(parts.cf, parts.content))
+
+
+def test_attribution_is_the_share_of_squared_norms_where_the_parts_are_orthogonal(linear):
+    with torch.no_grad():
+        linear.projection.weight[: LM_DIM // 2, :CF_DIM] = 0
+        linear.projection.weight[LM_DIM // 2 :, CF_DIM:] = 0
+        linear.projection.bias.zero_()
+    fused = torch.randn(12, IN_DIM)
+    cf, content = split_projection(linear, CF_DIM).parts(fused).norms
+    torch.testing.assert_close(attributed(linear, fused), cf**2 / (cf**2 + content**2))
+
+
+def test_attribution_does_not_depend_on_whether_the_projection_or_the_squared_norm_is_attributed():
+    torch.manual_seed(0)
+    adapter, fused = ADAPTERS["mlp"](), torch.randn(6, IN_DIM)
+    entering = fused.clone().requires_grad_()
+    adapter(entering, None).pow(2).sum().backward()
+    products = entering.grad * fused
+    cf, content = products[:, :CF_DIM].sum(dim=1).abs(), products[:, CF_DIM:].sum(dim=1).abs()
+    torch.testing.assert_close(attributed(adapter, fused), cf / (cf + content))
+
+
+def test_attribution_of_a_transformer_counts_the_whole_history():
+    """Against derivatives by finite differences of every input of the history."""
+    torch.manual_seed(0)
+    adapter = ADAPTERS["transformer"]().double()
+    torch.nn.init.normal_(adapter.outward.weight)
+    histories, mask = torch.randn(1, 4, IN_DIM, dtype=torch.float64), torch.tensor([[False, True, True, True]])
+    one = torch.zeros(1, dtype=torch.long)
+    share = attribution_share(adapter, histories, mask, rows=one, positions=one - 1, cf_dim=CF_DIM)
+    with torch.no_grad():
+        direction = torch.nn.functional.normalize(adapter(histories, mask)[0, -1], dim=0)
+
+        def along(scaled):
+            return float(adapter(scaled, mask)[0, -1] @ direction)
+
+        total = []
+        for block in (slice(0, CF_DIM), slice(CF_DIM, IN_DIM)):
+            step = torch.zeros_like(histories)
+            step[:, 1:, block] = 1e-5 * histories[:, 1:, block]
+            total.append(abs(along(histories + step) - along(histories - step)))
+    assert float(share) == pytest.approx(total[0] / sum(total), abs=1e-5)
+    own = histories.clone()
+    own[:, 1:-1] = 0
+    assert float(share) != pytest.approx(
+        float(attribution_share(adapter, own, mask, rows=one, positions=one - 1, cf_dim=CF_DIM)), abs=1e-3
+    )
+
+
+# Popularity and tokens
+
+
+def test_popularity_buckets_partition_the_sample(sample):
+    share = torch.nan_to_num(share_of(sample))
+    table = share_by_popularity(share, sample.interactions["popularity"])
+    assert table["interactions"].sum() == len(share) == share_overall(share)["interactions"][0]
+    weighted = (table["mean"] * table["interactions"]).sum() / len(share)
+    assert weighted == pytest.approx(float(share.mean()), abs=1e-6)
+    assert weighted == pytest.approx(share_overall(share)["mean"][0], abs=1e-6)
+
+
+def test_popularity_buckets_by_hand():
+    share, popularity = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, math.nan]), [0, 1, 4, 5, 700, 700]
+    table = share_by_popularity(share, popularity)
+    assert table["bucket"].to_list() == ["0", "1-4", "5-9", "50+"]
+    assert table["interactions"].to_list() == [1, 2, 1, 1]
+    assert table["median"].to_list() == pytest.approx([0.0, 0.15, 0.3, 0.4])
+
+
+def test_nearest_token_of_a_token_embedding_is_that_token(samples):
+    tokens = samples["linear"].token_embeddings
+    ids = torch.tensor([5, 70, 2000])
+    cosines, nearest = nearest_tokens(3 * tokens[ids], tokens, count=4)
+    assert nearest[:, 0].tolist() == ids.tolist()
+    torch.testing.assert_close(cosines[:, 0], torch.ones(3))
+    assert (cosines.diff(dim=1) <= 0).all()
+
+
+def test_items_have_the_mean_of_their_soft_tokens(sample):
+    items, means = item_soft_tokens(sample)
+    assert items["interactions"].sum() == len(sample.soft)
+    assert items["popularity"].is_sorted(descending=True)
+    for row, item in enumerate(items["item_id"]):
+        own = torch.from_numpy((sample.interactions["item_id"] == item).to_numpy())
+        torch.testing.assert_close(means[row], sample.soft[own].mean(dim=0), atol=1e-5, rtol=1e-4)
+
+
+def test_nearest_token_table_names_tokens(sample):
+    table = nearest_token_table(sample, items=3, count=2)
+    assert len(table) == 3
+    assert table.schema["tokens"] == pl.List(pl.String)
+    _, means = item_soft_tokens(sample)
+    nearest = torch.cosine_similarity(means[0][None], sample.token_embeddings).argmax()
+    assert table["tokens"][0][0] == sample.tokenizer.decode([int(nearest)])

@@ -1,0 +1,263 @@
+"""An endpoint that misbehaves: no answer lost, none asked twice, counts as the script says, whatever is killed when."""
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+from tenacity import wait_fixed
+from narratives.bad_server import FAULTS, FINAL, BadServer
+
+from regen.narratives import runner
+from regen.narratives.endpoint import Endpoint, Price, Sampling
+from regen.narratives.narrate import OpenAINarrator, narrate
+from regen.narratives.prompts import Limits
+
+RUN_LIMITS = runner.Limits(
+    concurrency=32,
+    requests_per_minute=None,
+    tokens_per_minute=None,
+    max_attempts=4,
+    price=Price(1.0, 10.0),
+    max_cost=None,
+)
+
+
+@pytest.fixture
+def narrator(tmp_path, monkeypatch):
+    """A narrator at a server, with short waits."""
+    monkeypatch.setattr(runner, "BACKOFF", wait_fixed(0.05))
+
+    def made(server, timeout=10.0, **limits):
+        sampling = Sampling(temperature=0.7, top_p=1.0, max_tokens=500, seed=0)
+        endpoint = Endpoint(
+            model="scripted", base_url=server.url, api_key_env="TEST_KEY", sampling=sampling, timeout=timeout
+        )
+        return OpenAINarrator(
+            endpoint=endpoint,
+            ledger=tmp_path / "ledger.sqlite",
+            request_limits=Limits(text_characters=200, characters=10_000),
+            run_limits=replace(RUN_LIMITS, **limits),
+        )
+
+    return made
+
+
+def written_by(narrator, data, tmp_path, **options):
+    return narrate(narrator, prepared=data, max_history=50, users=None, root=tmp_path / "data", **options)
+
+
+def outcomes(ledger):
+    with sqlite3.connect(ledger) as db:
+        return Counter(row[0] for row in db.execute("SELECT outcome FROM attempts"))
+
+
+def recorded(ledger):
+    """Hashes of the requests whose answers the ledger has; the server wrote them into the texts."""
+    with sqlite3.connect(ledger) as db:
+        texts = [row[0] for row in db.execute("SELECT text FROM attempts WHERE outcome = 'answered'")]
+    return {
+        text.rsplit('"', 2)[-2].rsplit(" ", 1)[-1] if "remark" not in text else text.split('"')[3][-64:]
+        for text in texts
+    }
+
+
+def check_everything(server, artefact, ledger, users):
+    """Counts equal the script's, and every text is the one that was written for its user."""
+    requests = set(server.asked)
+    refused = {request for request in requests if server.fault_of(request) in FINAL}
+    assert len(requests) == 2 * users
+    assert outcomes(ledger)["answered"] == 2 * users - len(refused)
+    assert recorded(ledger) == requests - refused
+    failures = pl.read_parquet(artefact.path / "failures.parquet")
+    assert len(failures) == len(refused) == artefact.manifest["counts"]["failures"]
+    assert failures["reason"].str.starts_with("refused: I cannot").all()
+    narratives = pl.read_parquet(artefact.path / "narratives.parquet")
+    expected = sum(5 if prompt == "reasons" else 1 for prompt in ("reasons", "endorsement") for _ in range(users))
+    expected -= sum(5 if prompt == "reasons" else 1 for prompt in failures["prompt"])
+    assert len(narratives) == expected
+    assert (narratives["text"].str.extract(r"tag-(\w+)") == narratives["user_id"]).all()
+    assert narratives.select("narrator", "model").unique().rows() == [("openai", "scripted-1")]
+
+
+def test_every_fault_in_one_run(narrator, prepared, tmp_path):
+    with BadServer(timeout=6.0) as server:
+        artefact = written_by(narrator(server, timeout=4.0), prepared(100), tmp_path)
+        assert {server.fault_of(request) for request in server.asked} == set(FAULTS)
+        check_everything(server, artefact, tmp_path / "ledger.sqlite", 100)
+        assert Counter(server.sent).most_common(1)[0][1] == 1, "a request with a good answer was asked again"
+        counts = outcomes(tmp_path / "ledger.sqlite")
+        assert counts["invalid"] + counts["refused"] == sum(server.useless.values())
+        assert 8 < server.most_under_way <= RUN_LIMITS.concurrency
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_alone(fault, narrator, prepared, tmp_path):
+    with BadServer([fault], timeout=3.0, slow=0.05) as server:
+        if fault in FINAL:
+            with pytest.raises(ValueError, match="All 8 requests failed:\n.*refused: I cannot"):
+                written_by(narrator(server, timeout=1.5), prepared(4), tmp_path)
+            return
+        artefact = written_by(narrator(server, timeout=1.5), prepared(4), tmp_path)
+        check_everything(server, artefact, tmp_path / "ledger.sqlite", 4)
+        again = 0 if fault in ("none", "extra keys", "slow") else 8
+        assert len(server.asked) == 8 + again
+
+
+def test_the_same_request_for_several_users_is_asked_once(narrator, prepared, tmp_path):
+    with BadServer(["slow"]) as server:
+        artefact = written_by(narrator(server), prepared(30, review="Nice."), tmp_path)
+        assert Counter(server.asked).most_common(1)[0][1] == 1
+        assert len(pl.read_parquet(artefact.path / "narratives.parquet")) == 30 * 6
+
+
+def test_what_is_answered_is_not_asked_again_when_built_by_force(narrator, prepared, tmp_path):
+    with BadServer(["none", "refusal"]) as server:
+        data = prepared(6)
+        first = written_by(narrator(server), data, tmp_path)
+        asked = len(server.asked)
+        refused = first.manifest["counts"]["failures"]
+        again = written_by(narrator(server), data, tmp_path)
+        assert (again.path, len(server.asked)) == (first.path, asked)
+        server.faults = ["none"]
+        whole = written_by(narrator(server), data, tmp_path, force=True)
+        assert len(server.asked) == asked + refused
+        assert whole.manifest["counts"]["failures"] == 0
+
+
+def test_retry_after_holds_back_every_request(narrator, prepared, tmp_path):
+    with BadServer(["429 with Retry-After"]) as server:
+        start = time.monotonic()
+        written_by(narrator(server, concurrency=2), prepared(4), tmp_path)
+        assert time.monotonic() - start >= 4 * 0.05
+
+
+def test_stops_before_max_cost_is_passed_and_goes_on_with_more(narrator, prepared, tmp_path):
+    with BadServer(["none"]) as server:
+        data = prepared(20)  # 40 answers at 0.002 dollars
+        with pytest.raises(ValueError, match=r"max_cost=0.05 dollars would be passed: \$0.0\d+ were spent"):
+            written_by(narrator(server, max_cost=0.05), data, tmp_path)
+        asked = len(server.asked)
+        assert 0.03 <= 0.002 * asked <= 0.05
+        with pytest.raises(ValueError, match="max_cost=0.05"):
+            written_by(narrator(server, max_cost=0.05), data, tmp_path)
+        assert 0.002 * len(server.asked) <= 0.05, "what the first run paid counts in the second"
+        artefact = written_by(narrator(server, max_cost=1.0), data, tmp_path)
+        assert len(server.asked) == 40
+        assert artefact.manifest["counts"]["failures"] == 0
+
+
+def test_rate_limit_spreads_requests(narrator, prepared, tmp_path):
+    with BadServer(["none"]) as server:
+        start = time.monotonic()
+        written_by(narrator(server, requests_per_minute=1200), prepared(75), tmp_path)  # 100 at once, then 20 a second
+        assert time.monotonic() - start > 2.0
+        assert len(server.asked) == 150
+
+
+def test_falls_back_where_the_endpoint_refuses_schemas(narrator, prepared, tmp_path):
+    with BadServer(["none"], refuse_schema=True) as server:
+        artefact = written_by(narrator(server, concurrency=1), prepared(3), tmp_path)
+        check_everything(server, artefact, tmp_path / "ledger.sqlite", 3)
+        assert sum('"json_schema"' in body for body in server.bodies) == 1
+
+
+def test_a_wrong_key_ends_the_run_and_shows_nowhere(narrator, prepared, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("TEST_KEY", "secret-key-123")
+    with BadServer(["none"], key="another") as server:
+        with pytest.raises(ValueError, match="refuses every request: 401: Wrong key Bearer \\*\\*\\*") as error:
+            written_by(narrator(server), prepared(3), tmp_path)
+        assert "secret-key" not in str(error.value) + caplog.text
+    with BadServer(["none"], key="secret-key-123") as server:
+        written_by(narrator(server), prepared(3), tmp_path)
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or b"secret-key" not in path.read_bytes(), path
+
+
+def test_keys_and_urls_that_cannot_be_used(monkeypatch):
+    sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=5, seed=None)
+    options = {"model": "m", "api_key_env": "TEST_KEY", "sampling": sampling, "timeout": 1.0}
+    with pytest.raises(ValueError, match="api.example.com/v1 needs a key: set the environment variable TEST_KEY"):
+        Endpoint(base_url="https://api.example.com/v1", **options)
+    with pytest.raises(ValueError, match="endpoint at h holds credentials"):
+        Endpoint(base_url="https://me:word@h/v1", **options)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1/")
+    assert Endpoint(base_url=None, **options).base_url == "http://127.0.0.1:9/v1"
+
+
+def command(server, folder, tmp_path):
+    options = {
+        "source": "jsonl",
+        "source.folder": folder,
+        "narrator": "openai",
+        "narrator.model": "scripted",
+        "narrator.base_url": server.url,
+        "narrator.concurrency": 16,
+        "narrator.timeout": 2,
+        "narrator.ledger": tmp_path / "ledger.sqlite",
+        "paths.data_dir": tmp_path / "artefacts",
+        "hydra.run.dir": tmp_path / "logs",
+    }
+    return [sys.executable, "-m", "regen.narrate", *(f"{key}={value}" for key, value in options.items())]
+
+
+@pytest.mark.slow
+def test_killed_five_times_at_500_users_with_every_fault(shoppers, tmp_path):
+    chance = random.Random(0)
+    ledger = tmp_path / "ledger.sqlite"
+    with BadServer(timeout=3.0, slow=20.0, faults=[*FAULTS[:-1]] * 8 + ["slow"]) as server:
+        run = command(server, shoppers(500), tmp_path)
+        run = [option.replace("narrator.timeout=2", "narrator.timeout=25") for option in run]
+        asked_before_kill = []
+        for _ in range(5):
+            process = subprocess.Popen(
+                run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+            begun = len(server.asked)
+            while len(server.asked) == begun:  # until it is at work
+                assert process.poll() is None
+                time.sleep(0.05)
+            time.sleep(chance.uniform(0.1, 2.5))
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            time.sleep(0.3)
+            asked_before_kill.append((len(server.asked), recorded(ledger)))
+            assert not list((tmp_path / "artefacts").glob("narrated-*"))
+        done = subprocess.run(run, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr
+        for number, known in asked_before_kill:
+            assert not known & set(server.asked[number:]), "a request whose answer was recorded was asked again"
+        artefact = next((tmp_path / "artefacts").glob("narrated-*"))
+        from regen.artefacts import open_artefact
+
+        check_everything(server, open_artefact(artefact), ledger, 500)
+        repeated = sum(count - 1 for count in Counter(server.sent).values())
+        assert repeated <= 5 * 16, "more was asked again than was under way when it was killed"
+
+
+@pytest.mark.slow
+def test_an_interrupt_waits_for_the_answers_under_way(shoppers, tmp_path):
+    with BadServer(["slow"], slow=1.0) as server:
+        run = command(server, shoppers(100), tmp_path)
+        process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while len(server.asked) < 16:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == 130, errors
+        assert "Interrupted. The same command continues" in errors
+        assert recorded(tmp_path / "ledger.sqlite") == set(server.asked)
+
+
+def test_a_file_that_is_no_ledger_is_refused(narrator, prepared, tmp_path):
+    Path(tmp_path / "ledger.sqlite").write_text("not a database " * 100)
+    with BadServer(["none"]) as server, pytest.raises(ValueError, match="ledger.sqlite: not a ledger of regen"):
+        written_by(narrator(server), prepared(2), tmp_path)
