@@ -14,6 +14,7 @@ SHAPED += ["regen.evaluation.text_metrics", "regen.evaluation.statistics"]
 install_import_hook(SHAPED, "beartype.beartype")  # the rooms whose signatures carry shapes
 
 import pytest  # noqa: E402
+from small import SMALL  # noqa: E402
 
 REPOSITORY = Path(__file__).parent.parent
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
@@ -35,19 +36,8 @@ def small_config(tmp_path):  # type: ignore[no-untyped-def]
 
     register()
     small = [
-        "source.users=400",
-        "source.narrated_users=80",
-        "source.items=200",
-        "cf.model.factors=16",
-        "cf.model.iterations=3",
+        *SMALL,
         "encoder=cf",
-        "adapter=linear",
-        "lm=tiny",
-        "lm.width=32",
-        "tuning=full",
-        "evaluation.resamples=100",
-        "evaluation.generation.max_new_tokens=6",
-        "trainer.enable_progress_bar=false",
         "trainer.accelerator=cpu",
         f"paths.data_dir={tmp_path}/data",
         f"paths.runs_dir={tmp_path}/runs",

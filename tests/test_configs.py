@@ -10,11 +10,16 @@ from omegaconf import OmegaConf
 
 from regen.config import CONF, register
 
-GROUPED = sorted(CONF.glob("*/*.yaml"))
+VERTICALS = sorted(CONF.glob("vertical/*.yaml"))
+GROUPED = sorted(path for path in CONF.glob("*/*.yaml") if path not in VERTICALS)
+ROOTS = sorted(path.stem for path in CONF.glob("*.yaml") if "/schema/root/" in path.read_text())
 NEEDED = {
     "lm/hf": ["lm.pretrained=somewhere"],
     "content/hf": ["content.pretrained=somewhere"],
     "source/jsonl": ["source.folder=somewhere"],
+    "narrator/openai": ["narrator.model=some"],
+    "rater/openai": ["rater.openai.model=some"],
+    "rate": ["rater.openai.model=some"],
 }
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
@@ -44,13 +49,29 @@ def composed(name: str, overrides: list[str]):
 @pytest.mark.parametrize("path", GROUPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_option_composes_and_resolves(path):
     group, name = path.parent.name, path.stem
-    cfg = composed("train", [f"{group}={name}", *NEEDED.get(f"{group}/{name}", [])])
+    root = "rate" if group == "rater" else "train"
+    chosen = f"[{name}]" if group == "rater" else name
+    cfg = composed(root, [f"{group}={chosen}", *NEEDED.get(f"{group}/{name}", [])])
     assert OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
-@pytest.mark.parametrize("name", ["train", "prepare", "encode", "evaluate"])
+@pytest.mark.parametrize("name", ROOTS)
 def test_every_root_composes(name):
-    assert OmegaConf.to_container(composed(name, []), resolve=True, throw_on_missing=True)
+    assert OmegaConf.to_container(composed(name, NEEDED.get(name, [])), resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize("path", VERTICALS, ids=lambda path: path.stem)
+def test_every_vertical_names_itself_and_its_files(path):
+    vertical = yaml.safe_load(path.read_text())
+    assert vertical.keys() == {"name", "file"}
+    assert vertical["name"] == path.stem
+    assert vertical["file"].isascii()
+
+
+def test_a_vertical_decides_which_files_are_read():
+    source = composed("prepare", ["source=amazon2018", "vertical=video_games"]).source
+    assert source.reviews.endswith("/Video_Games_5.json.gz")
+    assert source.metadata.endswith("/meta_Video_Games.json.gz")
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.relative_to(CONF).as_posix())

@@ -11,26 +11,13 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from small import SMALL
 
 from regen.config import CONF, register
 from regen.evaluation.evaluate import evaluate_from_config
 
 register()
 REPOSITORY = Path(__file__).parent.parent
-SMALL = [
-    "source.users=400",
-    "source.narrated_users=80",
-    "source.items=200",
-    "cf.model.factors=16",
-    "cf.model.iterations=3",
-    "lm=tiny",
-    "lm.width=32",
-    "tuning=full",
-    "adapter=linear",
-    "evaluation.resamples=100",
-    "evaluation.generation.max_new_tokens=6",
-    "trainer.enable_progress_bar=false",
-]
 
 
 def small_world(narrated):

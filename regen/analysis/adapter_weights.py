@@ -302,10 +302,8 @@ def item_soft_tokens(sample: AdapterSample) -> tuple[pl.DataFrame, Float[Tensor,
     items = sample.interactions.group_by(columns).len("interactions").sort("popularity", "item_id", descending=True)
     item = sample.interactions.join(items.with_row_index("item"), on="item_id", maintain_order="left")["item"]
     index = torch.from_numpy(item.to_numpy().astype(np.int64))
-    means = torch.zeros(len(items), sample.soft.shape[1]).index_reduce(
-        0, index, sample.soft, "mean", include_self=False
-    )
-    return items, means
+    sums = torch.zeros(len(items), sample.soft.shape[1]).index_add(0, index, sample.soft)
+    return items, sums / torch.bincount(index)[:, None]
 
 
 def nearest_tokens(

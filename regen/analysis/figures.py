@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import seaborn  # type: ignore[import-untyped]
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -228,7 +228,7 @@ def planes(*embedded: Embedded) -> Figure:
     return figure
 
 
-def _count_histogram(axis: Axes, counts: Float[np.ndarray, " _"], *, color: tuple[float, float, float]) -> None:
+def _count_histogram(axis: Axes, counts: Shaped[np.ndarray, " _"], *, color: tuple[float, float, float]) -> None:
     """A bar per count, or logarithmic bins where counts range widely."""
     most = int(counts.max())
     wide = most > 100

@@ -9,6 +9,7 @@ import polars as pl
 from jaxtyping import Float
 from sklearn.decomposition import PCA  # type: ignore[import-untyped]
 from sklearn.manifold import TSNE  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from regen.analysis.adapter_weights import AdapterSample, split_projection
 from regen.models.adapter import LinearAdapter
@@ -83,7 +84,9 @@ def embed_in_plane(
         return Embedded(method, points, sizes, available, seed, explained=(first, second))
     perplexity = min(perplexity, len(together) / 3)
     tsne = TSNE(n_components=2, perplexity=perplexity, init="pca", random_state=seed)
-    return Embedded(method, _points(tsne.fit_transform(together), sizes), sizes, available, seed, perplexity=perplexity)
+    with threadpool_limits(1):  # the same points on any number of cores; more of them are hardly faster
+        points = _points(tsne.fit_transform(together), sizes)
+    return Embedded(method, points, sizes, available, seed, perplexity=perplexity)
 
 
 def _points(coordinates: Float[np.ndarray, "points 2"], sizes: Mapping[str, int]) -> pl.DataFrame:

@@ -143,6 +143,10 @@ def _cells(found: list[tuple[Path, Mapping[str, Any], str | None]]) -> list[Cell
     differing = {key for row in flat for key in row if len({str(other.get(key)) for other in flat}) > 1}
     named = {key.split(".")[0] for key in differing if key.endswith(".name")}
     kept = sorted(key for key in differing if key.endswith(".name") or key.split(".")[0] not in named)
+    if "vertical.name" in kept:  # a source's settings that follow the vertical would name it again
+        verticals = {str(row.get("vertical.name")) for row in flat}
+        values = {key: {(str(row.get("vertical.name")), str(row.get(key))) for row in flat} for key in kept}
+        kept = [key for key in kept if not key.startswith("source.") or len(values[key]) > len(verticals)]
     return [
         Cell(
             folder=folder,
@@ -158,7 +162,7 @@ def _cells(found: list[tuple[Path, Mapping[str, Any], str | None]]) -> list[Cell
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that make one cell another one, as dotted keys."""
-    left_out = ("encoder", "seed", "feature", "paths", "logger", "force", "trainer", "evaluation", "hydra")
+    left_out = ("encoder", "seed", "feature", "paths", "logger", "force", "trainer", "evaluation", "hydra", "max_cost")
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, node: Any) -> None:

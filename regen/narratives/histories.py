@@ -71,7 +71,12 @@ def user_histories(tables: Tables, *, max_history: int, users: int | None = None
         tables: Prepared tables.
         max_history: How many purchases, the latest ones.
         users: Only so many users, drawn by a hash of their id, so that more users mean the same ones and others.
+
+    Raises:
+        ValueError: If that leaves nothing.
     """
+    if max_history < 1 or (users is not None and users < 1):
+        raise ValueError(f"max_history={max_history}, users={users}: both have to be at least 1.")
     columns = [name for name in Purchase.__dataclass_fields__ if name not in ("item_id", "timestamp", *_REVIEW)]
     items = tables.items.filter(pl.col("title").is_not_null()).select("item_id", *columns)
     bought = tables.interactions.join(items.select("item_id"), on="item_id", how="semi")

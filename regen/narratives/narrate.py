@@ -260,10 +260,9 @@ def histories_of(prepared: Artefact, *, max_history: int, users: int | None) -> 
 
     titled = tables.items.filter(pl.col("title").is_not_null()).select("item_id")
     total = tables.interactions.join(titled, on="item_id", how="semi")["user_id"].n_unique()
-    total = total if users is None else min(users, total)
     if not total:
         raise DataError(f"{prepared.path}: nobody bought an item with a title, so there is nobody to write about.")
-    return histories, total
+    return histories, total if users is None else min(users, total)
 
 
 def estimate(

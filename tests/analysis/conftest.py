@@ -22,9 +22,10 @@ def trained_runs(tmp_path_factory):
 
     register()
     root = tmp_path_factory.mktemp("analysis")
-    base = ["encoder=both", "source.users=150", "source.narrated_users=40", "source.items=60", "cf.model.factors=8"]
-    base += ["cf.model.iterations=3", "lm=tiny", "lm.width=32", "tuning=full", "trainer.max_steps=4"]
-    base += ["trainer.enable_progress_bar=false", "evaluation.resamples=20", "evaluation.generation.max_new_tokens=3"]
+    base = ["encoder=both", "source.users=150", "source.narrated_users=40", "source.items=60", "source.purchases=4"]
+    base += ["cf.model.factors=8", "cf.model.iterations=3", "lm=tiny", "lm.width=32", "tuning=full"]
+    base += ["trainer.max_steps=4", "training.batch_size=2"]
+    base += ["trainer.enable_progress_bar=false", "evaluation.resamples=100", "evaluation.generation.max_new_tokens=3"]
     base += [f"paths.data_dir={root}/outputs/data", f"paths.runs_dir={root}/outputs/runs"]
     folders = {}
     for name, options in ADAPTERS.items():
@@ -39,7 +40,7 @@ def samples(trained_runs):
     """A sample of every run's test interactions, by adapter."""
     from regen.analysis.adapter_weights import open_adapter
 
-    return {name: open_adapter(folder, interactions=40, seed=1) for name, folder in trained_runs.items()}
+    return {name: open_adapter(folder, interactions=20, seed=1) for name, folder in trained_runs.items()}
 
 
 @pytest.fixture(params=ADAPTERS)

@@ -127,7 +127,7 @@ def test_a_file_of_malformed_lines_has_no_rows(read):
     [
         ({}, {}),
         ({"other": 1, "name": "x"}, {"name": "x"}),
-        ({"name": None, "tags": None, "deep": None}, {}),
+        ({"name": "y", "tags": None, "deep": None}, {"name": "y"}),
         ({"name": 12.5}, {"name": "12.5"}),
         ({"number": "2"}, {}),
         ({"number": {"x": 1}, "name": "kept"}, {"name": "kept"}),
