@@ -241,6 +241,21 @@ def attribution_share(
     return _share(*torch.cat(contributions).T)
 
 
+def cf_shares(sample: AdapterSample) -> dict[str, Float[Tensor, " sample"]]:
+    """Every measure of CF's share that the adapter has, by name: attribution, and two norm shares of a linear one."""
+    places = {"rows": sample.rows, "positions": sample.positions}
+    attributed = attribution_share(sample.adapter, sample.histories, sample.mask, **places, cf_dim=sample.cf_dim)
+    if not isinstance(sample.adapter, LinearAdapter):
+        return {"attribution": attributed}
+    projection = split_projection(sample.adapter, sample.cf_dim)
+    parts, centred = projection.parts(sample.fused), projection.parts(sample.fused, centred=True)
+    return {
+        "norms": norm_share(parts.cf, parts.content),
+        "norms, parts centred": norm_share(centred.cf, centred.content),
+        "attribution": attributed,
+    }
+
+
 def singular_values(block: Float[Tensor, "lm_dim block_dim"]) -> Float[Tensor, " rank"]:
     """Singular values of a block of the projection, largest first."""
     return torch.linalg.svdvals(block)

@@ -20,6 +20,21 @@ def newest_artefact(data: Path, file: str) -> Path:
     return found[-1].parent
 
 
+def newest_ratings(data: Path) -> pl.DataFrame | None:
+    """The newest ratings below `data` as `rating_shares` takes them; None where nothing was rated.
+
+    A stage of the rater judges several features together and stands for them; its confidence is one attribute more.
+    """
+    found = sorted(data.glob("[!.]*/ratings.parquet"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        return None
+    ratings = pl.read_parquet(found[-1]).rename({"stage": "feature"})
+    scores = ratings.select("feature", "attribute", pl.col("score").cast(pl.Float64))
+    stages = ratings.unique(["user_id", "feature", "rater"], maintain_order=True)
+    confidence = stages.select("feature", pl.lit("confidence").alias("attribute"), pl.col("confidence").alias("score"))
+    return pl.concat([scores, confidence])
+
+
 def items_per_user(interactions: pl.DataFrame) -> pl.DataFrame:
     """Distinct items that each user bought.
 

@@ -4,6 +4,7 @@ Colours are told apart by readers with any colour vision, and nothing is told by
 and hatches differ too, so that a grey print can be read.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import seaborn  # type: ignore[import-untyped]
 from jaxtyping import Float, Shaped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 from torch import Tensor
 
 from regen.analysis.data_figures import SCORES
@@ -21,11 +22,11 @@ from regen.analysis.projections import Embedded
 
 PALETTE: list[tuple[float, float, float]] = seaborn.color_palette("colorblind")
 CF, CONTENT, SOFT, CHANCE = PALETTE[0], PALETTE[1], PALETTE[2], PALETTE[7]
-LOOKS = {  # colour, marker, filled
-    "LM tokens": (CHANCE, ".", True),
-    "soft tokens": (SOFT, "o", False),
-    "CF parts": (CF, "^", True),
-    "content parts": (CONTENT, "x", True),
+LOOKS = {  # colour, marker, size; what is drawn last lies on top
+    "soft tokens": (SOFT, "o", 22),
+    "CF parts": (CF, "^", 22),
+    "content parts": (CONTENT, "x", 18),
+    "LM tokens": ("black", ".", 6),
 }
 Values = Float[Tensor, " sample"] | Float[np.ndarray, " sample"]
 
@@ -105,7 +106,7 @@ def share_distribution(by_measure: Mapping[str, Values]) -> Figure:
         known = _known(values)
         label = f"{name} (median {np.median(known):.2f}, n = {len(known):,})" if len(known) else f"{name} (undefined)"
         _line_histogram(axis, known, np.linspace(0, 1, 41), number, label)
-    axis.axvline(0.5, color=CHANCE, linewidth=1)
+    axis.axvline(0.5, color=CHANCE, linewidth=1, label="equal parts")
     axis.set(
         xlabel="CF's share of the soft token (0: content alone, 1: CF alone)", ylabel="interactions (%)", xlim=(0, 1)
     )
@@ -160,7 +161,7 @@ def share_by_popularity(by_measure: Mapping[str, pl.DataFrame]) -> Figure:
 
 
 def singular_values(by_block: Mapping[str, Float[Tensor, " _"]]) -> Figure:
-    """Singular values of the projection's blocks (paper 6).
+    """Singular values of the projection's blocks, down to a ten-thousandth of the largest (paper 6).
 
     Args:
         by_block: Singular values, largest first, by block.
@@ -169,7 +170,13 @@ def singular_values(by_block: Mapping[str, Float[Tensor, " _"]]) -> Figure:
     axis = figure.subplots()
     for number, (name, values) in enumerate(by_block.items()):
         _ranked(axis, values.numpy(), number, f"{name} ({len(values)})")
-    axis.set(xlabel="rank of the direction (count)", ylabel="singular value\n(LM units per input unit)", ylim=(0, None))
+    largest = max((float(values.max()) for values in by_block.values() if len(values)), default=1.0)
+    axis.set(
+        xlabel="rank of the direction (count)",
+        ylabel="singular value\n(LM units per input unit)",
+        yscale="log",
+        ylim=(largest / 1e4, 2 * largest),
+    )
     _legend_above(axis)
     return figure
 
@@ -218,34 +225,42 @@ def planes(*embedded: Embedded) -> Figure:
     figure = Figure(figsize=(5.2 * len(embedded), 5.2), layout="constrained")
     axes = figure.subplots(1, len(embedded), squeeze=False)[0]
     for axis, plane in zip(axes, embedded, strict=True):
-        for name in sorted(plane.sizes, key=lambda name: name != "LM tokens"):
-            group = plane.points.filter(group=name)
+        for name in plane.sizes:
             label = f"{name} ({plane.sizes[name]:,} of {plane.available[name]:,})"
-            _scatter(axis, group, name, label)
+            _scatter(axis, plane.points.filter(group=name), name, label)
         _name_axes(axis, plane)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(2, len(labels)), markerscale=1.6)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(2, len(labels)), markerscale=1.5)
     return figure
 
 
 def _count_histogram(axis: Axes, counts: Shaped[np.ndarray, " _"], *, color: tuple[float, float, float]) -> None:
     """A bar per count, or logarithmic bins where counts range widely."""
-    most = int(counts.max())
+    least, most = int(counts.min()), int(counts.max())
     wide = most > 100
-    edges = np.unique(np.geomspace(1, most + 1, 32).astype(int)) - 0.5 if wide else np.arange(0.5, most + 1)
+    if wide:  # bins of fewer than 1.3 times the count would hold now one and now two whole numbers
+        bins = max(8, round(math.log(most / least) / math.log(1.3)))
+        edges = np.unique(np.geomspace(least, most + 1, bins).astype(int)) - 0.5
+    else:
+        edges = np.arange(0.5, most + 1)
     axis.hist(
         counts, bins=edges.tolist(), weights=np.full(len(counts), 100 / len(counts)), color=color, edgecolor="white"
     )
     if wide:
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     median = float(np.median(counts))
     axis.axvline(median, color="black", linestyle="--", label=f"median {median:g}")
-    axis.legend(frameon=False)
+    _legend_above(axis)
 
 
 def _stacked_scores(axis: Axes, panel: pl.DataFrame) -> None:
     """A bar per attribute, divided by score from light to dark, with the score written where there is room."""
-    colours = seaborn.light_palette(CF, len(SCORES) + 1)[1:]
+    colours = seaborn.light_palette([0.5 * part for part in CF], len(SCORES) + 1)[1:]
     attributes = panel["attribute"].unique(maintain_order=True).to_list()
     counts = panel.group_by("attribute", maintain_order=True).agg(pl.col("ratings").sum())["ratings"]
     left = np.zeros(len(attributes))
@@ -253,7 +268,7 @@ def _stacked_scores(axis: Axes, panel: pl.DataFrame) -> None:
         width = panel.filter(score=score)["share"].to_numpy()
         bars = axis.barh(attributes, width, left=left, color=colour, edgecolor="white", label=str(score))
         texts = [str(score) if share >= 0.04 else "" for share in width]
-        axis.bar_label(bars, texts, label_type="center", color="black" if score < 5 else "white", fontsize=8)
+        axis.bar_label(bars, texts, label_type="center", color="black" if score < 4 else "white", fontsize=8)
         left += width
     axis.set_yticks(
         range(len(attributes)), [f"{name} ({count:,})" for name, count in zip(attributes, counts, strict=True)]
@@ -286,9 +301,9 @@ def _line(number: int) -> dict[str, Any]:
 
 
 def _scatter(axis: Axes, group: pl.DataFrame, name: str, label: str) -> None:
-    colour, marker, filled = LOOKS.get(name, (PALETTE[4], "s", False))
-    face = {"facecolors": "none", "edgecolors": colour} if not filled else {"c": [colour]}
-    axis.scatter(group["x"], group["y"], s=18, marker=marker, linewidths=0.8, alpha=0.8, label=label, **face)
+    colour, marker, size = LOOKS.get(name, (PALETTE[4], "s", 18))
+    ink: dict[str, Any] = {"facecolors": "none", "edgecolors": colour} if marker in "o^s" else {"c": [colour]}
+    axis.scatter(group["x"], group["y"], s=size, marker=marker, linewidths=0.7, alpha=0.8, label=label, **ink)
 
 
 def _name_axes(axis: Axes, plane: Embedded) -> None:

@@ -16,6 +16,7 @@ import openai
 from regen.narratives.prompts import Request, flat_schema
 
 CHARACTERS_PER_TOKEN = 4.0  # of English text, for estimates before the endpoint counted
+SEEDS_PER_ATTEMPT = 10_000
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -27,7 +28,7 @@ class Sampling:
         temperature: 0 is greedy.
         top_p: Nucleus sampling.
         max_tokens: Of an answer.
-        seed: Added to the number of the draw; null sends none.
+        seed: Plus the number of the draw, it is sent along; null sends none.
     """
 
     temperature: float
@@ -125,8 +126,12 @@ class Endpoint:
         assert self._client is not None
         await self._client.close()
 
-    async def ask(self, request: Request) -> Reply:
+    async def ask(self, request: Request, *, attempt: int = 0) -> Reply:
         """Sends one request, once.
+
+        Args:
+            request: What to ask.
+            attempt: How many answers to it were of no use; another seed then gives another answer.
 
         Raises:
             AgainError: No answer this time.
@@ -134,7 +139,7 @@ class Endpoint:
             UnusableEndpointError: Never an answer to any.
         """
         try:
-            return await self._send(request)
+            return await self._send(request, attempt)
         except openai.APITimeoutError as error:
             raise AgainError(f"no answer within {self.timeout:g} s", may_cost=True) from error
         except openai.APIConnectionError as error:
@@ -144,7 +149,7 @@ class Endpoint:
         except (openai.APIResponseValidationError, json.JSONDecodeError, httpx.HTTPError, AttributeError) as error:
             raise AgainError(self._scrubbed(f"not an answer: {error!r:.200}"), may_cost=True) from error
 
-    async def _send(self, request: Request) -> Reply:
+    async def _send(self, request: Request, attempt: int) -> Reply:
         assert self._client is not None
         while True:
             parameters: dict[str, Any] = {
@@ -156,7 +161,7 @@ class Endpoint:
                 self._limit: self.sampling.max_tokens,
             }
             if self.sampling.seed is not None:
-                parameters["seed"] = self.sampling.seed + request.draw
+                parameters["seed"] = self.sampling.seed + request.draw + SEEDS_PER_ATTEMPT * attempt
             try:
                 return _reply(await self._client.chat.completions.create(**parameters))
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
@@ -200,7 +205,7 @@ def _reply(completion: Any) -> Reply:
     choice = completion.choices[0]
     usage = completion.usage
     return Reply(
-        text=choice.message.content or "",
+        text=(choice.message.content or "").encode("utf-8", "replace").decode(),  # a lone surrogate fits into no file
         refusal=getattr(choice.message, "refusal", None)
         or ("content filter" if choice.finish_reason == "content_filter" else None),
         cut_off=choice.finish_reason == "length",

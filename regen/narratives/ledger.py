@@ -74,6 +74,11 @@ class Ledger:
         row = self._db.execute(query, (key,)).fetchone()
         return None if row is None else Answer(*row)
 
+    def unusable(self, key: str) -> int:
+        """How many answers to this request could not be used."""
+        query = "SELECT COUNT(*) FROM attempts WHERE key = ? AND outcome != 'answered'"
+        return int(self._db.execute(query, (key,)).fetchone()[0])
+
     def dollars(self, key: str) -> float:
         """What all answers to this request cost."""
         query = "SELECT COALESCE(SUM(dollars), 0) FROM attempts WHERE key = ?"

@@ -69,8 +69,9 @@ def main() -> None:
 
 def _run(command: list[str], environment: dict[str, str]) -> int:
     """The server's exit code; 0 if a signal to this process ended it."""
-    for end in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(end, signal.default_int_handler)
+    for end in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGINT too: polars' own handler lets wait() go on
+        if signal.getsignal(end) != signal.SIG_IGN:  # nohup
+            signal.signal(end, signal.default_int_handler)
     server = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         return server.wait()

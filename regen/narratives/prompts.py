@@ -17,6 +17,7 @@ from regen.narratives.histories import Purchase, UserHistory, history_text
 
 FOLDER = Path(__file__).parent / "prompts"
 VERSION = 1  # of how a request is put together; raise it when the same template starts to give another request
+_LEFT_OUT = ("title", "description", "default", "minLength")  # checked here; some endpoints refuse them
 _USER = "\n=== user ===\n"
 
 
@@ -109,7 +110,7 @@ class Prompt:
 
 
 def flat_schema(answer: type[BaseModel]) -> dict[str, Any]:
-    """JSON schema of an answer without references, titles and `$schema`, which some endpoints refuse."""
+    """JSON schema of an answer without references, titles, lengths and `$schema`, which some endpoints refuse."""
     schema = answer.model_json_schema()
     definitions = schema.pop("$defs", {})
     return dict(_flat(schema, definitions))
@@ -127,7 +128,7 @@ def _flat(node: Any, definitions: Mapping[str, Any]) -> Any:
         if key == "properties"
         else _flat(value, definitions)
         for key, value in node.items()
-        if key not in ("title", "description", "default")
+        if key not in _LEFT_OUT
     }
     if flat.get("type") == "object":
         flat["additionalProperties"] = False

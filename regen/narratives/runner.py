@@ -185,7 +185,7 @@ class _Run:
                 return
             self.report.counts["requests"] += 1
             key = request.key(self.settings)
-            if key in self.under_way:  # users whose requests are the same to the letter share the answer
+            while key in self.under_way:  # users whose requests are the same to the letter share the answer
                 await self.under_way[key].wait()
             if self.ledger.answer(key) is not None:
                 self.report.counts["reused"] += 1
@@ -234,7 +234,7 @@ class _Run:
         await self._reserve(most)
         try:
             await self._pace(request)
-            reply = await self.endpoint.ask(request)
+            reply = await self.endpoint.ask(request, attempt=self.ledger.unusable(key))
             self._record(request, key, reply)
         except AgainError as error:
             self.report.counts["again"] += 1

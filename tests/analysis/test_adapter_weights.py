@@ -11,6 +11,7 @@ import torch
 from regen.analysis.adapter_weights import (
     Projection,
     attribution_share,
+    cf_shares,
     chance_angles,
     item_soft_tokens,
     nearest_token_table,
@@ -43,14 +44,8 @@ def attributed(adapter, fused):
 
 
 def share_of(sample):
-    return attribution_share(
-        sample.adapter,
-        sample.histories,
-        sample.mask,
-        rows=sample.rows,
-        positions=sample.positions,
-        cf_dim=sample.cf_dim,
-    )
+    """The attribution share that every adapter has."""
+    return cf_shares(sample)["attribution"]
 
 
 @pytest.fixture
@@ -151,6 +146,8 @@ def test_relative_paths_of_a_run_hold_from_where_it_was_started(small_config, tm
     assert sample.cf_dim == sample.fused.shape[1]
     shares = share_of(sample)
     assert (shares[~shares.isnan()] == 1).all()
+    projection = split_projection(sample.adapter, sample.cf_dim)
+    assert len(singular_values(projection.content)) == len(principal_angles(projection.cf, projection.content)) == 0
 
 
 def test_the_newest_run_and_none(trained_runs, tmp_path):
@@ -210,6 +207,16 @@ def test_a_zero_content_block_gives_share_one_and_a_zero_cf_block_zero(linear):
         linear.projection.weight[:, CF_DIM:] = 1
     content_only = split_projection(linear, CF_DIM).parts(fused)
     assert (norm_share(content_only.cf, content_only.content) == 0).all()
+
+
+def test_all_measures_of_a_run(sample):
+    shares = cf_shares(sample)
+    linear = sample.run.cfg.adapter.name == "linear"
+    assert list(shares) == (["norms", "norms, parts centred"] if linear else []) + ["attribution"]
+    if linear:
+        parts = split_projection(sample.adapter, sample.cf_dim).parts(sample.fused)
+        expected = parts.norms[0] / (parts.norms[0] + parts.norms[1])
+        torch.testing.assert_close(shares["norms"], expected)
 
 
 def test_cosines_by_hand():

@@ -9,6 +9,7 @@ from regen.analysis.data_figures import (
     items_per_user,
     narrative_lengths,
     newest_artefact,
+    newest_ratings,
     rating_shares,
     users_per_item,
 )
@@ -54,6 +55,29 @@ def test_bad_ratings_are_named():
         rating_shares(rated(None, 0))
     with pytest.raises(ValueError, match="no column 'score'"):
         rating_shares(rated(1).drop("score"))
+
+
+def test_ratings_of_the_rating_stage_with_its_confidence(tmp_path):
+    assert newest_ratings(tmp_path) is None
+    (tmp_path / "rated-a").mkdir()
+    pl.DataFrame(
+        {
+            "user_id": ["u", "u", "v"],
+            "stage": ["user_summary"] * 3,
+            "rater": ["r"] * 3,
+            "attribute": ["clarity", "veracity", "clarity"],
+            "score": [5, 6, 7],
+            "confidence": [4.5, 4.5, 7.0],
+        }
+    ).write_parquet(tmp_path / "rated-a" / "ratings.parquet")
+    shares = rating_shares(newest_ratings(tmp_path)).filter(pl.col("ratings") > 0)
+    assert shares.select("attribute", "score", "ratings").rows() == [
+        ("clarity", 5, 1),
+        ("clarity", 7, 1),
+        ("veracity", 6, 1),
+        ("confidence", 4, 1),
+        ("confidence", 7, 1),
+    ]
 
 
 def test_the_newest_artefact_that_is_whole(tmp_path):
