@@ -47,7 +47,19 @@ def run_cell(cfg: DictConfig) -> float:
 
 
 class GridTable(Callback):
-    """Hydra callback: after a multirun of `train.py`, compares its cells."""
+    """Hydra callback: compares the cells of a multirun of `train.py`, after each for the file and at the end for all."""
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
+        from regen.evaluation.evaluate import compare_cells, grid_cells
+
+        if HydraConfig.get().mode is RunMode.MULTIRUN and (cells := grid_cells(Path(config.hydra.sweep.dir))):
+            compare_cells(
+                cells,
+                Path(config.hydra.sweep.dir),
+                resamples=config.evaluation.resamples,
+                seed=config.evaluation.seed,
+                show=False,
+            )
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from regen.evaluation.evaluate import compare_cells, grid_cells

@@ -243,8 +243,14 @@ def attribution_share(
 
 def cf_shares(sample: AdapterSample) -> dict[str, Float[Tensor, " sample"]]:
     """Every measure of CF's share that the adapter has, by name: attribution, and two norm shares of a linear one."""
-    places = {"rows": sample.rows, "positions": sample.positions}
-    attributed = attribution_share(sample.adapter, sample.histories, sample.mask, **places, cf_dim=sample.cf_dim)
+    attributed = attribution_share(
+        sample.adapter,
+        sample.histories,
+        sample.mask,
+        rows=sample.rows,
+        positions=sample.positions,
+        cf_dim=sample.cf_dim,
+    )
     if not isinstance(sample.adapter, LinearAdapter):
         return {"attribution": attributed}
     projection = split_projection(sample.adapter, sample.cf_dim)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import polars as pl
 
 from regen.evaluation.comparison_cells import Cell, Run, by_seed, grouped, load, varying_settings
 from regen.evaluation.comparison_table import Block, Column, Comparison
 from regen.evaluation.scoring import EXAMPLES
-from regen.evaluation.statistics import Bootstrap, Estimate, ResampledSums
+from regen.evaluation.statistics import Bootstrap, Estimate, ResampledSums, holm
 from regen.evaluation.text_metrics import METRICS, Metric, metrics_for
 
 __all__ = ["ENCODERS", "Cell", "Comparison", "compare"]
@@ -49,7 +51,31 @@ def compare(cells: Sequence[Cell], *, resamples: int = 2000, seed: int = 0) -> C
         if run.examples is None:
             reason = run.error or f"no {EXAMPLES} in {run.cell.folder}"
             problems.append(f"{run.cell.identity(varying)}: {run.status}: {reason}")
-    return Comparison(blocks, problems, resamples)
+    return Comparison(*_corrected(blocks), problems, resamples)
+
+
+def _corrected(blocks: Sequence[Block]) -> tuple[list[Block], int]:
+    """The blocks with every difference corrected for all that the table shows, and how many these are."""
+    shown = [
+        (column.content, metric.name)
+        for block in blocks
+        for column in block.columns
+        if column.kind == "difference" and not isinstance(column.content, str)
+        for metric in block.rows
+        if metric.name in column.content and not math.isnan(column.content[metric.name].p)
+    ]
+    adjusted = dict(zip(((id(of), name) for of, name in shown), holm([of[name].p for of, name in shown]), strict=True))
+
+    def corrected(column: Column) -> Column:
+        if isinstance(column.content, str):
+            return column
+        estimates = {
+            name: replace(estimate, p_holm=adjusted.get((id(column.content), name), math.nan))
+            for name, estimate in column.content.items()
+        }
+        return replace(column, content=estimates)
+
+    return [replace(block, columns=[corrected(column) for column in block.columns]) for block in blocks], len(shown)
 
 
 class _Pool:

@@ -20,6 +20,7 @@ from regen.evaluation.text_metrics import METRICS, Metric
 Kind = Literal["encoder", "difference", "floor"]
 Status = Literal["failed", "missing"]
 
+LEVEL = 0.05  # of a false claim in a table
 FEW_USERS, FEW_SEEDS, MANY_SEEDS = 20, 3, 5
 _TERMINAL_WIDTH = 120
 _ABSENT = "—"
@@ -113,11 +114,13 @@ class Comparison:
 
     Attributes:
         blocks: in the order of the cells.
+        differences: how many differences the table shows; each is corrected for all of them.
         problems: a line per cell that failed or has no predictions yet.
         resamples: bootstrap resamples.
     """
 
     blocks: Sequence[Block]
+    differences: int
     problems: Sequence[str]
     resamples: int
 
@@ -126,8 +129,10 @@ class Comparison:
         return (
             f"Brackets: 95 % bootstrap intervals over users ({self.resamples:,} resamples), and over seeds where there "
             "are several. Differences of both are paired by user, relative to the other encoder (%) or, for recovery, "
-            "in percentage points (pp); * the interval excludes zero, n.s. it does not. Floors: shuffled, predictions "
-            "paired with other users; constant, one training narrative for everyone."
+            "in percentage points (pp). n.s.: the interval contains zero; *: it does not, and the difference holds at "
+            f"5 % after Holm's correction for the {_plural(self.differences, 'difference')} of this table; (*): it does "
+            "not hold after the correction. Floors: shuffled, predictions paired with other users; constant, one "
+            "training narrative for everyone."
         )
 
     def to_markdown(self) -> str:
@@ -144,7 +149,21 @@ class Comparison:
         names = list(dict.fromkeys(name for block in self.blocks for name in block.settings))
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        measured = ["metric", "column", "kind", "unit", "value", "low", "high", "users", "seeds", "status", "note"]
+        measured = [
+            "metric",
+            "column",
+            "kind",
+            "unit",
+            "value",
+            "low",
+            "high",
+            "p",
+            "p_holm",
+            "users",
+            "seeds",
+            "status",
+            "note",
+        ]
         writer.writerow(["feature", *names, *measured])
         for block in self.blocks:
             place = [block.feature, *(block.settings.get(name, "") for name in names)]
@@ -176,7 +195,7 @@ def cell_texts(metric: Metric, column: Column) -> tuple[str, str]:
         number = f".{metric.decimals}f"
         return f"{estimate.value:{number}}", _interval(estimate, number)
     unit = "pp" if metric.is_share else "%"
-    mark = "*" if estimate.excludes_zero else "n.s."
+    mark = "n.s." if not estimate.excludes_zero else "*" if estimate.p_holm < LEVEL else "(*)"
     return f"{estimate.value:+.1f} {unit} {mark}", _interval(estimate, "+.1f")
 
 
@@ -238,9 +257,10 @@ def _records(block: Block) -> Iterator[list[object]]:
             estimate = column.estimate(metric)
             place: list[object] = [metric.name, column.name, column.kind, unit]
             if isinstance(estimate, str):
-                yield [*place, "", "", "", "", column.seeds, estimate, ""]
+                yield [*place, "", "", "", "", "", "", column.seeds, estimate, ""]
                 continue
-            numbers = ["" if math.isnan(n) else n for n in (estimate.value, estimate.low, estimate.high)]
+            measured = (estimate.value, estimate.low, estimate.high, estimate.p, estimate.p_holm)
+            numbers = ["" if math.isnan(n) else n for n in measured]
             status = "undefined" if math.isnan(estimate.value) else "ok"
             yield [*place, *numbers, estimate.users, column.seeds, status, estimate.note or ""]
 

@@ -130,11 +130,12 @@ def run_cells(folder: Path) -> list[Cell]:
     return _cells([(path.parent, plain(OmegaConf.load(path)), None) for path in configs])
 
 
-def compare_cells(cells: list[Cell], folder: Path, *, resamples: int, seed: int) -> None:
+def compare_cells(cells: list[Cell], folder: Path, *, resamples: int, seed: int, show: bool = True) -> None:
     """Writes and shows the table over cells."""
     comparison = compare(cells, resamples=resamples, seed=seed)
     comparison.write(folder)
-    _show(f"\n{comparison.to_terminal()}\n\n{folder / 'table.md'}")
+    if show:
+        _show(f"\n{comparison.to_terminal()}\n\n{folder / 'table.md'}")
 
 
 def _cells(found: list[tuple[Path, Mapping[str, Any], str | None]]) -> list[Cell]:

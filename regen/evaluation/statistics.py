@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -30,6 +30,9 @@ class Estimate:
         low, high: bounds of the interval, in the value's unit.
         users: users that contribute to it; with fewer than about 20 the interval is too narrow.
         note: what a reader must know about it, for instance why it is nan; None when there is nothing to say.
+        p: of a difference, how likely one this far from zero is if there is none: two-sided, from the normal with the
+            resamples' spread, since their share beyond zero cannot resolve what a correction for many asks for.
+        p_holm: the same, corrected for all differences of its table; nan before that.
     """
 
     value: float
@@ -37,6 +40,8 @@ class Estimate:
     high: float
     users: int
     note: str | None = None
+    p: float = math.nan
+    p_holm: float = math.nan
 
     @property
     def excludes_zero(self) -> bool:
@@ -167,7 +172,8 @@ class Bootstrap:
         change = 100.0 * (a - b)
         if relative:
             change = np.divide(change, b, out=np.full_like(change, np.nan), where=b != 0)
-        return _estimate(change, _contributors(metric, [*runs_a, *runs_b]), metric.display)
+        estimate = _estimate(change, _contributors(metric, [*runs_a, *runs_b]), metric.display)
+        return replace(estimate, p=_two_sided(change))
 
     def _pooled(self, metric: Metric, runs: Sequence[ResampledSums]) -> Float[np.ndarray, " resamples_and_one"]:
         """Mean over seeds; row 0 over all seeds, each other row over seeds drawn with replacement.
@@ -187,6 +193,26 @@ class Bootstrap:
         drawn = np.random.default_rng([self.seed, seeds]).integers(seeds, size=(seeds, self.resamples))
         deviation = values[drawn, np.arange(1, self.resamples + 1)].mean(axis=0) - mean[1:]
         return np.concatenate([mean[:1], mean[1:] + math.sqrt(seeds / (seeds - 1)) * deviation])
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: kept below 5 %, any false claim among them is kept below 5 %; nan stays nan."""
+    order = sorted((p, at) for at, p in enumerate(ps) if not math.isnan(p))
+    adjusted, highest = [math.nan] * len(ps), 0.0
+    for rank, (p, at) in enumerate(order):
+        highest = max(highest, min(1.0, p * (len(order) - rank)))
+        adjusted[at] = highest
+    return adjusted
+
+
+def _two_sided(values: Float[np.ndarray, " resamples_and_one"]) -> float:
+    resampled = values[1:][~np.isnan(values[1:])]
+    if math.isnan(values[0]) or not resampled.size:
+        return math.nan
+    spread = float(resampled.std())
+    if spread == 0.0:
+        return 1.0 if values[0] == 0.0 else 0.0
+    return math.erfc(abs(float(values[0])) / spread / math.sqrt(2))
 
 
 def _contributors(metric: Metric, runs: Sequence[ResampledSums]) -> int:

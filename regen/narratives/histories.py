@@ -15,7 +15,7 @@ from regen.data.tables import Tables, sort_interactions
 OPEN, CLOSE = "<history>", "</history>"
 _NOT_WORDS = re.compile(r"[\W_]+")
 _REVIEW = ("rating", "review_title", "review_text")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _line(purchase: Purchase, position: int, *, final: bool, text_characters: in
         "review_text": purchase.review_text,
     }
     plain = {
-        key: _CONTROL.sub(" ", value)[:text_characters] if isinstance(value, str) else value
+        key: CONTROL.sub(" ", value)[:text_characters] if isinstance(value, str) else value
         for key, value in shown.items()
         if value is not None
     }

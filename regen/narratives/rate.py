@@ -19,7 +19,7 @@ from regen.artefacts import Artefact, build
 from regen.data.prepare import load_tables
 from regen.data.tables import DataError
 from regen.narratives.endpoint import Endpoint
-from regen.narratives.histories import UserHistory, user_histories
+from regen.narratives.histories import CONTROL, UserHistory, user_histories
 from regen.narratives.ledger import Ledger
 from regen.narratives.narrate import FAILURES, check_report
 from regen.narratives.prompts import Limits, Prompt, Request
@@ -134,7 +134,7 @@ class Subject:
     def request(self, stage: str, limits: Limits, draw: int) -> Request:
         """One draw of one stage; no other stage's texts or scores are in it."""
         texts = {feature: self.narratives.get(feature) for feature in JUDGED_FEATURES[stage]}
-        fenced = json.dumps(texts, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
+        fenced = CONTROL.sub(" ", json.dumps(texts, ensure_ascii=False)).replace("<", "\\u003c").replace(">", "\\u003e")
         values = {"narratives": fenced} if texts else {}
         return prompt_of(stage).request(self.history, limits, draw=draw, **values)
 
@@ -213,7 +213,7 @@ def rate(
                     limits=limits,
                     name=f"rate {rater.name}",
                 )
-                check_report(report, limits)
+                check_report(report, replace(limits, max_cost=max_cost))
                 rows += [row for subject in people for row in _judgements(subject, rater, ledger, draws)]
             left = None if left is None else max(0.0, left - report.dollars_in_all)
             failures += report.failures

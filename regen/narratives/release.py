@@ -132,7 +132,7 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
     Raises:
         ValueError: If the hub refuses.
     """
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     api = HfApi()
     try:
@@ -140,7 +140,7 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
         api.upload_folder(
             folder_path=folder, repo_id=repository, repo_type="dataset", commit_message="Release by regen"
         )
-    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
         raise ValueError(
             f"push_to={repository}: the hub did not take it ({error}). The data set stays in {folder}; set HF_TOKEN "
             "to a token that may write there and give the command again with force=true."

@@ -77,6 +77,35 @@ def test_differences_are_paired_and_marked(cells):
     assert "+0.0 pp n.s. [+0.0, +0.0]" in markdown
 
 
+def test_a_difference_among_many_is_corrected_for_all_of_them(tmp_path):
+    features = tuple(f"f{at}" for at in range(12))
+    shifts = {"cf": 0.0, "both": 0.02}
+    cells = [
+        Cell(
+            write_run(tmp_path / name, features=features, shift=shift, users=30),
+            name,
+            0,
+            {"feature": ",".join(features)},
+        )
+        for name, shift in shifts.items()
+    ]
+    generator = np.random.default_rng(0)
+    for at, one in enumerate(cells):  # noise of which a few of many differences exclude zero by chance
+        rows = pl.read_parquet(one.folder / "examples.parquet")
+        noise = generator.normal(0, 0.05, len(rows))
+        rows.with_columns(similarity=pl.lit(0.5 + 0.01 * at) + pl.Series(noise)).write_parquet(
+            one.folder / "examples.parquet"
+        )
+    comparison = compare(cells, resamples=500)
+    estimates = [columns(block)["both vs cf"].content["similarity"] for block in comparison.blocks]
+    alone = [estimate for estimate in estimates if estimate.excludes_zero]
+    assert any(estimate.p_holm > 0.05 for estimate in alone)
+    assert all(estimate.p_holm >= estimate.p for estimate in estimates)
+    assert "% (*) [" in comparison.to_markdown()
+    assert f"Holm's correction for the {comparison.differences} differences" in comparison.legend()
+    assert {"p", "p_holm"} <= set(records(comparison)[0])
+
+
 def test_floors_are_those_of_both(cells):
     [block] = compare(cells, resamples=100).blocks
     values = {name: column.content["similarity"].value for name, column in columns(block).items()}

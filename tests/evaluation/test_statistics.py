@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from regen.evaluation.statistics import Bootstrap
+from regen.evaluation.statistics import Bootstrap, holm
 from regen.evaluation.text_metrics import METRICS, Metric, ratio
 
 MEAN = Metric("mean", "Mean", 3, ("x", "examples"), ratio)
@@ -182,3 +182,29 @@ def test_a_table_of_usual_size_takes_seconds():
     bootstrap = Bootstrap(run["user_id"], resamples=2000)
     bootstrap.interval(MEAN, [bootstrap.resample(run)])
     assert time.perf_counter() - start < 5  # about half a second when the machine is idle
+
+
+@pytest.mark.parametrize(
+    ("ps", "adjusted"),
+    [
+        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
+        ([0.02], [0.02]),
+        ([0.6, 0.7], [1.0, 1.0]),
+        ([math.nan, 0.01, 0.02], [math.nan, 0.02, 0.02]),
+        ([], []),
+    ],
+)
+def test_holm_steps_down(ps, adjusted):
+    assert holm(ps) == pytest.approx(adjusted, nan_ok=True)
+
+
+def test_p_of_a_difference_is_seldom_small_without_one_and_small_with_one():
+    small = {0.0: 0, 0.5: 0}
+    for shift in small:
+        for seed in range(60):
+            runs = normal_run(seed), normal_run(1000 + seed, mean=10.0 + shift)
+            bootstrap = Bootstrap(runs[0]["user_id"], resamples=200, seed=seed)
+            sums = [[bootstrap.resample(run)] for run in runs]
+            small[shift] += bootstrap.difference(MEAN, *sums, relative=True).p < 0.05
+    assert small[0.0] <= 8  # of 60, meant for 3
+    assert small[0.5] >= 35  # the power of such a t-test is 0.78

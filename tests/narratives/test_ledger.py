@@ -51,7 +51,9 @@ def test_the_first_usable_answer_to_a_request_is_the_one_that_counts(path):
         assert ledger.answer("a").text == "first"
 
 
-@pytest.mark.parametrize("text", ["", "a\x00b", "'; DROP TABLE attempts; --", "naïve 本 😀\u2028", "x" * 10**6], ids=repr)
+@pytest.mark.parametrize(
+    "text", ["", "a\x00b", "'; DROP TABLE attempts; --", "naïve 本 😀\u2028", "x" * 10**6], ids=repr
+)
 def test_texts_come_back_as_they_were(path, text):
     with Ledger(path) as ledger:
         ledger.record(text, "answered", text=text, model=text[:100])
@@ -120,7 +122,9 @@ def test_a_refusal_of_the_same_request_is_told_of_every_user_who_has_it(ask):
 
 def test_what_no_file_can_hold_is_replaced_in_an_answer(ask, path, monkeypatch):
     completion = bad_server.completion
-    monkeypatch.setattr(bad_server, "completion", lambda text, refusal: completion(text.replace("of", "\ud800"), refusal))
+    monkeypatch.setattr(
+        bad_server, "completion", lambda text, refusal: completion(text.replace("of", "\ud800"), refusal)
+    )
     with BadServer(["none"]) as server:
         report = ask(server, ["tag-a"])
         assert report.counts["answered"] == len(server.asked) == 1

@@ -158,6 +158,9 @@ def test_narratives_are_written_beside_the_rows_they_come_from(prepared, tmp_pat
 def test_numbers_that_leave_nobody_are_refused(prepared, tmp_path, options):
     with pytest.raises(ValueError, match="{}={}".format(*next(iter(options.items())))):
         narrate(
-            TemplateNarrator(), prepared=prepared(3), root=tmp_path / "data", **{"max_history": 50, "users": None} | options
+            TemplateNarrator(),
+            prepared=prepared(3),
+            root=tmp_path / "data",
+            **{"max_history": 50, "users": None} | options,
         )
     assert not list((tmp_path / "data").glob("narrated-*"))

@@ -1,0 +1,175 @@
+"""The longest run of words that a text shares with any text of a corpus.
+
+N-grams are compared by 64-bit hashes, all of one length at once, and the length is found by binary search: a text that
+shares n words in a row shares n - 1. Ten thousand texts against a hundred thousand, of a hundred words each, take a
+minute or two instead of a billion comparisons.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt64
+
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
+_BLOCK = 1 << 20  # positions hashed at a time: 8 MB an array
+_SIEVE_BITS = 24
+
+
+def words_of(text: str) -> list[str]:
+    """Words of a text, case-folded and without punctuation."""
+    return _WORD.findall(text.casefold())
+
+
+@dataclass(frozen=True, eq=False)
+class SharedNgrams:
+    """For each of `t` texts the longest n-gram that it shares with the corpus.
+
+    Attributes:
+        words: words of each text.
+        length: words of the n-gram, 0 where no word is shared.
+        start: its first word in the text.
+        source: a corpus text that holds it, the first where several do; -1 where no word is shared.
+    """
+
+    words: list[list[str]]
+    length: Int[np.ndarray, " t"]
+    start: Int[np.ndarray, " t"]
+    source: Int[np.ndarray, " t"]
+
+    def ngram(self, text: int) -> str:
+        """The n-gram of one text, as its words."""
+        start = int(self.start[text])
+        return " ".join(self.words[text][start : start + int(self.length[text])])
+
+
+def longest_shared_ngrams(texts: Sequence[str], corpus: Sequence[str]) -> SharedNgrams:
+    """Finds the longest word n-gram that each text shares with any text of the corpus.
+
+    Two different n-grams of one length are taken for the same with a probability of about 1e-17 a pair.
+
+    Args:
+        texts: any texts.
+        corpus: the texts to search.
+    """
+    values: dict[str, int] = {}
+    words = [words_of(text) for text in texts]
+    searched = _Laid.of(words, values)
+    training = _Laid.of([words_of(text) for text in corpus], values)
+    vocabulary = np.random.default_rng(0).integers(2**64, size=len(values) + 1, dtype=np.uint64)
+    hashes, corpus_hashes = _NgramHashes(searched, vocabulary), _NgramHashes(training, vocabulary)
+    length, start = np.zeros(len(words), dtype=np.int64), np.zeros(len(words), dtype=np.int64)
+    source = np.full(len(words), -1)
+    limit = min(searched.lengths.max(initial=0), training.lengths.max(initial=0))
+    step = 1 << int(limit).bit_length() >> 1
+    while step:  # every length is tried once at most, because all texts take the same steps
+        tried = length + step
+        for n in np.unique(tried[tried <= np.minimum(searched.lengths, limit)]).tolist():
+            asked = (tried == n) & (searched.lengths >= n)
+            positions = np.flatnonzero((searched.left >= n) & asked[searched.text_of])
+            found, at = _first_places(hashes.at(positions, n), corpus_hashes, n)
+            rows, first = np.unique(searched.text_of[positions[found]], return_index=True)
+            length[rows] = n
+            start[rows] = positions[found][first] - searched.starts[rows]
+            source[rows] = training.text_of[at[first]]
+        step >>= 1
+    return SharedNgrams(words, length, start, source)
+
+
+@dataclass(frozen=True, eq=False)
+class _Laid:
+    """Texts end to end, `w` words in all.
+
+    Attributes:
+        ids: number of each word.
+        lengths: words of each text.
+    """
+
+    ids: Int[np.ndarray, " w"]
+    lengths: Int[np.ndarray, " t"]
+
+    @staticmethod
+    def of(texts: Sequence[Sequence[str]], numbers: dict[str, int]) -> _Laid:
+        """Lays texts out and numbers the words that `numbers` does not hold yet."""
+        lengths = np.array([len(words) for words in texts], dtype=np.int64)
+        every = (numbers.setdefault(word, len(numbers)) for words in texts for word in words)
+        return _Laid(np.fromiter(every, dtype=np.int32, count=int(lengths.sum())), lengths)
+
+    @cached_property
+    def starts(self) -> Int[np.ndarray, " t"]:
+        """First position of each text."""
+        return np.asarray(np.cumsum(self.lengths) - self.lengths)
+
+    @cached_property
+    def text_of(self) -> Int[np.ndarray, " w"]:
+        """The text of each position."""
+        return np.repeat(np.arange(len(self.lengths), dtype=np.int32), self.lengths)
+
+    @cached_property
+    def left(self) -> Int[np.ndarray, " w"]:
+        """Words of its text from each position on: an n-gram begins where there are n."""
+        ends = (self.starts + self.lengths)[self.text_of]
+        return (ends - np.arange(len(self.ids))).astype(np.int32)
+
+
+class _NgramHashes:
+    """Hashes of all n-grams of laid-out texts: differences of a running sum of word value times base to the position.
+
+    All arithmetic is modulo 2^64, where numpy's overflow is what is meant.
+    """
+
+    def __init__(self, laid: _Laid, vocabulary: UInt64[np.ndarray, " vocabulary"]) -> None:
+        count = len(laid.ids)
+        self.laid = laid
+        self.sums = np.zeros(count + 1, dtype=np.uint64)
+        np.cumsum(vocabulary[laid.ids] * _powers(_BASE, count), out=self.sums[1:])
+        self.back = _powers(pow(_BASE, -1, 2**64), count)  # takes an n-gram's place out of its hash
+
+    def at(self, positions: Int[np.ndarray, " p"], n: int) -> UInt64[np.ndarray, " p"]:
+        """Hashes of the n-grams that begin at these positions."""
+        return np.asarray((self.sums[positions + n] - self.sums[positions]) * self.back[positions])
+
+    def sieved(
+        self, n: int, sieve: Bool[np.ndarray, " bins"]
+    ) -> tuple[Int[np.ndarray, " p"], UInt64[np.ndarray, " p"]]:
+        """Positions and hashes of the n-grams that pass the sieve: all that are in it, and few others."""
+        positions, hashes = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.uint64)]
+        for first in range(0, len(self.back) - n + 1, _BLOCK):
+            last = min(first + _BLOCK, len(self.back) - n + 1)
+            every = (self.sums[first + n : last + n] - self.sums[first:last]) * self.back[first:last]
+            kept = np.flatnonzero(sieve[_bin(every)] & (self.laid.left[first:last] >= n))
+            positions.append(kept + first)
+            hashes.append(every[kept])
+        return np.concatenate(positions), np.concatenate(hashes)
+
+
+def _powers(base: int, count: int) -> UInt64[np.ndarray, " count"]:
+    """base^0, base^1, … modulo 2^64."""
+    factors = np.full(count, base, dtype=np.uint64)
+    factors[:1] = 1
+    return np.cumprod(factors)
+
+
+def _bin(hashes: UInt64[np.ndarray, " p"]) -> UInt64[np.ndarray, " p"]:
+    return hashes >> np.uint64(64 - _SIEVE_BITS)
+
+
+def _first_places(
+    wanted: UInt64[np.ndarray, " p"], corpus: _NgramHashes, n: int
+) -> tuple[Int[np.ndarray, " found"], Int[np.ndarray, " found"]]:
+    """Which of the wanted hashes the corpus has, and the first corpus position of each of these."""
+    sieve = np.zeros(1 << _SIEVE_BITS, dtype=bool)
+    sieve[_bin(wanted)] = True
+    positions, hashes = corpus.sieved(n, sieve)
+    if not len(hashes):
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    order = np.argsort(hashes, kind="stable")
+    hashes = hashes[order]
+    place = np.minimum(np.searchsorted(hashes, wanted), len(hashes) - 1)
+    found = np.flatnonzero(hashes[place] == wanted)
+    return found, positions[order[place[found]]]
