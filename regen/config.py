@@ -328,8 +328,20 @@ class NarrateConfig(NarratedConfig):
 @dataclass
 class RateConfig(NarrateConfig):
     rater: dict[str, Endpoint] = MISSING
+    run: str | None = None
     draws: int = MISSING
     users: int | None = None
+
+
+@dataclass
+class SideBySideConfig:
+    a: str = MISSING
+    b: str = MISSING
+    rater: dict[str, Endpoint] = MISSING
+    users: int | None = None
+    paths: Paths = MISSING
+    max_cost: float | None = None
+    force: bool = False
 
 
 @dataclass
@@ -391,6 +403,7 @@ def register() -> None:
             PrepareConfig,
             NarrateConfig,
             RateConfig,
+            SideBySideConfig,
             ReleaseConfig,
             EncodeConfig,
             TrainConfig,

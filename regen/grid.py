@@ -47,7 +47,7 @@ def run_cell(cfg: DictConfig) -> float:
 
 
 class GridTable(Callback):
-    """Hydra callback: compares the cells of a multirun of `train.py`, after each for the file and at the end for all."""
+    """Hydra callback: compares the cells of a multirun of `train.py`, after each one and, for all to see, at the end."""
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         from regen.evaluation.evaluate import compare_cells, grid_cells

@@ -1,10 +1,16 @@
 """Stage `rate` alone: `python -m regen.rate source=amazon2018 vertical=gift_cards narrator=template rater=[local]`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from regen.cli import main
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from regen.artefacts import Artefact
 
 
 @main("rate")
@@ -16,10 +22,10 @@ def run(cfg: DictConfig) -> None:
     from regen.narratives.rate import rate, requests_of, subjects
     from regen.pipeline import HISTORY, build_raters, data_artefact
 
-    data = data_artefact(cfg)
+    data, narratives = (data_artefact(cfg), None) if cfg.run is None else written_by(Path(cfg.run))
     raters = build_raters(cfg)
     if cfg.dry_run:
-        people = subjects(data, max_history=HISTORY, users=cfg.users)
+        people = subjects(data, max_history=HISTORY, users=cfg.users, narratives=narratives)
         for rater in raters:
             requests = requests_of(rater, people, cfg.draws)
             numbers = estimate(requests, endpoint=rater.endpoint, ledger=rater.ledger, limits=rater.run_limits)
@@ -33,6 +39,7 @@ def run(cfg: DictConfig) -> None:
         users=cfg.users,
         max_cost=cfg.max_cost,
         root=Path(cfg.paths.data_dir),
+        narratives=narratives,
         force=cfg.force,
     )
     ratings = pl.read_parquet(artefact.path / "ratings.parquet")
@@ -44,6 +51,28 @@ def run(cfg: DictConfig) -> None:
         print(means.sort("rater", "stage", "attribute"))  # noqa: T201
         print(agreement.with_columns(pl.selectors.float().round(3)))  # noqa: T201
     print(f"\n{artefact.path}")  # noqa: T201
+
+
+def written_by(folder: Path) -> "tuple[Artefact, pl.DataFrame]":
+    """The data of a finished run, and what its model wrote for the test users.
+
+    Raises:
+        ValueError: If the folder holds no finished run.
+    """
+    from omegaconf import OmegaConf
+
+    from regen.evaluation.prediction_files import read_predictions
+    from regen.pipeline import data_artefact
+
+    for name in ("config.yaml", "predictions.jsonl"):
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"{folder}: no {name}, so this is no run that wrote narratives. Give a folder of runs_dir."
+            )
+    cfg = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    texts = read_predictions(folder / "predictions.jsonl").rename({"prediction": "text"})
+    return data_artefact(cfg), texts
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ NEEDED = {
     "narrator/openai": ["narrator.model=some"],
     "rater/openai": ["rater.openai.model=some"],
     "rate": ["rater.openai.model=some"],
+    "side_by_side": ["a=one", "b=two", "rater.openai.model=some"],
 }
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 

@@ -130,8 +130,8 @@ class Comparison:
             f"Brackets: 95 % bootstrap intervals over users ({self.resamples:,} resamples), and over seeds where there "
             "are several. Differences of both are paired by user, relative to the other encoder (%) or, for recovery, "
             "in percentage points (pp). n.s.: the interval contains zero; *: it does not, and the difference holds at "
-            f"5 % after Holm's correction for the {_plural(self.differences, 'difference')} of this table; (*): it does "
-            "not hold after the correction. Floors: shuffled, predictions paired with other users; constant, one "
+            f"5 % after Holm's correction for the {_plural(self.differences, 'difference')} of this table; (*): only "
+            "without the correction. Floors: shuffled, predictions paired with other users; constant, one "
             "training narrative for everyone."
         )
 

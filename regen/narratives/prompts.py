@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from regen.fingerprints import fingerprint
-from regen.narratives.histories import Purchase, UserHistory, history_text
+from regen.narratives.histories import CONTROL, Purchase, UserHistory, history_text
 
 FOLDER = Path(__file__).parent / "prompts"
 VERSION = 1  # of how a request is put together; raise it when the same template starts to give another request
@@ -107,6 +107,12 @@ class Prompt:
             messages += _example_turns(user, limits)
         messages.append({"role": "user", "content": Template(user).substitute(history=text, **values)})
         return Request(history.user_id, self.name, draw, tuple(messages), self.answer)
+
+
+def fenced(values: Mapping[str, Any]) -> str:
+    """Texts as JSON that can stand between marks of ours: none of them can close the mark or open another."""
+    text = CONTROL.sub(" ", json.dumps(values, ensure_ascii=False))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def flat_schema(answer: type[BaseModel]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Stage `rate`: language models judge the narratives of every user (paper 3.3, appendices B and G)."""
 
 import functools
-import json
 import logging
 import math
 from collections import Counter
@@ -18,11 +17,12 @@ from pydantic import BaseModel, create_model
 from regen.artefacts import Artefact, build
 from regen.data.prepare import load_tables
 from regen.data.tables import DataError
+from regen.fingerprints import fingerprint
 from regen.narratives.endpoint import Endpoint
-from regen.narratives.histories import CONTROL, UserHistory, user_histories
+from regen.narratives.histories import UserHistory, user_histories
 from regen.narratives.ledger import Ledger
 from regen.narratives.narrate import FAILURES, check_report
-from regen.narratives.prompts import Limits, Prompt, Request
+from regen.narratives.prompts import Limits, Prompt, Request, fenced
 from regen.narratives.runner import Limits as RunLimits
 from regen.narratives.runner import ask_all
 
@@ -134,22 +134,30 @@ class Subject:
     def request(self, stage: str, limits: Limits, draw: int) -> Request:
         """One draw of one stage; no other stage's texts or scores are in it."""
         texts = {feature: self.narratives.get(feature) for feature in JUDGED_FEATURES[stage]}
-        fenced = CONTROL.sub(" ", json.dumps(texts, ensure_ascii=False)).replace("<", "\\u003c").replace(">", "\\u003e")
-        values = {"narratives": fenced} if texts else {}
+        values = {"narratives": fenced(texts)} if texts else {}
         return prompt_of(stage).request(self.history, limits, draw=draw, **values)
 
 
-def subjects(data: Artefact, *, max_history: int, users: int | None) -> list[Subject]:
+def subjects(
+    data: Artefact, *, max_history: int, users: int | None, narratives: pl.DataFrame | None = None
+) -> list[Subject]:
     """Users with narratives, drawn by a hash of their id where only some are wanted.
+
+    Args:
+        data: Histories, and narratives unless others are given.
+        max_history: Of a user's purchases the latest.
+        users: Only so many; null for all.
+        narratives: Other texts (`user_id`, `feature`, `text`), for instance what a model wrote.
 
     Raises:
         DataError: If there are no narratives.
     """
     tables = load_tables(data.path)
-    if tables.narratives.is_empty():
+    narratives = tables.narratives if narratives is None else narratives
+    if narratives.is_empty():
         raise DataError(f"{data.path} has no narratives to rate. Choose what writes them: narrator=template or openai.")
     texts: dict[str, dict[str, str | None]] = {}
-    for user, feature, text in tables.narratives.select("user_id", "feature", "text").iter_rows():
+    for user, feature, text in narratives.select("user_id", "feature", "text").iter_rows():
         texts.setdefault(user, {}).setdefault(feature, text)
     narrated = replace(tables, interactions=tables.interactions.filter(pl.col("user_id").is_in(list(texts))))
     histories = user_histories(narrated, max_history=max_history, users=users)
@@ -173,9 +181,10 @@ def rate(
     users: int | None,
     max_cost: float | None,
     root: Path,
+    narratives: pl.DataFrame | None = None,
     force: bool = False,
 ) -> Artefact:
-    """Builds or reuses the ratings of a narrated data set.
+    """Builds or reuses the ratings of a narrated data set, or of what a model wrote about its users.
 
     Writes `ratings.parquet`, `agreement.parquet` (between raters, and between each one's draws), `failures.parquet`.
 
@@ -187,6 +196,7 @@ def rate(
         users: Only so many users, null for all that have narratives.
         max_cost: Dollars for all raters together; null for no limit.
         root: Folder that holds artefacts.
+        narratives: Other texts (`user_id`, `feature`, `text`) than the data's own.
         force: Build again; what a ledger holds is not asked again.
 
     Raises:
@@ -197,7 +207,7 @@ def rate(
         raise ValueError(f"draws={draws} has to be at least 1.")
 
     def make(folder: Path) -> dict[str, int]:
-        people = subjects(data, max_history=max_history, users=users)
+        people = subjects(data, max_history=max_history, users=users, narratives=narratives)
         rows: list[dict[str, Any]] = []
         failures: list[tuple[str, str, str]] = []
         counts: Counter[str] = Counter()
@@ -238,6 +248,8 @@ def rate(
         "raters": {rater.name: rater.recipe() for rater in raters},
     }
     inputs = {"data": data.fingerprint}
+    if narratives is not None:
+        inputs["narratives"] = fingerprint({"rows": narratives.select("user_id", "feature", "text").rows()})
     libraries = ("krippendorff",)
     return build(STAGE, root=root, config=config, inputs=inputs, libraries=libraries, version=1, make=make, force=force)
 
@@ -306,23 +318,29 @@ def agreement(ratings: pl.DataFrame) -> pl.DataFrame:
 
 
 def _agreement(between: str, stage: str, attribute: str, table: np.ndarray) -> dict[str, Any]:
-    """Of judgements `users raters`, NaN where there is none."""
-    judged = table[(~np.isnan(table)).sum(axis=1) >= 2]
-    distinct = np.unique(judged[~np.isnan(judged)])
-    alpha = None
-    if len(distinct) > 1:
-        alpha = float(
-            krippendorff.alpha(judged.T, level_of_measurement="ordinal", value_domain=list(range(1, len(LEVELS) + 1)))
-        )
-    same = [len(np.unique(row[~np.isnan(row)])) == 1 for row in judged]
+    alpha, exact, units = agreement_of(table)
     return {
         "between": between,
         "stage": stage,
         "attribute": attribute,
-        "units": len(judged),
+        "units": units,
         "krippendorff_alpha": alpha,
-        "exact_agreement": float(np.mean(same)) if same else None,
+        "exact_agreement": exact,
     }
+
+
+def agreement_of(table: np.ndarray) -> tuple[float | None, float | None, int]:
+    """Krippendorff's alpha (ordinal), the share of units on which all agree, and how many units two or more judged.
+
+    Args:
+        table: Judgements `units judges`, NaN where there is none.
+    """
+    judged = table[(~np.isnan(table)).sum(axis=1) >= 2]
+    alpha = None
+    if len(np.unique(judged[~np.isnan(judged)])) > 1:
+        alpha = float(krippendorff.alpha(judged.T, level_of_measurement="ordinal"))
+    same = [len(np.unique(row[~np.isnan(row)])) == 1 for row in judged]
+    return alpha, float(np.mean(same)) if same else None, len(judged)
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> np.ndarray:

@@ -46,7 +46,13 @@ def write_amazon(folder):
         for at in range(3)
     ]
     products = [
-        {"asin": f"B{item}", "title": f"Gift box {item}", "category": ["Gifts", "Boxes"], "brand": "Ax", "price": "$5.00"}
+        {
+            "asin": f"B{item}",
+            "title": f"Gift box {item}",
+            "category": ["Gifts", "Boxes"],
+            "brand": "Ax",
+            "price": "$5.00",
+        }
         for item in range(9)
     ]
     paths = (folder / "reviews.json.gz", folder / "metadata.json.gz")
@@ -185,7 +191,10 @@ def test_without_ratings_there_are_none(released, tmp_path):
     card = (folder / "README.md").read_text()
     assert "## Ratings" not in card
     assert "Unknown" in card
-    assert [one["config_name"] for one in yaml.safe_load(card.split("---\n")[1])["configs"]] == ["histories", "narratives"]
+    assert [one["config_name"] for one in yaml.safe_load(card.split("---\n")[1])["configs"]] == [
+        "histories",
+        "narratives",
+    ]
 
 
 @pytest.mark.xfail(strict=True, raises=ValueError, reason="datasets cannot load a configuration with an empty split")
@@ -212,9 +221,7 @@ def test_narratives_of_a_source_have_no_narrator(shoppers, tmp_path):
 
 
 def test_ratings_of_other_data_are_refused(released, tmp_path):
-    other = narrate(
-        TemplateNarrator(), prepared=released.data, max_history=1, users=3, root=released.tmp_path / "data"
-    )
+    other = narrate(TemplateNarrator(), prepared=released.data, max_history=1, users=3, root=released.tmp_path / "data")
     for data, ratings in ((other, released.rated.path), (released.data, released.data.path)):
         with pytest.raises(DataError, match=f"ratings={ratings}: .*not {data.fingerprint}"):
             release(data, folder=tmp_path / "release", ratings=ratings, **known(data))

@@ -1,0 +1,296 @@
+"""The swap test: does a narrative follow its history when one item of it is exchanged?
+
+One interaction of a test user, item and review, gives way to another user's, and the narrative is generated again. A
+model that reads the history follows: with another *final* item it speaks of that one, with another item elsewhere it
+goes on speaking of the final one. A model that recites, or knows its user by something else, does not. It is also the
+question that the paper's soft tokens raise (4.2): one per interaction, so one exchange changes one soft token.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Int
+
+from regen.data.datamodule import NarrativeDataset
+from regen.data.histories import Example
+from regen.evaluation.estimate_tables import estimate_table
+from regen.evaluation.generate import generate_narratives
+from regen.evaluation.recovery import NEED, LabelVocabulary
+from regen.evaluation.text_metrics import Embed, Metric, ratio, similarity_column
+from regen.models.narrative_model import NarrativeModel
+
+log = logging.getLogger(__name__)
+
+FINAL, OTHER = "final", "other"
+POSITIONS = (FINAL, OTHER)
+Narrate = Callable[[Sequence[Example]], list[str]]
+"""Writes one narrative for each example, whatever the others are."""
+
+_SAMPLING_OPTIONS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+
+
+def _mean(name: str, display: str, *, is_share: bool = False) -> Metric:
+    return Metric(name, display, 3, (name, "examples"), ratio, is_share)
+
+
+def _label(kind: str, of: str, when: str, display: str) -> Metric:
+    return Metric(f"{kind}_{of}_{when}", display, 3, (f"{kind}_{of}_{when}", f"{kind}_compared"), ratio, is_share=True)
+
+
+MEASURES: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        _mean("changed", "Narratives that changed at all", is_share=True),
+        _mean("similarity", "Similarity, before and after"),
+        _mean("stranger_similarity", "Similarity, before and the other user's narrative"),
+        _mean("moved", "Gain in similarity to the other user's narrative"),
+        _label("trait", "new", "after", "Names the new item's trait, after"),
+        _label("trait", "new", "before", "Names the new item's trait, before (chance)"),
+        _label("trait", "old", "after", "Names the old final item's trait, after"),
+        _label("trait", "old", "before", "Names the old final item's trait, before"),
+        _label("need", "new", "after", "Names the other user's need, after"),
+        _label("need", "new", "before", "Names the other user's need, before (chance)"),
+        _label("need", "old", "after", "Names the user's own need, after"),
+        _label("need", "old", "before", "Names the user's own need, before"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class GreedyNarrator:
+    """A trained model as `Narrate`: always the likeliest token, so that nothing but the history differs.
+
+    Attributes:
+        model: in evaluation mode, on the device to use.
+        dataset: the examples that are narrated, or stand for those that are: the ones given later have to be as many,
+            with histories as long, so that every batch holds the same rows and padding as the one before.
+        tokenizer: the LM's.
+        generation: options of a `GenerationConfig`; what concerns sampling is left out.
+        batch_size: rows of one `generate` call.
+    """
+
+    model: NarrativeModel
+    dataset: NarrativeDataset
+    tokenizer: Any
+    generation: Mapping[str, Any]
+    batch_size: int
+
+    def __call__(self, examples: Sequence[Example]) -> list[str]:
+        lengths = [[len(example.rows) for example in some] for some in (examples, self.dataset.examples)]
+        assert lengths[0] == lengths[1], "a swap keeps the length of a history"
+        dataset = copy.copy(self.dataset)
+        dataset.examples = list(examples)
+        generation = {name: value for name, value in self.generation.items() if name not in _SAMPLING_OPTIONS}
+        narratives = generate_narratives(
+            self.model, dataset, tokenizer=self.tokenizer, generation=generation, batch_size=self.batch_size
+        )
+        return narratives["prediction"].to_list()
+
+
+def sampled(dataset: NarrativeDataset, most: int, *, seed: int) -> NarrativeDataset:
+    """At most that many examples of a split, drawn by seed and left in their order."""
+    if len(dataset) <= most:
+        return dataset
+    kept = sorted(np.random.default_rng(seed).choice(len(dataset), most, replace=False).tolist())
+    part = copy.copy(dataset)
+    part.examples = [dataset.examples[row] for row in kept]
+    part.targets = [dataset.targets[row] for row in kept]
+    part.lengths = [dataset.lengths[row] for row in kept]
+    return part
+
+
+def with_interaction(example: Example, place: int, row: int) -> Example:
+    """The example with another interaction at one place of its history.
+
+    The final place stays withheld where it is: a review that the narrative may not see is not shown for the new item
+    either. Anywhere else the new review is shown.
+
+    Args:
+        example: stays as it is.
+        place: position in the history, from 0.
+        row: of the new interaction in the sorted interactions.
+    """
+    rows, withheld = example.rows.copy(), example.withheld.copy()
+    rows[place] = row
+    if place != len(rows) - 1:
+        withheld[place] = False
+    return replace(example, rows=rows, withheld=withheld)
+
+
+def swap_test(
+    examples: Sequence[Example],
+    narrate: Narrate,
+    *,
+    item_of: Int[np.ndarray, " interactions"],
+    embed: Embed,
+    planted: pl.DataFrame | None = None,
+    seed: int = 0,
+) -> pl.DataFrame:
+    """Swaps the final and, apart from that, one other interaction of every history, and narrates again.
+
+    What enters is the final interaction of another example of the feature whose item the history does not hold, the
+    same one at both places. Everyone is narrated three times in the same order; where nothing can be swapped, because
+    the history has one interaction or nobody has another item, the row is left out.
+
+    Args:
+        examples: test narratives with their histories.
+        narrate: writes the narratives; deterministic.
+        item_of: item of each interaction.
+        embed: sentence embeddings.
+        planted: truth of a `synthetic` world (see `recovery_columns`), whose traits are those of the final item; None
+            for other sources.
+        seed: of who is swapped with whom, and where; does not depend on the order of examples.
+
+    Returns:
+        A row per swap: `user_id, feature, item_id, position` (`final` or `other`), `place` (from the end, 0 is the
+        final one), `other_user`, `before`, `after` (narratives), `examples` (1) and the statistics of `MEASURES`:
+        `changed` (0 or 1), `similarity` (cosine of before and after), `stranger_similarity` (of before and the other
+        user's narrative before), `moved` (how much nearer to that the narrative came) and, with `planted`, counts of
+        labels. A label is compared where the reference names the user's value and the other user has another;
+        `<kind>_new_after` counts those where the narrative names the other user's value and no other, and so on.
+    """
+    if not examples:
+        raise ValueError("there is no example to swap: 0 test narratives.")
+    swaps = _drawn(examples, item_of, seed)
+    if skipped := len(examples) - len({swap.example for swap in swaps}):
+        log.warning("%d of %d test narratives have no other user to swap with.", skipped, len(examples))
+    before = narrate(examples)
+    parts = []
+    for position in POSITIONS:
+        made = [swap for swap in swaps if swap.position == position]
+        swapped = list(examples)
+        for swap in made:
+            row = int(examples[swap.donor].rows[-1])
+            swapped[swap.example] = with_interaction(examples[swap.example], swap.place, row)
+        after = narrate(swapped)
+        parts.append(_swap_rows(examples, made, before, after))
+    rows = pl.concat(parts)
+    told, strangers, then = (rows[name].to_list() for name in ("before", "stranger", "after"))
+    stranger_before = np.array(similarity_column(told, strangers, embed))
+    rows = rows.with_columns(
+        examples=pl.lit(1.0),
+        changed=(pl.col("before") != pl.col("after")).cast(pl.Float64),
+        similarity=pl.Series(similarity_column(told, then, embed), dtype=pl.Float64),
+        stranger_similarity=pl.Series(stranger_before, dtype=pl.Float64),
+        moved=pl.Series(np.array(similarity_column(then, strangers, embed)) - stranger_before, dtype=pl.Float64),
+    )
+    if planted is not None:
+        rows = rows.hstack(pl.DataFrame(_label_columns(rows, planted)))
+    return rows.drop("stranger", "reference")
+
+
+def swap_summary(swaps: pl.DataFrame, *, resamples: int = 2000, seed: int = 0) -> pl.DataFrame:
+    """Estimates of every measure per feature and position.
+
+    Args:
+        swaps: of `swap_test`.
+        resamples: bootstrap resamples of users.
+        seed: of the bootstrap.
+
+    Returns:
+        `feature`, `position` and the columns of `ESTIMATES`.
+    """
+    metrics = [metric for metric in MEASURES.values() if set(metric.columns) <= set(swaps.columns)]
+    return estimate_table(swaps, metrics, by=["feature", "position"], resamples=resamples, seed=seed)
+
+
+@dataclass(frozen=True)
+class _Swap:
+    """`example` gets the final interaction of `donor` (both as their number) at one place of its history."""
+
+    example: int
+    donor: int
+    position: str
+    place: int
+
+
+def _drawn(examples: Sequence[Example], item_of: Int[np.ndarray, " interactions"], seed: int) -> list[_Swap]:
+    """Donors: within a feature the users stand in a random circle, each takes from the next who has another item."""
+    rng = np.random.default_rng(seed)
+    swaps = []
+    for feature in sorted({example.feature for example in examples}):
+        numbers_of: dict[str, list[int]] = {}
+        for number, example in enumerate(examples):
+            if example.feature == feature:
+                numbers_of.setdefault(example.user_id, []).append(number)
+        users = sorted(numbers_of)
+        circle = [users[at] for at in rng.permutation(len(users))]
+        place_of = {user: place for place, user in enumerate(circle)}
+        for user in users:
+            after = circle[place_of[user] + 1 :] + circle[: place_of[user]]
+            for turn, number in enumerate(sorted(numbers_of[user], key=lambda at: _key(examples[at]))):
+                draw = rng.random()
+                own = set(item_of[examples[number].rows].tolist())
+                candidates = (numbers_of[other][turn % len(numbers_of[other])] for other in after)
+                donor = next((at for at in candidates if int(item_of[examples[at].rows[-1]]) not in own), None)
+                if donor is None:
+                    continue
+                last = len(examples[number].rows) - 1
+                swaps.append(_Swap(number, donor, FINAL, last))
+                if last:
+                    swaps.append(_Swap(number, donor, OTHER, int(draw * last)))
+    return swaps
+
+
+def _key(example: Example) -> tuple[str, tuple[int, ...]]:
+    return example.item_id or "", tuple(example.rows.tolist())
+
+
+def _swap_rows(
+    examples: Sequence[Example], swaps: Sequence[_Swap], before: Sequence[str], after: Sequence[str]
+) -> pl.DataFrame:
+    """Who, where, and the texts of every swap; `stranger` is the donor's narrative, `reference` the own one."""
+    rows = [
+        (
+            examples[swap.example].user_id,
+            examples[swap.example].feature,
+            examples[swap.example].item_id,
+            swap.position,
+            len(examples[swap.example].rows) - 1 - swap.place,
+            examples[swap.donor].user_id,
+            before[swap.example],
+            after[swap.example],
+            before[swap.donor],
+            examples[swap.example].text,
+        )
+        for swap in swaps
+    ]
+    names = ["user_id", "feature", "item_id", "position", "place", "other_user"]
+    names += ["before", "after", "stranger", "reference"]
+    schema = {name: pl.Int64() if name == "place" else pl.String() for name in names}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _label_columns(rows: pl.DataFrame, planted: pl.DataFrame) -> dict[str, np.ndarray]:
+    """Counts per swap of labels compared and of those that name the old or the new value, before and after."""
+    columns: dict[str, np.ndarray] = {}
+    users, others = rows["user_id"].to_list(), rows["other_user"].to_list()
+    for label in sorted(planted["label"].unique()):
+        of_label = planted.filter(pl.col("label") == label)
+        vocabulary = LabelVocabulary.from_planted(label, of_label)
+        value_of = dict(of_label.select("user_id", "value").iter_rows())
+        values = {"old": [value_of.get(user) for user in users], "new": [value_of.get(user) for user in others]}
+        referenced = vocabulary.named(rows["reference"].to_list())
+        compared = np.array(
+            [
+                old in named and new is not None and new != old
+                for old, new, named in zip(values["old"], values["new"], referenced, strict=True)
+            ],
+            dtype=np.float64,
+        )
+        kind = NEED if label == NEED else "trait"
+        columns[f"{kind}_compared"] = columns.get(f"{kind}_compared", 0.0) + compared
+        for when in ("before", "after"):
+            named_values = vocabulary.named(rows[when].to_list())
+            for of, wanted in values.items():
+                right = np.array([named == {value} for named, value in zip(named_values, wanted, strict=True)])
+                name = f"{kind}_{of}_{when}"
+                columns[name] = columns.get(name, 0.0) + compared * right
+    return columns

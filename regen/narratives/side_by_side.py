@@ -1,0 +1,183 @@
+"""Stage `side_by_side`: language models compare two runs' narratives for the same users (paper 5.2, appendix H).
+
+Every pair is judged in both orders, so that a rater that prefers a place shows.
+"""
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from pydantic import BaseModel
+
+from regen.artefacts import Artefact, build
+from regen.data.tables import DataError
+from regen.fingerprints import fingerprint
+from regen.narratives.histories import UserHistory
+from regen.narratives.ledger import Ledger
+from regen.narratives.narrate import FAILURES, check_report
+from regen.narratives.prompts import Limits, Prompt, Request, fenced
+from regen.narratives.rate import Rater, agreement_of
+from regen.narratives.runner import ask_all
+
+STAGE = "side_by_side"
+ORDERS = ("a first", "b first")
+VERDICTS = pl.Schema(
+    {
+        "user_id": pl.String(),
+        "feature": pl.String(),
+        "rater": pl.String(),
+        "a_first": pl.String(),
+        "b_first": pl.String(),
+        "score": pl.Float64(),
+    }
+)
+"""Per pair and rater what was preferred in each order, `a`, `b` or `tie`, and A's score: the mean of 1, 0 or ½."""
+
+
+class Verdict(BaseModel):
+    """Which text is better."""
+
+    better: Literal["first", "second", "tie"]
+
+
+PROMPT = Prompt("side_by_side", Verdict)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two narratives of one feature about one user."""
+
+    history: UserHistory
+    feature: str
+    a: str
+    b: str
+
+    def request(self, limits: Limits, order: str) -> Request:
+        """The question in one order."""
+        first, second = (self.a, self.b) if order == ORDERS[0] else (self.b, self.a)
+        texts = fenced({"kind": self.feature.replace("_", " "), "first": first, "second": second})
+        return PROMPT.request(self.history, limits, texts=texts)
+
+
+def compare_side_by_side(
+    pairs: Sequence[Pair], raters: Sequence[Rater], *, max_cost: float | None, root: Path, force: bool = False
+) -> Artefact:
+    """Builds or reuses the verdicts on pairs: `verdicts.parquet`, `summary.json`, `failures.parquet`.
+
+    Args:
+        pairs: What to compare.
+        raters: Who judges.
+        max_cost: Dollars for all raters together; null for no limit.
+        root: Folder that holds artefacts.
+        force: Build again; what a ledger holds is not asked again.
+
+    Raises:
+        DataError: If there is no pair.
+        ValueError: If `max_cost` would be passed, or a rater answers nothing.
+    """
+    if not pairs:
+        raise DataError("The two runs have no user and feature in common, so there is nothing to compare.")
+
+    def make(folder: Path) -> dict[str, int]:
+        rows: list[dict[str, Any]] = []
+        failures: list[tuple[str, str, str]] = []
+        left = max_cost
+        for rater in raters:
+            limits = replace(rater.run_limits, max_cost=left)
+            with Ledger(rater.ledger) as ledger:
+                report = ask_all(
+                    functools.partial(_requests, pairs, rater),
+                    total=2 * len(pairs),
+                    endpoint=rater.endpoint,
+                    ledger=ledger,
+                    limits=limits,
+                    name=f"side by side {rater.name}",
+                )
+                check_report(report, limits)
+                rows += [row for pair in pairs if (row := _verdict(pair, rater, ledger))]
+            left = None if left is None else max(0.0, left - report.dollars_in_all)
+            failures += report.failures
+        verdicts = pl.DataFrame(rows, schema=VERDICTS, orient="row").sort("user_id", "feature", "rater")
+        verdicts.write_parquet(folder / "verdicts.parquet")
+        (folder / "summary.json").write_text(json.dumps(summary(verdicts), indent=2))
+        pl.DataFrame(failures, schema=FAILURES, orient="row").write_parquet(folder / "failures.parquet")
+        return {"pairs": len(pairs), "verdicts": len(verdicts), "failures": len(failures)}
+
+    texts = [[pair.history.user_id, pair.feature, pair.a, pair.b] for pair in pairs]
+    config = {"raters": {rater.name: {**rater.recipe(), "prompts": PROMPT.hash} for rater in raters}}
+    inputs = {"pairs": fingerprint({"pairs": texts})}
+    return build(STAGE, root=root, config=config, inputs=inputs, version=1, make=make, force=force)
+
+
+def summary(verdicts: pl.DataFrame, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """A's win rate per feature and rater, how often order decided, and how far raters agree.
+
+    Args:
+        verdicts: Rows of `VERDICTS`.
+        resamples: Of the bootstrap over users.
+        seed: Of the bootstrap.
+
+    Returns:
+        `features`: per feature and rater the number of pairs, A's win rate (ties count half) with its 95 % interval over
+        users, the shares won by A and B in both orders, and the share whose verdict depends on the order; `agreement`:
+        per feature Krippendorff's alpha (ordinal) and exact agreement between raters, where there are several.
+    """
+    generator = np.random.default_rng(seed)
+    features, agreement = [], []
+    for (feature, rater), part in verdicts.group_by(["feature", "rater"], maintain_order=True):
+        by_user = part.group_by("user_id", maintain_order=True).agg(pl.col("score").mean())["score"].to_numpy()
+        drawn = by_user[generator.integers(len(by_user), size=(resamples, len(by_user)))].mean(axis=1)
+        same = part["a_first"] == part["b_first"]
+        outcome = Counter(part.filter(same)["a_first"].to_list())
+        features.append(
+            {
+                "feature": feature,
+                "rater": rater,
+                "pairs": len(part),
+                "win_rate": float(by_user.mean()),
+                "low": float(np.percentile(drawn, 2.5)),
+                "high": float(np.percentile(drawn, 97.5)),
+                **{f"{name}_in_both_orders": outcome[name] / len(part) for name in ("a", "b", "tie")},
+                "order_dependent": int((~same).sum()) / len(part),
+            }
+        )
+    names = verdicts["rater"].unique().sort().to_list()
+    if len(names) > 1:
+        for (feature,), part in verdicts.group_by(["feature"], maintain_order=True):
+            wide = part.pivot(on="rater", index="user_id", values="score", aggregate_function="mean")
+            table = wide.select(names).cast(pl.Float64).to_numpy()
+            alpha, exact, units = agreement_of(table)
+            agreement.append(
+                {"feature": feature, "raters": names, "alpha": alpha, "exact_agreement": exact, "pairs": units}
+            )
+    return {"features": features, "agreement": agreement}
+
+
+def _requests(pairs: Sequence[Pair], rater: Rater) -> Iterator[Request]:
+    for pair in pairs:
+        for order in ORDERS:
+            yield pair.request(rater.request_limits, order)
+
+
+def _verdict(pair: Pair, rater: Rater, ledger: Ledger) -> dict[str, Any] | None:
+    """What one rater says of a pair; None unless both orders were answered."""
+    preferred = []
+    for order, names in zip(ORDERS, ({"first": "a", "second": "b"}, {"first": "b", "second": "a"}), strict=True):
+        found = ledger.answer(pair.request(rater.request_limits, order).key(rater.endpoint.settings()))
+        if found is None:
+            return None
+        preferred.append(names.get(Verdict.model_validate_json(found.text).better, "tie"))
+    return {
+        "user_id": pair.history.user_id,
+        "feature": pair.feature,
+        "rater": rater.name,
+        "a_first": preferred[0],
+        "b_first": preferred[1],
+        "score": float(np.mean([{"a": 1.0, "tie": 0.5, "b": 0.0}[name] for name in preferred])),
+    }
