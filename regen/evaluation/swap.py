@@ -155,10 +155,16 @@ def swap_test(
         user's narrative before), `moved` (how much nearer to that the narrative came) and, with `planted`, counts of
         labels. A label is compared where the reference names the user's value and the other user has another;
         `<kind>_new_after` counts those where the narrative names the other user's value and no other, and so on.
+
+    Raises:
+        ValueError: when nothing can be swapped.
     """
-    if not examples:
-        raise ValueError("there is no example to swap: 0 test narratives.")
     swaps = _drawn(examples, item_of, seed)
+    if not swaps:
+        raise ValueError(
+            f"nothing can be swapped among {len(examples)} test narratives: it takes two users of a feature whose final "
+            "items differ. Use more test users."
+        )
     if skipped := len(examples) - len({swap.example for swap in swaps}):
         log.warning("%d of %d test narratives have no other user to swap with.", skipped, len(examples))
     before = narrate(examples)
@@ -220,12 +226,14 @@ def _drawn(examples: Sequence[Example], item_of: Int[np.ndarray, " interactions"
         for number, example in enumerate(examples):
             if example.feature == feature:
                 numbers_of.setdefault(example.user_id, []).append(number)
+        for numbers in numbers_of.values():
+            numbers.sort(key=lambda number: _key(examples[number]))
         users = sorted(numbers_of)
         circle = [users[at] for at in rng.permutation(len(users))]
         place_of = {user: place for place, user in enumerate(circle)}
         for user in users:
             after = circle[place_of[user] + 1 :] + circle[: place_of[user]]
-            for turn, number in enumerate(sorted(numbers_of[user], key=lambda at: _key(examples[at]))):
+            for turn, number in enumerate(numbers_of[user]):
                 draw = rng.random()
                 own = set(item_of[examples[number].rows].tolist())
                 candidates = (numbers_of[other][turn % len(numbers_of[other])] for other in after)

@@ -60,6 +60,8 @@ def main() -> None:
     command += ["--host", HOST, "--port", str(settings.port)]
     command += ["--model", str(folder), "--served-model-name", NAME, "--dtype", "float32"]
     command += ["--max-model-len", str(settings.max_model_len), "--enforce-eager", "--enable-prompt-embeds"]
+    # On a CPU, a seeded request whose prompt is read in two pieces kills vLLM 0.32.0.
+    command += ["--no-enable-chunked-prefill"]
     # A small model fills JSON with blanks where it may.
     command += ["--structured-outputs-config", '{"backend": "guidance", "disable_any_whitespace": true}']
     command += ["--disable-uvicorn-access-log", "--shutdown-timeout", str(GRACE // 2)]
@@ -69,13 +71,13 @@ def main() -> None:
 
 
 def _run(command: list[str], environment: dict[str, str]) -> int:
-    """The server's exit code; 0 if a signal to this process ended it."""
+    """0 if a signal to this process ended the server; its exit code or 1 if it ended by itself."""
     for end in ENDS:  # SIGINT too: polars' own handler lets wait() go on
         if signal.getsignal(end) != signal.SIG_IGN:  # nohup
             signal.signal(end, signal.default_int_handler)
     server = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
-        return server.wait()
+        return server.wait() or 1  # vLLM says 0 when its engine died
     except KeyboardInterrupt:
         return 0
     finally:
