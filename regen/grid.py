@@ -47,7 +47,7 @@ def run_cell(cfg: DictConfig) -> float:
 
 
 class GridTable(Callback):
-    """Hydra callback: compares the cells of a multirun of `train.py`, after each one and, for all to see, at the end."""
+    """Hydra callback: compares the cells of a multirun of `train.py` after each one, and shows the table at the end."""
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         from regen.evaluation.evaluate import compare_cells, grid_cells
@@ -113,6 +113,7 @@ def _warn_of_idle_overrides(cfg: DictConfig, overrides: list[str]) -> None:
     keys = [override.lstrip("+~").split("=")[0] for override in overrides]
     idle = {
         "vertical": "${vertical." not in str(OmegaConf.to_container(cfg.source, resolve=False)),
+        "adapter": cfg.encoder.name == "text",
         "cf": cfg.encoder.name not in ("both", "cf"),
         "content": cfg.encoder.name not in ("both", "content"),
     }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ENCODER_PARTS = {"both": ("cf", "content"), "cf": ("cf",), "content": ("content",)}
 HISTORY = 50  # purchases that a rater reads (paper 3.2)
 CONTROLS = ("none", "random", "noise")
+TEXT = "text"  # the history as words in the prompt
 
 
 def plain(node: Any) -> dict[str, Any]:
@@ -145,16 +146,18 @@ def encoder_parts(name: str) -> tuple[str, ...]:
     Raises:
         ValueError: If there is no such encoder.
     """
-    if name in CONTROLS:
+    if name in (*CONTROLS, TEXT):
         return ()
     if name not in ENCODER_PARTS:
-        raise ValueError(f"encoder.name={name!r} is none of {', '.join([*ENCODER_PARTS, *CONTROLS])}.")
+        raise ValueError(f"encoder.name={name!r} is none of {', '.join([*ENCODER_PARTS, *CONTROLS, TEXT])}.")
     return ENCODER_PARTS[name]
 
 
 def interaction_vectors(cfg: DictConfig, prepared: Artefact, encoded: Mapping[str, Artefact]) -> Any:
     """What `encoder` lets into the adapter (`fusion.InteractionVectors`)."""
     tables, name = load_tables(prepared.path), cfg.encoder.name
+    if name == TEXT:
+        return fusion.WordsOnly()
     if name == "none":
         return fusion.NoVectors(cfg.encoder.dim)
     if name == "noise":

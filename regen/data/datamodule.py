@@ -27,6 +27,8 @@ class NarrativeDataset(Dataset[int]):
         prompts: Prompt of each feature.
         window: The most positions the LM reads.
         max_narrative_tokens: Longer narratives are cut there; without it they are an error when the window is full.
+        words: Gives a line of words per interaction, which then stand before the prompt (`encoder=text`).
+        max_words: Tokens of these words; the newest interactions that fit are kept.
 
     Raises:
         DataError: If history, prompt and narrative do not fit into the LM's window.
@@ -41,18 +43,27 @@ class NarrativeDataset(Dataset[int]):
         prompts: Mapping[str, str],
         window: int,
         max_narrative_tokens: int | None = None,
+        words: Callable[[Example], list[str]] | None = None,
+        max_words: int = 0,
     ) -> None:
         self.examples = list(examples)
         self.vectors = vectors
         self.pad = int(tokenizer.pad_token_id)
-        self.prompts = {name: _ids(tokenizer, [text])[0] for name, text in prompts.items()}
+        instructions = {name: _ids(tokenizer, [text])[0] for name, text in prompts.items()}
         end = np.array([tokenizer.eos_token_id])
         texts = [example.text for example in self.examples]
         self.targets = [np.concatenate([ids[:max_narrative_tokens], end]) for ids in _ids(tokenizer, texts)]
         self.draw = EVALUATION_DRAW
+        self.prompts = [instructions[example.feature] for example in self.examples]
+        if words is not None:
+            for at, (prompt, target) in enumerate(zip(self.prompts, self.targets, strict=True)):
+                room = min(max_words, window - 1 - len(prompt) - len(target))
+                told = _newest(_ids(tokenizer, words(self.examples[at])), room)
+                self.prompts[at] = np.concatenate([*told, prompt])
+        soft = [0 if words is not None else len(example.rows) for example in self.examples]
         self.lengths = [
-            1 + len(example.rows) + len(self.prompts[example.feature]) + len(target)
-            for example, target in zip(self.examples, self.targets, strict=True)
+            1 + tokens + len(prompt) + len(target)
+            for tokens, prompt, target in zip(soft, self.prompts, self.targets, strict=True)
         ]
         for example, length in zip(self.examples, self.lengths, strict=True):
             if length > window:
@@ -75,7 +86,7 @@ class NarrativeDataset(Dataset[int]):
     def collate(self, indices: Sequence[int]) -> Batch:
         """Pads the examples of one step."""
         fused, history_mask = _pad([torch.from_numpy(self.history(i)) for i in indices], 0, left=True)
-        prompts = [torch.from_numpy(self.prompts[self.examples[i].feature]) for i in indices]
+        prompts = [torch.from_numpy(self.prompts[i]) for i in indices]
         prompt, prompt_mask = _pad(prompts, self.pad, left=True)
         target, target_mask = _pad([torch.from_numpy(self.targets[i]) for i in indices], self.pad, left=False)
         return Batch(torch.tensor(indices), fused, history_mask, prompt, prompt_mask, target, target_mask)
@@ -208,6 +219,17 @@ def _ids(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
     if not texts:
         return []
     return [np.asarray(ids, dtype=np.int64) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
+
+def _newest(lines: list[np.ndarray], room: int) -> list[np.ndarray]:
+    """The latest lines that fit, oldest first; of the very latest at least the beginning."""
+    kept: list[np.ndarray] = []
+    for line in reversed(lines):
+        if len(line) > room:
+            return kept or [line[: max(0, room)]]
+        kept.insert(0, line)
+        room -= len(line)
+    return kept
 
 
 def _pad(rows: Sequence[torch.Tensor], value: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

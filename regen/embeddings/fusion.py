@@ -25,6 +25,16 @@ class InteractionVectors(Protocol):
 
 
 @dataclass(frozen=True)
+class WordsOnly:
+    """No vectors at all: the prompt holds the history (`encoder=text`)."""
+
+    dim: int = 0
+
+    def __call__(self, example: Example, *, draw: int) -> Float[np.ndarray, "history dim"]:
+        return np.zeros((0, 0), dtype=np.float32)
+
+
+@dataclass(frozen=True)
 class CFVectors:
     """Item factors, by interaction.
 

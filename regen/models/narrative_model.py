@@ -15,21 +15,21 @@ class NarrativeModel(nn.Module):
 
     Args:
         lm: A Hugging Face causal LM, tuned or frozen.
-        adapter: Maps each fused vector to one soft token.
+        adapter: Maps each fused vector to one soft token; None where the prompt holds the history as words.
         bos_token_id: Token that the LM expects first, where it has one.
         learned_positions: With a number, the fused vectors are ignored and replaced by that many learned ones, one per
             position counted back from the latest interaction (`encoder=none`).
     """
 
     def __init__(
-        self, lm: Any, adapter: Adapter, *, bos_token_id: int | None = None, learned_positions: int | None = None
+        self, lm: Any, adapter: Adapter | None, *, bos_token_id: int | None = None, learned_positions: int | None = None
     ) -> None:
         super().__init__()
         self.lm = lm
         self.adapter = adapter
         self.bos_token_id = bos_token_id
         self.positions: nn.Parameter | None = None
-        if learned_positions is not None:
+        if learned_positions is not None and adapter is not None:
             self.positions = nn.Parameter(torch.randn(learned_positions, adapter.in_dim) / adapter.in_dim**0.5)
 
     def inputs(self, fused: Float[Tensor, "batch history in_dim"]) -> Float[Tensor, "batch history in_dim"]:
@@ -42,8 +42,10 @@ class NarrativeModel(nn.Module):
         """Embeddings and mask of everything before the narrative. Padding lies before histories and prompts."""
         embed = self.lm.get_input_embeddings()
         prompt = embed(batch.prompt)
-        soft = self.adapter(self.inputs(batch.fused), batch.history_mask).to(prompt.dtype)
-        parts, masks = [soft, prompt], [batch.history_mask, batch.prompt_mask]
+        parts, masks = [prompt], [batch.prompt_mask]
+        if self.adapter is not None:
+            parts.insert(0, self.adapter(self.inputs(batch.fused), batch.history_mask).to(prompt.dtype))
+            masks.insert(0, batch.history_mask)
         if self.bos_token_id is not None:
             parts.insert(0, embed(batch.prompt.new_full((len(prompt), 1), self.bos_token_id)))
             masks.insert(0, batch.history_mask.new_ones(len(prompt), 1))

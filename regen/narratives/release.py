@@ -167,6 +167,8 @@ def _ratings(folder: Path, data: Artefact) -> pl.DataFrame:
     of = rated.manifest["inputs"].get("data")
     if of != data.fingerprint:
         raise DataError(f"ratings={folder}: these rate the data {of}, not {data.fingerprint} ({data.path}).")
+    if "narratives" in rated.manifest["inputs"]:
+        raise DataError(f"ratings={folder}: these rate what a model wrote, not the narratives of {data.path}.")
     return pl.read_parquet(folder / "ratings.parquet")
 
 

@@ -124,7 +124,7 @@ def summary(verdicts: pl.DataFrame, *, resamples: int = 2000, seed: int = 0) -> 
         seed: Of the bootstrap.
 
     Returns:
-        `features`: per feature and rater the number of pairs, A's win rate (ties count half) with its 95 % interval over
+        `features`: per feature and rater the number of pairs, A's win rate (ties count half), its 95 % interval over
         users, the shares won by A and B in both orders, and the share whose verdict depends on the order; `agreement`:
         per feature Krippendorff's alpha (ordinal) and exact agreement between raters, where there are several.
     """

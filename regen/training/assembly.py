@@ -13,13 +13,22 @@ from omegaconf import DictConfig
 from regen.artefacts import Artefact
 from regen.data.datamodule import NarrativeDataModule, NarrativeDataset
 from regen.data.histories import Example, build_examples
+from regen.data.history_words import HistoryWords
 from regen.data.prepare import load_tables
 from regen.data.tables import DataError
 from regen.embeddings.encode import Split
 from regen.models.language_model import LanguageModel
 from regen.models.narrative_model import NarrativeModel
 from regen.models.warm_start import initialise
-from regen.pipeline import data_artefact, encoded_artefacts, encoder_parts, instantiate, interaction_vectors, plain
+from regen.pipeline import (
+    TEXT,
+    data_artefact,
+    encoded_artefacts,
+    encoder_parts,
+    instantiate,
+    interaction_vectors,
+    plain,
+)
 
 logger = logging.getLogger(__name__)
 RUN_OPTIONS = ("name", "lr", "init", "ridge")
@@ -73,6 +82,7 @@ def build_data(cfg: DictConfig, inputs: Inputs, lm: LanguageModel) -> NarrativeD
     withhold = {name: feature["withhold_final_review"] for name, feature in features.items()}
     examples = build_examples(tables, withhold=withhold, max_history=cfg.data.max_history)
     vectors = interaction_vectors(cfg, inputs.prepared, inputs.encoded)
+    words = HistoryWords(tables) if cfg.encoder.name == TEXT else None
     by_split = _split(examples, Split(**plain(cfg.split)))
     datasets = {
         name: NarrativeDataset(
@@ -82,6 +92,8 @@ def build_data(cfg: DictConfig, inputs: Inputs, lm: LanguageModel) -> NarrativeD
             prompts={feature: str(options["prompt"]) for feature, options in features.items()},
             window=lm.window,
             max_narrative_tokens=cfg.data.max_narrative_tokens,
+            words=words,
+            max_words=cfg.encoder.max_tokens if words is not None else 0,
         )
         for name, part in by_split.items()
     }
@@ -105,8 +117,12 @@ def build_model(cfg: DictConfig, data: NarrativeDataModule, lm: LanguageModel, *
     """
     torch.manual_seed(cfg.seed)
     train = data.splits["train"]
-    adapter = _instantiate_own(cfg.adapter, train.vectors.dim, lm.width)  # type: ignore[attr-defined]
     tuned = _instantiate_own(cfg.tuning, lm.working_copy(trainable=cfg.tuning.name == "full").model)
+    if cfg.encoder.name == TEXT:
+        if cfg.tuning.name == "frozen":
+            raise ValueError("encoder=text tuning=frozen leaves nothing to train. Use tuning=lora or full.")
+        return NarrativeModel(tuned, None, bos_token_id=lm.tokenizer.bos_token_id)
+    adapter = _instantiate_own(cfg.adapter, train.vectors.dim, lm.width)  # type: ignore[attr-defined]
     positions = cfg.data.max_history if cfg.encoder.name == "none" else None
     model = NarrativeModel(tuned, adapter, bos_token_id=lm.tokenizer.bos_token_id, learned_positions=positions)
     if start:
