@@ -105,6 +105,11 @@ class ControlEncoder(Encoder):
 
 
 @dataclass
+class TextEncoder(Encoder):
+    max_tokens: int = MISSING
+
+
+@dataclass
 class ALS:
     _target_: str = MISSING
     factors: int = MISSING
@@ -381,9 +386,19 @@ class EvaluateConfig:
     run: str | None = None
     runs: str | None = None
     predictions: str | None = None
+    diagnose: bool = False
     evaluation: Evaluation = MISSING
     paths: Paths = MISSING
     force: bool = False
+
+
+@dataclass
+class ReportConfig:
+    runs: str = MISSING
+    out: str | None = None
+    users: int = MISSING
+    seed: int = MISSING
+    figures: bool = MISSING
 
 
 def groups_help() -> str:
@@ -408,10 +423,11 @@ def register() -> None:
             EncodeConfig,
             TrainConfig,
             EvaluateConfig,
+            ReportConfig,
         ],
         "source": [SyntheticSource, FolderSource, AmazonSource, ReleaseSource],
         "narrator": [Narrator, WritingNarrator, OpenAINarrator],
-        "encoder": [Encoder, ControlEncoder],
+        "encoder": [Encoder, ControlEncoder, TextEncoder],
         "cf": [ALS, BPR],
         "adapter": [LinearAdapter, MLPAdapter, TransformerAdapter],
         "lm": [PackagedLM, PretrainedLM, TinyLM],

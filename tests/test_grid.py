@@ -80,7 +80,7 @@ def test_evaluate_wants_one_thing(tmp_path):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         none, two = compose("evaluate", []), compose("evaluate", ["run=a", "runs=b"])
         missing = compose("evaluate", [f"runs={tmp_path}"])
-    with pytest.raises(ValueError, match="Give exactly one of run=, runs= and predictions=; got none"):
+    with pytest.raises(ValueError, match="Give one of run=, runs= and predictions=, .*got none"):
         evaluate_from_config(none)
     with pytest.raises(ValueError, match="got run and runs"):
         evaluate_from_config(two)

@@ -157,6 +157,7 @@ def open_adapter(folder: Path, *, interactions: int = 2000, seed: int = 0) -> Ad
                 f"Give a run with encoder={', '.join(ENCODER_PARTS)}."
             )
         loaded, tables = load(run), load_tables(run.inputs.prepared.path)
+    assert loaded.model.adapter is not None  # only encoder=text has none
     test = loaded.data.splits["test"]
     places, available = _places(test.examples, interactions, seed)
     examples, rows = np.unique(places[:, 1], return_inverse=True)

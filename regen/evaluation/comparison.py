@@ -10,7 +10,7 @@ import polars as pl
 
 from regen.evaluation.comparison_cells import Cell, Run, by_seed, grouped, load, varying_settings
 from regen.evaluation.comparison_table import Block, Column, Comparison
-from regen.evaluation.scoring import EXAMPLES
+from regen.evaluation.scoring import EXAMPLES, REST
 from regen.evaluation.statistics import Bootstrap, Estimate, ResampledSums, holm
 from regen.evaluation.text_metrics import METRICS, Metric, metrics_for
 
@@ -172,6 +172,9 @@ class _BlockBuilder:
         """The floors of `both`, else of the first encoder that finished."""
         source = "both" if "both" in self.pools else next(iter(self.pools), None)
         pools = {name: self._pool(source, name) for name in _FLOORS} if source else {}
+        for encoder in self.encoders:  # another system's file has floors of its own, on the rows that allow them
+            if self._pool(encoder, REST) is not None:
+                pools |= {f"{encoder} {name}": self._pool(encoder, name) for name in _FLOORS}
         return [
             Column(name, "floor", len(pool.frames), self._estimates([pool], pool.users))
             for name, pool in pools.items()

@@ -35,32 +35,45 @@ SAMPLES = 20
 
 
 def evaluate_from_config(cfg: DictConfig) -> None:
-    """`python evaluate.py`: one of `run=`, `runs=` and `predictions=`.
+    """`python evaluate.py`: one of `run=`, `runs=` and `predictions=`; the last two together make one table.
 
     Raises:
-        ValueError: If none or several of them are given.
+        ValueError: If none or several of them are given, or `diagnose=true` without `run=`.
     """
     given = [name for name in ("run", "runs", "predictions") if cfg[name] is not None]
-    if len(given) != 1:
-        raise ValueError(f"Give exactly one of run=, runs= and predictions=; got {' and '.join(given) or 'none'}.")
-    if given == ["predictions"]:
+    if len(given) != 1 and given != ["runs", "predictions"]:
+        raise ValueError(
+            "Give one of run=, runs= and predictions=, or runs= and predictions= for one table; "
+            f"got {' and '.join(given) or 'none'}."
+        )
+    if cfg.diagnose and given != ["run"]:
+        raise ValueError(f"diagnose=true takes run=FOLDER, because it generates anew; got {given[0]}=.")
+    theirs = None
+    if cfg.predictions is not None:
         path = Path(cfg.predictions)
-        folder = Path("outputs/predictions") / path.name.split(".")[0]
-        scores = score_predictions_file(path, folder, embed=embedder(cfg.evaluation), options=options(cfg.evaluation))
-        _show(f"{scores_to_text(scores)}\n{folder / SCORES}")
-    elif given == ["runs"]:
+        theirs = Path("outputs/predictions") / path.name.split(".")[0]
+        scores = score_predictions_file(path, theirs, embed=embedder(cfg.evaluation), options=options(cfg.evaluation))
+        _show(f"{scores_to_text(scores)}\n{theirs / SCORES}")
+    if cfg.runs is not None:
         folder = Path(cfg.runs)
         cells = grid_cells(folder) or run_cells(folder)
         if not cells:
             raise FileNotFoundError(f"runs={folder}: neither the folder of a grid nor one that holds runs.")
+        if theirs is not None:
+            cells += cells_beside(cells, theirs)
         compare_cells(cells, folder, resamples=cfg.evaluation.resamples, seed=cfg.evaluation.seed)
-    else:
+    if cfg.run is not None:
         run = read_run(Path(cfg.run))
         run.cfg.evaluation = cfg.evaluation
         with locked(run):
             if cfg.force or not evaluation_is_current(run):
                 evaluate_run(load(run), run_logger=None)
         _show(f"{scores_to_text(json.loads((run.folder / SCORES).read_text()))}\n{run.folder / SCORES}")
+        if cfg.diagnose:
+            from regen.evaluation.diagnosis import write_diagnosis
+
+            report = write_diagnosis(run.folder)
+            _show(f"\n{report.read_text(encoding='utf-8')}\n{report}")
 
 
 def evaluation_is_current(run: Run) -> bool:
@@ -128,6 +141,23 @@ def run_cells(folder: Path) -> list[Cell]:
     """The runs in a folder, or the one run that the folder is."""
     configs = sorted([*folder.glob("config.yaml"), *folder.glob("*/config.yaml")])
     return _cells([(path.parent, plain(OmegaConf.load(path)), None) for path in configs])
+
+
+def cells_beside(cells: list[Cell], folder: Path) -> list[Cell]:
+    """What another system wrote as a column of every block of a table, named by its scored folder.
+
+    Raises:
+        ValueError: If none of its features is one of the table's.
+    """
+    theirs = pl.read_parquet(folder / EXAMPLES, columns=["feature"])["feature"].unique().sort().to_list()
+    ours = {feature for cell in cells for feature in cell.features}
+    if not ours & set(theirs):
+        raise ValueError(
+            f"The predictions are of feature {', '.join(theirs)}, the runs of {', '.join(sorted(ours))}. "
+            "Give each line of the predictions its 'feature'."
+        )
+    blocks = {tuple(sorted({**cell.settings, "feature": ""}.items())): cell for cell in cells}
+    return [Cell(folder, folder.name, 0, {**cell.settings, "feature": ",".join(theirs)}) for cell in blocks.values()]
 
 
 def compare_cells(cells: list[Cell], folder: Path, *, resamples: int, seed: int, show: bool = True) -> None:

@@ -96,7 +96,9 @@ def memorisation(
     if embed is not None:
         vectors = embed(distinct)
         found = found.with_columns(pl.Series(NEAREST, nearest_similarity(vectors, embed(corpus))))
-        similarity = similarity_column(*texts.values(), lambda asked: vectors[[row_of[text] for text in asked]])
+        similarity = similarity_column(
+            texts[""], texts["reference_"], lambda asked: vectors[[row_of[text] for text in asked]]
+        )
     for prefix, column in texts.items():
         own = found[[row_of[text] for text in column]]
         examples = examples.hstack(own.select(pl.all().name.prefix(prefix)))

@@ -15,10 +15,10 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 _BLOCK = 1 << 20  # positions hashed at a time: 8 MB an array
-_SIEVE_BITS = 24
+_SIEVE_BITS = 24  # at most: 16 MB
 
 
 def words_of(text: str) -> list[str]:
@@ -134,15 +134,13 @@ class _NgramHashes:
         """Hashes of the n-grams that begin at these positions."""
         return np.asarray((self.sums[positions + n] - self.sums[positions]) * self.back[positions])
 
-    def sieved(
-        self, n: int, sieve: Bool[np.ndarray, " bins"]
-    ) -> tuple[Int[np.ndarray, " p"], UInt64[np.ndarray, " p"]]:
+    def sieved(self, n: int, sieve: _Sieve) -> tuple[Int[np.ndarray, " p"], UInt64[np.ndarray, " p"]]:
         """Positions and hashes of the n-grams that pass the sieve: all that are in it, and few others."""
         positions, hashes = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.uint64)]
         for first in range(0, len(self.back) - n + 1, _BLOCK):
             last = min(first + _BLOCK, len(self.back) - n + 1)
             every = (self.sums[first + n : last + n] - self.sums[first:last]) * self.back[first:last]
-            kept = np.flatnonzero(sieve[_bin(every)] & (self.laid.left[first:last] >= n))
+            kept = np.flatnonzero(sieve.passes(every) & (self.laid.left[first:last] >= n))
             positions.append(kept + first)
             hashes.append(every[kept])
         return np.concatenate(positions), np.concatenate(hashes)
@@ -155,17 +153,24 @@ def _powers(base: int, count: int) -> UInt64[np.ndarray, " count"]:
     return np.cumprod(factors)
 
 
-def _bin(hashes: UInt64[np.ndarray, " p"]) -> UInt64[np.ndarray, " p"]:
-    return hashes >> np.uint64(64 - _SIEVE_BITS)
+class _Sieve:
+    """Lets all of some hashes through, and of any others at most about one in sixteen."""
+
+    def __init__(self, hashes: UInt64[np.ndarray, " h"]) -> None:
+        bits = min(len(hashes).bit_length() + 4, _SIEVE_BITS)
+        self.shift = np.uint64(64 - bits)
+        self.holds = np.zeros(1 << bits, dtype=bool)
+        self.holds[hashes >> self.shift] = True
+
+    def passes(self, hashes: UInt64[np.ndarray, " p"]) -> Bool[np.ndarray, " p"]:
+        return self.holds[hashes >> self.shift]
 
 
 def _first_places(
     wanted: UInt64[np.ndarray, " p"], corpus: _NgramHashes, n: int
 ) -> tuple[Int[np.ndarray, " found"], Int[np.ndarray, " found"]]:
     """Which of the wanted hashes the corpus has, and the first corpus position of each of these."""
-    sieve = np.zeros(1 << _SIEVE_BITS, dtype=bool)
-    sieve[_bin(wanted)] = True
-    positions, hashes = corpus.sieved(n, sieve)
+    positions, hashes = corpus.sieved(n, _Sieve(wanted))
     if not len(hashes):
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     order = np.argsort(hashes, kind="stable")

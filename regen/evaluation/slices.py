@@ -1,4 +1,4 @@
-"""Slices: where a model earns its scores. By length of the history, popularity of its items, and whether they were seen.
+"""Slices: where a model earns its scores, by length of history, popularity of items, and whether they were seen.
 
 A model that has memorised items scores on popular and seen ones and falls on the rest; one that reads a history gains
 with its length. Floors (shuffled, constant) stand in the same slices, because they vary between slices as well.

@@ -162,8 +162,8 @@ def swap_test(
     swaps = _drawn(examples, item_of, seed)
     if not swaps:
         raise ValueError(
-            f"nothing can be swapped among {len(examples)} test narratives: it takes two users of a feature whose final "
-            "items differ. Use more test users."
+            f"nothing can be swapped among {len(examples)} test narratives: it takes two users of a feature whose "
+            "final items differ. Use more test users."
         )
     if skipped := len(examples) - len({swap.example for swap in swaps}):
         log.warning("%d of %d test narratives have no other user to swap with.", skipped, len(examples))

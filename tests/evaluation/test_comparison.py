@@ -250,3 +250,32 @@ def test_files_are_written_whole(cells, tmp_path):
 def test_no_cell_is_an_error():
     with pytest.raises(ValueError, match="0 cells"):
         compare([])
+
+
+def test_what_another_system_wrote_is_a_column_of_every_block_with_its_own_floors(tmp_path):
+    from regen.evaluation.evaluate import cells_beside
+
+    cells = [
+        cell(write_run(tmp_path / f"{encoder}-{adapter}"), encoder, adapter=adapter)
+        for encoder in ("cf", "both")
+        for adapter in ("linear", "mlp")
+    ]
+    theirs = write_run(tmp_path / "theirs", shift=0.05)
+    rows = pl.read_parquet(theirs / "examples.parquet")
+    rest = rows.filter(pl.col("system") == "model").with_columns(system=pl.lit("model_rest"))
+    pl.concat([rows, rest]).write_parquet(theirs / "examples.parquet")
+    comparison = compare([*cells, *cells_beside(cells, theirs)], resamples=100)
+    assert len(comparison.blocks) == 2
+    for block in comparison.blocks:
+        assert list(columns(block))[:3] == ["cf", "both", "theirs"]
+        assert {"shuffled", "constant", "theirs shuffled", "theirs constant"} <= set(columns(block))
+        both, other = (columns(block)[name].content["similarity"].value for name in ("both", "theirs"))
+        assert other == pytest.approx(both + 0.05)
+
+
+def test_predictions_of_other_features_are_refused(cells, tmp_path):
+    from regen.evaluation.evaluate import cells_beside
+
+    other = write_run(tmp_path / "theirs", features=("another",))
+    with pytest.raises(ValueError, match="of feature another, the runs of f"):
+        cells_beside(cells, other)

@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 from types import SimpleNamespace
+from typing import ClassVar
 
 import datasets
 import httpx
@@ -89,8 +90,11 @@ def released(tmp_path_factory):
         rater = Rater("a", endpoint, tmp_path / "ledger.sqlite", Limits(200, 10_000), limits)
         options = {"draws": 1, "max_history": 50, "users": 6, "max_cost": None}
         rated = rate([rater], data=data, root=root, **options)
+        of_a_model = rate([rater], data=data, root=root, narratives=load_tables(data.path).narratives, **options)
     folder = release(data, folder=tmp_path / "new" / "release", ratings=rated.path, **known(data))
-    return SimpleNamespace(folder=folder, data=data, rated=rated, reviews=reviews, tmp_path=tmp_path)
+    return SimpleNamespace(
+        folder=folder, data=data, rated=rated, of_a_model=of_a_model, reviews=reviews, tmp_path=tmp_path
+    )
 
 
 def rows_of(folder):
@@ -227,6 +231,8 @@ def test_ratings_of_other_data_are_refused(released, tmp_path):
             release(data, folder=tmp_path / "release", ratings=ratings, **known(data))
     with pytest.raises(FileNotFoundError, match="nowhere: no such artefact folder"):
         release(released.data, folder=tmp_path / "release", ratings=tmp_path / "nowhere", **known(released.data))
+    with pytest.raises(DataError, match=f"ratings={released.of_a_model.path}: these rate what a model wrote"):
+        release(released.data, folder=tmp_path / "release", ratings=released.of_a_model.path, **known(released.data))
     assert not list(tmp_path.iterdir())
 
 
@@ -260,7 +266,7 @@ def test_data_without_narratives_say_what_would_write_them(prepared, tmp_path):
 class Hub:
     """Stands for HfApi: keeps what it is told, or fails."""
 
-    told: list = []
+    told: ClassVar[list] = []
     fault: Exception | None = None
 
     def create_repo(self, repository, **options):
