@@ -74,7 +74,7 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
     """0 if a signal to this process ended the server; its exit code or 1 if it ended by itself."""
     for end in ENDS:  # SIGINT too: polars' own handler lets wait() go on
         if signal.getsignal(end) != signal.SIG_IGN:  # nohup
-            signal.signal(end, signal.default_int_handler)
+            signal.signal(end, _interrupt)
     server = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         return server.wait() or 1  # vLLM says 0 when its engine died
@@ -84,10 +84,14 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
         _end(server)
 
 
+def _interrupt(*_: object) -> NoReturn:
+    for end in ENDS:  # an impatient second Ctrl-C would leave the server behind
+        signal.signal(end, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def _end(server: subprocess.Popen[bytes]) -> None:
     """Asks the server to go, then makes it; left alone, a request in flight would hold it for minutes."""
-    for end in ENDS:
-        signal.signal(end, signal.SIG_IGN)
     server.terminate()
     with suppress(subprocess.TimeoutExpired):
         server.wait(GRACE)

@@ -68,8 +68,7 @@ def run(amazon, tmp_path, monkeypatch, capsys, logs_as_they_were):
         known = [*amazon, f"paths.data_dir={tmp_path}/data", f"hydra.run.dir={tmp_path}/logs"]
         if command == "release":
             known.append(f"folder={tmp_path}/release")
-        arguments = overrides if "--help" in overrides else [*known, *overrides]
-        monkeypatch.setattr(sys, "argv", [f"regen.{command}", *arguments])
+        monkeypatch.setattr(sys, "argv", [f"regen.{command}", *known, *overrides])
         code = 0
         try:
             importlib.import_module(f"regen.{command}").run()
@@ -206,15 +205,9 @@ def test_a_mistake_is_named_in_short(run, tmp_path, command, overrides, code, pa
     assert not (tmp_path / "release").exists()
 
 
-def test_help_says_what_to_type(run):
-    done = run("narrate", "--help")
-    assert (done.code, done.err) == (0, "")
-    assert "python -m regen.narrate " in done.out
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["narrate", "rate", "release"])
-def test_commands_are_modules(command):
+def test_help_says_what_to_type(command):
     line = [sys.executable, "-m", f"regen.{command}", "--help"]
     done = subprocess.run(line, cwd=CONF.parent, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -233,6 +226,7 @@ def data_module(amazon, small_config):
     return of
 
 
+@pytest.mark.slow  # loads torch and all that trains
 def test_training_without_narratives_says_to_choose_a_narrator(data_module):
     with pytest.raises(
         DataError, match="no purchase_reason to train on. Choose what writes them: narrator=template or"
@@ -244,4 +238,5 @@ def test_training_without_narratives_says_to_choose_a_narrator(data_module):
 def test_training_takes_what_a_narrator_wrote(data_module, tiny_lm):
     data = data_module(tiny_lm, "narrator=template")
     assert sum(map(len, data.splits.values())) == USERS
-    assert all("Gift box" in tiny_lm.tokenizer.decode(text) for text in data.splits["train"].targets)
+    texts = [tiny_lm.tokenizer.decode(text) for text in data.splits["train"].targets]
+    assert all("gift box" in text for text in texts), texts
