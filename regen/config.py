@@ -261,6 +261,9 @@ class WandbLogger:
     group: str | None = None
     offline: bool = MISSING
     tags: list[str] = field(default_factory=list)
+    log_data: bool = MISSING
+    log_weights: bool = MISSING
+    table_rows: int | None = None
 
 
 @dataclass
@@ -360,6 +363,18 @@ class ReleaseConfig(NarratedConfig):
 
 
 @dataclass
+class DashboardConfig:
+    project: str = MISSING
+    entity: str | None = None
+    name: str = MISSING
+    features: list[str] = MISSING
+    metrics: list[str] = MISSING
+    by: str = MISSING
+    group: str | None = None
+    dry_run: bool = False
+
+
+@dataclass
 class EncodeConfig(NarratedConfig):
     cf: CF = MISSING
     content: Content = MISSING
@@ -419,6 +434,7 @@ def register() -> None:
             NarrateConfig,
             RateConfig,
             SideBySideConfig,
+            DashboardConfig,
             ReleaseConfig,
             EncodeConfig,
             TrainConfig,

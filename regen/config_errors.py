@@ -220,8 +220,8 @@ def _no_such_option(error: MissingConfigException, space: ConfigSpace) -> str:
     if not option:
         return str(error).splitlines()[0]
     where = _written_in(option, space)
-    if error.options:
-        return f"{where}{_wrong_option(group, option, error.options)}"
+    if options := error.options or space.groups.get(group):
+        return f"{where}{_wrong_option(group, option, options)}"
     known = [*space.groups, *(path.stem for path in space.config_dir.glob("*.yaml"))]
     wrong = group or option
     return f"{where}there is no config '{wrong}' in {space.config_dir}.{_did_you_mean(wrong, known)}"

@@ -22,6 +22,7 @@ def run(cfg: DictConfig) -> None:
     from regen.narratives.rate import rate, requests_of, subjects
     from regen.pipeline import HISTORY, build_raters, data_artefact
 
+    _refuse_to_narrate(cfg)
     data, narratives = (data_artefact(cfg), None) if cfg.run is None else written_by(Path(cfg.run))
     raters = build_raters(cfg)
     if cfg.dry_run:
@@ -51,6 +52,25 @@ def run(cfg: DictConfig) -> None:
         print(means.sort("rater", "stage", "attribute"))  # noqa: T201
         print(agreement.with_columns(pl.selectors.float().round(3)))  # noqa: T201
     print(f"\n{artefact.path}")  # noqa: T201
+
+
+def _refuse_to_narrate(cfg: DictConfig) -> None:
+    """Rating never pays for narratives: those of an endpoint have to be there."""
+    from regen.narratives.narrate import OpenAINarrator, estimate, histories_of
+    from regen.pipeline import build_narrator, prepared_artefact
+
+    if cfg.run is not None or cfg.narrator.name != "openai":
+        return
+    narrator = build_narrator(cfg)
+    assert isinstance(narrator, OpenAINarrator)
+    histories, _ = histories_of(prepared_artefact(cfg), max_history=cfg.narrator.max_history, users=cfg.narrator.users)
+    requests = narrator.requests(histories)
+    numbers = estimate(requests, endpoint=narrator.endpoint, ledger=narrator.ledger, limits=narrator.run_limits)
+    if numbers["already_answered"] == 0:
+        raise ValueError(
+            f"narrator=openai: none of the {numbers['requests']:,} requests for narratives is answered yet. Run "
+            "python -m regen.narrate with the same settings first; its dry_run=true tells what it costs."
+        )
 
 
 def written_by(folder: Path) -> "tuple[Artefact, pl.DataFrame]":

@@ -27,9 +27,10 @@ def run(cfg: DictConfig) -> None:
     people = subjects(data, max_history=HISTORY, users=cfg.users, narratives=both)
     histories = {subject.history.user_id: subject.history for subject in people}
     pairs = [
-        Pair(histories[user], feature, one, two)
-        for user, feature, one, two in both.select("user_id", "feature", "text", "text_b").iter_rows()
+        Pair(history, feature, one, two)
+        for user, feature, item, one, two in both.select("user_id", "feature", "item_id", "text", "text_b").iter_rows()
         if user in histories
+        and (history := histories[user] if item is None else histories[user].ending_with(item)) is not None
     ]
     artefact = compare_side_by_side(
         pairs, build_raters(cfg), max_cost=cfg.max_cost, root=Path(cfg.paths.data_dir), force=cfg.force

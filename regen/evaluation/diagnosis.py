@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import polars as pl
 from omegaconf import OmegaConf
 
 from regen.artefacts import write_atomically
+from regen.data.datamodule import NarrativeDataset
+from regen.data.histories import Example
+from regen.data.history_words import HistoryWords
 from regen.data.prepare import item_rows, load_tables
 from regen.embeddings.encode import Split
 from regen.evaluation import memorisation as memorising
@@ -23,7 +27,7 @@ from regen.evaluation.scoring import EXAMPLES, read_predictions
 from regen.evaluation.slices import ATTRIBUTES, example_attributes, slice_scores
 from regen.evaluation.swap import OTHER, POSITIONS, GreedyNarrator, sampled, swap_summary, swap_test
 from regen.evaluation.text_metrics import KEYS, METRICS, Metric
-from regen.pipeline import plain
+from regen.pipeline import TEXT, plain
 from regen.training.run import LoadedRun, load, locked, read_run
 
 log = logging.getLogger(__name__)
@@ -44,7 +48,8 @@ _READ_SWAP = (
     "One interaction gives way to the final one of another test user and the narrative is generated again, greedily. "
     "*Final*: the latest interaction is swapped; *other*: any one before it. A model that does not read its history "
     "changes nothing. A narrative moves when it comes nearer to what the model wrote for that other user. Narratives "
-    "of two users are as similar as the third row says anyway."
+    "of two users are as similar as the third row says anyway. The `noise` control draws other noise with another "
+    "final interaction, so it changes without reading."
 )
 _READ_LABELS = (
     "Traits are those of the final item: a reading model names the new item's after a swap of the final one, and goes "
@@ -142,17 +147,32 @@ def _slices(loaded: LoadedRun, *, resamples: int, seed: int) -> pl.DataFrame:
 def _swaps(loaded: LoadedRun) -> pl.DataFrame:
     evaluation = loaded.run.cfg.evaluation
     tables = load_tables(loaded.run.inputs.prepared.path)
-    dataset = sampled(loaded.data.splits["test"], SWAPPED_EXAMPLES, seed=evaluation.seed)
     narrator = GreedyNarrator(
-        loaded.model, dataset, loaded.lm.tokenizer, plain(evaluation.generation), evaluation.batch_size
+        loaded.model, dataset_of(loaded), loaded.lm.tokenizer, plain(evaluation.generation), evaluation.batch_size
     )
     return swap_test(
-        dataset.examples,
+        sampled(loaded.data.splits["test"].examples, SWAPPED_EXAMPLES, seed=evaluation.seed),
         narrator,
         item_of=item_rows(tables).to_numpy(),
         embed=embedder(evaluation),
         planted=tables.planted,
         seed=evaluation.seed,
+    )
+
+
+def dataset_of(loaded: LoadedRun) -> Callable[[Sequence[Example]], NarrativeDataset]:
+    """Makes datasets like the run's test split from other examples."""
+    cfg, features = loaded.run.cfg, plain(loaded.run.cfg.feature)
+    as_words = cfg.encoder.name == TEXT
+    return partial(
+        NarrativeDataset,
+        vectors=loaded.data.splits["test"].vectors,
+        tokenizer=loaded.lm.tokenizer,
+        prompts={name: str(feature["prompt"]) for name, feature in features.items()},
+        window=loaded.lm.window,
+        max_narrative_tokens=cfg.data.max_narrative_tokens,
+        words=HistoryWords(load_tables(loaded.run.inputs.prepared.path)) if as_words else None,
+        max_words=cfg.encoder.max_tokens if as_words else 0,
     )
 
 

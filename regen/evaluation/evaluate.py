@@ -20,6 +20,7 @@ from regen.evaluation.comparison import Cell, compare
 from regen.evaluation.scoring import (
     EXAMPLES,
     SCORES,
+    Scores,
     ScoringOptions,
     score_predictions_file,
     score_run_files,
@@ -31,7 +32,6 @@ from regen.training.run import WEIGHTS, LoadedRun, Run, load, locked, read_run
 logger = logging.getLogger(__name__)
 PREDICTIONS = "predictions.jsonl"
 EVALUATION = "evaluation.json"  # written last: the settings that the predictions and scores beside it were made with
-SAMPLES = 20
 
 
 def evaluate_from_config(cfg: DictConfig) -> None:
@@ -113,7 +113,7 @@ def evaluate_run(loaded: LoadedRun, run_logger: Any) -> None:
     write_atomically(run.folder / EVALUATION, lambda path: path.write_text(record))
     logger.info("scored: %s", run.folder)
     if run_logger is not None:
-        _log_to(run_logger, predictions, scores)
+        _log_to(run_logger, loaded, predictions, scores)
 
 
 def options(evaluation: DictConfig) -> ScoringOptions:
@@ -225,18 +225,14 @@ def _evaluation_recipe(run: Run) -> str:
     return fingerprint(settings)
 
 
-def _log_to(run_logger: Any, predictions: pl.DataFrame, scores: Mapping[str, Any]) -> None:
-    """Scores as `feature/metric`, and in W&B a table of sample narratives beside their references."""
-    metrics = {
-        f"{feature}/{metric}": systems["model"]["value"]
-        for feature, by_metric in scores.items()
-        for metric, systems in by_metric.items()
-        if systems["model"]["value"] is not None
-    }
-    run_logger.log_metrics(metrics)
+def _log_to(run_logger: Any, loaded: LoadedRun, predictions: pl.DataFrame, scores: Scores) -> None:
+    """Scores named as in the tables; in W&B narratives, predictions and weights too."""
+    from regen.training.wandb_records import final_metrics, record_results
+
+    run_logger.log_metrics(final_metrics(scores))
     if type(run_logger).__name__ == "WandbLogger":
-        sample = predictions.head(SAMPLES)
-        run_logger.log_text("narratives", columns=sample.columns, data=[list(row) for row in sample.rows()])
+        files = [loaded.run.folder / name for name in (PREDICTIONS, EXAMPLES, SCORES, EVALUATION)]
+        record_results(run_logger, loaded, predictions, files)
     run_logger.save()
 
 

@@ -8,7 +8,6 @@ question that the paper's soft tokens raise (4.2): one per interaction, so one e
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -67,43 +66,41 @@ MEASURES: dict[str, Metric] = {
 class GreedyNarrator:
     """A trained model as `Narrate`: always the likeliest token, so that nothing but the history differs.
 
+    A swap keeps the length of a history, so with soft tokens a batch holds the same rows and padding before and after
+    it, and an example that was not swapped gets the very same narrative. With histories as words (`encoder=text`)
+    lengths change, and rounding may differ.
+
     Attributes:
         model: in evaluation mode, on the device to use.
-        dataset: the examples that are narrated, or stand for those that are: the ones given later have to be as many,
-            with histories as long, so that every batch holds the same rows and padding as the one before.
+        dataset_of: tokenises examples and finds their vectors.
         tokenizer: the LM's.
         generation: options of a `GenerationConfig`; what concerns sampling is left out.
         batch_size: rows of one `generate` call.
     """
 
     model: NarrativeModel
-    dataset: NarrativeDataset
+    dataset_of: Callable[[Sequence[Example]], NarrativeDataset]
     tokenizer: Any
     generation: Mapping[str, Any]
     batch_size: int
 
     def __call__(self, examples: Sequence[Example]) -> list[str]:
-        lengths = [[len(example.rows) for example in some] for some in (examples, self.dataset.examples)]
-        assert lengths[0] == lengths[1], "a swap keeps the length of a history"
-        dataset = copy.copy(self.dataset)
-        dataset.examples = list(examples)
         generation = {name: value for name, value in self.generation.items() if name not in _SAMPLING_OPTIONS}
         narratives = generate_narratives(
-            self.model, dataset, tokenizer=self.tokenizer, generation=generation, batch_size=self.batch_size
+            self.model,
+            self.dataset_of(examples),
+            tokenizer=self.tokenizer,
+            generation=generation,
+            batch_size=self.batch_size,
         )
         return narratives["prediction"].to_list()
 
 
-def sampled(dataset: NarrativeDataset, most: int, *, seed: int) -> NarrativeDataset:
-    """At most that many examples of a split, drawn by seed and left in their order."""
-    if len(dataset) <= most:
-        return dataset
-    kept = sorted(np.random.default_rng(seed).choice(len(dataset), most, replace=False).tolist())
-    part = copy.copy(dataset)
-    part.examples = [dataset.examples[row] for row in kept]
-    part.targets = [dataset.targets[row] for row in kept]
-    part.lengths = [dataset.lengths[row] for row in kept]
-    return part
+def sampled(examples: Sequence[Example], most: int, *, seed: int) -> list[Example]:
+    """At most that many examples, drawn by seed and left in their order."""
+    if len(examples) <= most:
+        return list(examples)
+    return [examples[row] for row in sorted(np.random.default_rng(seed).choice(len(examples), most, replace=False))]
 
 
 def with_interaction(example: Example, place: int, row: int) -> Example:
@@ -137,7 +134,8 @@ def swap_test(
 
     What enters is the final interaction of another example of the feature whose item the history does not hold, the
     same one at both places. Everyone is narrated three times in the same order; where nothing can be swapped, because
-    the history has one interaction or nobody has another item, the row is left out.
+    the history has one interaction or nobody has another item, the row is left out. (The `noise` control draws other
+    noise for another final interaction, so it changes there without reading.)
 
     Args:
         examples: test narratives with their histories.

@@ -103,6 +103,8 @@ class Endpoint:
                 f"base_url of the endpoint at {parts.hostname} holds credentials or a query, which would end up in "
                 f"configs and manifests. Put the key into the environment variable {api_key_env}."
             )
+        if timeout <= 0:
+            raise ValueError(f"timeout={timeout} has to be above 0 seconds.")
         self._key = os.environ.get(api_key_env) or ("none" if parts.hostname in _LOCAL else "")
         if not self._key:
             raise ValueError(f"{self.base_url} needs a key: set the environment variable {api_key_env}.")

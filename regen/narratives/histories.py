@@ -50,6 +50,24 @@ class UserHistory:
         """The latest purchase."""
         return self.purchases[-1]
 
+    def ending_with(self, item_id: str, timestamp: int | None = None) -> "UserHistory | None":
+        """The history up to a purchase of that item, the latest if there are several; None where there is none."""
+        at = [
+            position
+            for position, purchase in enumerate(self.purchases)
+            if purchase.item_id == item_id and timestamp in (None, purchase.timestamp)
+        ]
+        if not at:
+            return None
+        chosen = self.purchases[at[-1]]
+        before = [
+            purchase
+            for position, purchase in enumerate(self.purchases)
+            if position != at[-1]
+            and (None in (purchase.timestamp, chosen.timestamp) or purchase.timestamp <= chosen.timestamp)  # type: ignore[operator]
+        ]
+        return replace(self, purchases=(*before, chosen))
+
     def without_final_review(self) -> "UserHistory":
         """The history before its final item was reviewed; a copy of that review on another purchase goes with it."""
         final = _words(self.final.review_text)
@@ -98,7 +116,7 @@ def history_text(history: UserHistory, *, text_characters: int, characters: int)
     """The history between `<history>` and `</history>`, a JSON object a line.
 
     Inside, `<` and `>` are escaped and control characters are gone: whatever a reviewer wrote, the fence stands exactly
-    where we put it, a line is a purchase, and no token that a chat template knows can appear.
+    where we put it, a line is a purchase, and no token of a chat template that is written in angle brackets can appear.
 
     Args:
         history: The user's purchases.

@@ -33,6 +33,12 @@ class Limits:
     text_characters: int
     characters: int
 
+    def __post_init__(self) -> None:
+        if min(self.text_characters, self.characters) < 1:
+            raise ValueError(
+                f"text_characters={self.text_characters} and history_characters={self.characters} must be 1 or more."
+            )
+
 
 @dataclass(frozen=True)
 class Request:

@@ -5,7 +5,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,22 +120,36 @@ class Rater:
 
 @dataclass(frozen=True)
 class Subject:
-    """A user with the narratives to judge."""
+    """A user with the narratives to judge.
+
+    Attributes:
+        history: The user's purchases.
+        narratives: Text of each feature; of several purchases spoken of, those about one.
+        about: The item that a feature's text speaks of, for features about one item.
+    """
 
     history: UserHistory
     narratives: Mapping[str, str | None]
+    about: Mapping[str, str] = field(default_factory=dict)
 
     def stages(self) -> Iterator[str]:
         """The history always; of the others those that have a text."""
         for stage, features in JUDGED_FEATURES.items():
-            if not features or any(self.narratives.get(feature) for feature in features):
+            if not features or (any(self.narratives.get(name) for name in features) and self.told(stage)):
                 yield stage
+
+    def told(self, stage: str) -> UserHistory | None:
+        """The history up to the item that the stage's texts speak of; None where it is not among the purchases."""
+        items = [self.about[feature] for feature in JUDGED_FEATURES[stage] if feature in self.about]
+        return self.history.ending_with(items[0]) if items else self.history
 
     def request(self, stage: str, limits: Limits, draw: int) -> Request:
         """One draw of one stage; no other stage's texts or scores are in it."""
         texts = {feature: self.narratives.get(feature) for feature in JUDGED_FEATURES[stage]}
         values = {"narratives": fenced(texts)} if texts else {}
-        return prompt_of(stage).request(self.history, limits, draw=draw, **values)
+        history = self.told(stage)
+        assert history is not None  # `stages` has left such a stage out
+        return prompt_of(stage).request(history, limits, draw=draw, **values)
 
 
 def subjects(
@@ -147,7 +161,7 @@ def subjects(
         data: Histories, and narratives unless others are given.
         max_history: Of a user's purchases the latest.
         users: Only so many; null for all.
-        narratives: Other texts (`user_id`, `feature`, `text`), for instance what a model wrote.
+        narratives: Other texts (`user_id`, `feature`, `item_id`, `text`), for instance what a model wrote.
 
     Raises:
         DataError: If there are no narratives.
@@ -157,11 +171,16 @@ def subjects(
     if narratives.is_empty():
         raise DataError(f"{data.path} has no narratives to rate. Choose what writes them: narrator=template or openai.")
     texts: dict[str, dict[str, str | None]] = {}
-    for user, feature, text in narratives.select("user_id", "feature", "text").iter_rows():
-        texts.setdefault(user, {}).setdefault(feature, text)
+    about: dict[str, dict[str, str]] = {}
+    for user, feature, item, text in narratives.select("user_id", "feature", "item_id", "text").iter_rows():
+        if feature in texts.setdefault(user, {}):
+            continue
+        texts[user][feature] = text
+        if item is not None:
+            about.setdefault(user, {})[feature] = item
     narrated = replace(tables, interactions=tables.interactions.filter(pl.col("user_id").is_in(list(texts))))
     histories = user_histories(narrated, max_history=max_history, users=users)
-    return [Subject(history, texts[history.user_id]) for history in histories]
+    return [Subject(history, texts[history.user_id], about.get(history.user_id, {})) for history in histories]
 
 
 def requests_of(rater: Rater, people: Sequence[Subject], draws: int) -> Iterator[Request]:
@@ -196,7 +215,7 @@ def rate(
         users: Only so many users, null for all that have narratives.
         max_cost: Dollars for all raters together; null for no limit.
         root: Folder that holds artefacts.
-        narratives: Other texts (`user_id`, `feature`, `text`) than the data's own.
+        narratives: Other texts (`user_id`, `feature`, `item_id`, `text`) than the data's own.
         force: Build again; what a ledger holds is not asked again.
 
     Raises:
@@ -247,9 +266,9 @@ def rate(
         "users": users,
         "raters": {rater.name: rater.recipe() for rater in raters},
     }
-    inputs = {"data": data.fingerprint}
+    inputs = {"data": data.fingerprint, "references": data.manifest["files"]["narratives.parquet"]["sha256"]}
     if narratives is not None:
-        inputs["narratives"] = fingerprint({"rows": narratives.select("user_id", "feature", "text").rows()})
+        inputs["written"] = fingerprint({"rows": narratives.select("user_id", "feature", "text").rows()})
     libraries = ("krippendorff",)
     return build(STAGE, root=root, config=config, inputs=inputs, libraries=libraries, version=1, make=make, force=force)
 

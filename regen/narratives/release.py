@@ -98,6 +98,8 @@ def release(
         )
     if folder.exists() and not force:
         raise DataError(f"{folder} exists. Set folder to another one, or force=true to replace it.")
+    if folder.exists() and (strange := {path.name for path in folder.iterdir()} - {"README.md", *FEATURES}):
+        raise DataError(f"{folder} holds {min(strange)}, so it is no release; force=true replaces releases only.")
     users = tables.narratives.select("user_id").unique()
     frames = {"histories": _histories(tables, users), "narratives": _narratives(tables)}
     if ratings is not None:
@@ -112,6 +114,8 @@ def release(
                 part = frame.join(
                     splits.filter(pl.col("split") == split), on="user_id", how="semi", maintain_order="left"
                 )
+                if part.is_empty():  # `load_dataset` stumbles over a split without rows
+                    continue
                 path = partial / name / f"{split}.parquet"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Dataset.from_polars(part.select(FEATURES[name].keys()), features=FEATURES[name]).to_parquet(path)
@@ -163,12 +167,17 @@ def _narratives(tables: Tables) -> pl.DataFrame:
 
 
 def _ratings(folder: Path, data: Artefact) -> pl.DataFrame:
-    rated = open_artefact(folder)
+    try:
+        rated = open_artefact(folder)
+    except FileNotFoundError as error:
+        raise DataError(f"ratings={folder}: no such artefact folder. Give the one that regen.rate prints.") from error
     of = rated.manifest["inputs"].get("data")
     if of != data.fingerprint:
         raise DataError(f"ratings={folder}: these rate the data {of}, not {data.fingerprint} ({data.path}).")
-    if "narratives" in rated.manifest["inputs"]:
+    if "written" in rated.manifest["inputs"]:
         raise DataError(f"ratings={folder}: these rate what a model wrote, not the narratives of {data.path}.")
+    if rated.manifest["inputs"]["references"] != data.manifest["files"]["narratives.parquet"]["sha256"]:
+        raise DataError(f"ratings={folder}: the narratives were written anew since. Run regen.rate again.")
     return pl.read_parquet(folder / "ratings.parquet")
 
 
@@ -195,9 +204,13 @@ def _card(
             {
                 "config_name": name,
                 "default": name == "narratives",
-                "data_files": [{"split": split, "path": f"{name}/{split}.parquet"} for split in SPLITS],
+                "data_files": [
+                    {"split": split, "path": f"{name}/{split}.parquet"}
+                    for split in SPLITS
+                    if frame.join(splits.filter(pl.col("split") == split), on="user_id", how="semi").height
+                ],
             }
-            for name in frames
+            for name, frame in frames.items()
         ],
     )
     parts = [

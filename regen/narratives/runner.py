@@ -31,6 +31,7 @@ from regen.narratives.ledger import Ledger, Outcome
 from regen.narratives.prompts import Request
 
 logger = logging.getLogger(__name__)
+DEAD = 64  # requests that fail without a single answer before the endpoint counts as dead
 _BURST = 5.0  # seconds' worth of requests that may leave at once
 BACKOFF = wait_exponential_jitter(multiplier=0.5, max=60.0, jitter=0.5)
 
@@ -59,6 +60,8 @@ class Limits:
         for name in ("concurrency", "max_attempts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1.")
+        if self.max_cost is not None and self.max_cost < 0:
+            raise ValueError(f"max_cost={self.max_cost} has to be at least 0; null is no limit.")
         for name in ("requests_per_minute", "tokens_per_minute"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} has to be above 0; null is no limit.")
@@ -119,6 +122,7 @@ def ask_all(
         ValueError: If the endpoint refuses everything, for instance because of the key.
         KeyboardInterrupt: After an interrupt.
     """
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every answer
     run = _Run(requests(), total, endpoint, ledger, limits, name)
     if limits.max_cost is not None:  # what an earlier, interrupted run of this job paid counts
         run.report.dollars_before = sum(ledger.dollars(request.key(run.settings)) for request in requests())
@@ -227,6 +231,12 @@ class _Run:
         if not self._stopped:
             self.report.counts["failed"] += 1
             self.report.failures.append((request.user_id, request.prompt, reason))
+            if self.report.counts["failed"] >= DEAD and not self.report.counts.keys() & {
+                "answered",
+                "refused",
+                "reused",
+            }:
+                self.stop = UnusableEndpointError(f"the first {DEAD} requests failed, at last with {reason}")
 
     async def _attempt(self, request: Request, key: str) -> None:
         """Sends the request once and writes down what comes back."""

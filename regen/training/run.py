@@ -238,21 +238,15 @@ def _trainer(run: Run, run_logger: Any) -> Any:
 
 @contextmanager
 def experiment_logger(run: Run) -> Iterator[Any]:
-    """The Lightning logger of the config, closed whatever happens, so that the cells of a grid do not merge in W&B."""
+    """The Lightning logger of the config, closed whatever happens."""
     options = plain(run.cfg.logger)
     if "project" not in options:
         yield instantiate(options, save_dir=str(run.folder), name="logs")
         return
-    import wandb
+    from regen.training.wandb_records import wandb_logger
 
-    # The run's fingerprint is its id, so that a resumed run goes on there too (offline runs ignore that).
-    options |= {"name": run.folder.name, "id": run.folder.name.rsplit("-", 1)[1], "resume": "allow"}
-    failed = True
-    try:
-        yield instantiate({**options, "_partial_": True})(save_dir=str(run.folder), config=plain(run.cfg))
-        failed = False
-    finally:
-        wandb.finish(exit_code=int(failed))
+    with wandb_logger(run) as run_logger:
+        yield run_logger
 
 
 def _save(run: Run, model: NarrativeModel, facts: dict[str, Any], trainer: Any) -> None:

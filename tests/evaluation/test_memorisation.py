@@ -63,7 +63,7 @@ def test_longest_shared_ngram_is_that_of_a_naive_search(seed):
     rng = random.Random(seed)
     vocabulary = [f"w{number}" for number in range(rng.choice([2, 5, 40]))]
     texts, corpus = (
-        [" ".join(rng.choices(vocabulary + [f"own{part}"], k=rng.randint(0, 40))) for _ in range(rng.randint(1, 20))]
+        [" ".join(rng.choices([*vocabulary, f"own{part}"], k=rng.randint(0, 40))) for _ in range(rng.randint(1, 20))]
         for part in (0, 1)
     )
     found = longest_shared_ngrams(texts, corpus)
@@ -83,10 +83,10 @@ def test_an_ngram_does_not_run_over_the_end_of_a_text():
 
 
 def test_case_and_punctuation_do_not_hide_a_copy():
-    said = predictions_of(["the customer’s PENS; they like ink", "pens and other things"])
-    found = memorisation(said, ["The customer’s pens: they like ink."], embed=None, resamples=100)
+    said = predictions_of(["the customer\u2019s PENS; they like ink", "pens and other things"])
+    found = memorisation(said, ["The customer\u2019s pens: they like ink."], embed=None, resamples=100)
     assert found.examples["verbatim"].to_list() == [1.0, 0.0]
-    assert found.examples["shared"][0] == "the customer’s pens they like ink"
+    assert found.examples["shared"][0] == "the customer\u2019s pens they like ink"
 
 
 def test_a_model_that_recites_training_narratives_is_found_to_copy(training):

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from tenacity import wait_fixed
 from narratives.bad_server import FAULTS, FINAL, BadServer
+from tenacity import wait_fixed
 
 from regen.narratives import runner
 from regen.narratives.endpoint import Endpoint, Price, Sampling

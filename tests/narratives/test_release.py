@@ -201,7 +201,6 @@ def test_without_ratings_there_are_none(released, tmp_path):
     ]
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="datasets cannot load a configuration with an empty split")
 def test_a_split_without_users_does_not_keep_the_others_from_loading(released, tmp_path):
     everybody = known(released.data) | {"split_of": dict.fromkeys(splits_of(released.data), "train")}
     folder = release(released.data, folder=tmp_path / "release", ratings=released.rated.path, **everybody)
@@ -229,7 +228,7 @@ def test_ratings_of_other_data_are_refused(released, tmp_path):
     for data, ratings in ((other, released.rated.path), (released.data, released.data.path)):
         with pytest.raises(DataError, match=f"ratings={ratings}: .*not {data.fingerprint}"):
             release(data, folder=tmp_path / "release", ratings=ratings, **known(data))
-    with pytest.raises(FileNotFoundError, match="nowhere: no such artefact folder"):
+    with pytest.raises(DataError, match="^ratings=.*nowhere: no such artefact folder"):
         release(released.data, folder=tmp_path / "release", ratings=tmp_path / "nowhere", **known(released.data))
     with pytest.raises(DataError, match=f"ratings={released.of_a_model.path}: these rate what a model wrote"):
         release(released.data, folder=tmp_path / "release", ratings=released.of_a_model.path, **known(released.data))
@@ -239,13 +238,20 @@ def test_ratings_of_other_data_are_refused(released, tmp_path):
 def test_a_folder_that_exists_is_replaced_only_by_force(released, tmp_path):
     folder = tmp_path / "release"
     folder.mkdir()
-    (folder / "notes.txt").write_text("mine")
+    (folder / "README.md").write_text("an older one")
     with pytest.raises(DataError, match=f"{folder} exists. .*force=true"):
         release(released.data, folder=folder, **known(released.data))
-    assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "README.md").read_text() == "an older one"
     release(released.data, folder=folder, force=True, **known(released.data))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["release"]
-    assert not (folder / "notes.txt").exists()
+    assert (folder / "README.md").read_text() != "an older one"
+
+
+def test_force_replaces_no_folder_that_is_no_release(released, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(DataError, match="holds thesis.txt, so it is no release"):
+        release(released.data, folder=tmp_path, force=True, **known(released.data))
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
 def test_a_release_that_breaks_off_leaves_the_old_one_and_nothing_else(released, tmp_path, monkeypatch):
