@@ -13,8 +13,14 @@ SHAPED = ["regen.models", "regen.embeddings", "regen.data.batch", "regen.data.da
 SHAPED += ["regen.evaluation.text_metrics", "regen.evaluation.statistics"]
 install_import_hook(SHAPED, "beartype.beartype")  # the rooms whose signatures carry shapes
 
+import sys  # noqa: E402
+
 import pytest  # noqa: E402
+from absl import logging as absl_logging  # noqa: E402
 from small import SMALL  # noqa: E402
+
+# Hydra shuts all handlers down, and that of absl (behind rouge-score) would close the stream that pytest captures.
+absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 REPOSITORY = Path(__file__).parent.parent
 REAL_DATA = REPOSITORY.parent / "shared" / "data"

@@ -1,0 +1,279 @@
+"""A page for one grid: the question, the table, figures, test users side by side, settings and how to run it again.
+
+One HTML file that needs nothing else: style, script and images stand in it, and its own policy forbids it any network.
+Whatever a reviewer or a model wrote is text there, never markup.
+"""
+
+import base64
+import hashlib
+import math
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from regen.analysis.report_commands import grid_command, run_commands
+from regen.analysis.report_figures import Chapter, adapter_chapter, data_chapters
+from regen.analysis.report_plots import DotPlot, dot_plots
+from regen.analysis.report_runs import (
+    ReportedRun,
+    common_settings,
+    differing_settings,
+    open_runs,
+    prompts,
+)
+from regen.analysis.report_users import Panel, RunGroup, side_by_side
+from regen.artefacts import write_atomically
+from regen.evaluation.comparison import compare
+from regen.evaluation.comparison_cells import grouped, load, varying_settings
+from regen.evaluation.comparison_table import FEW_SEEDS, LEVEL, Block, Column, Comparison, cell_texts
+from regen.evaluation.statistics import Estimate
+from regen.evaluation.text_metrics import Metric
+
+TEMPLATE = "report.html.j2"
+NO_QUALITY = ("length_ratio", "distinct")  # more of these is not better
+_UNSEEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one block says about a question, in words that count metrics.
+
+    Attributes:
+        question: As the page asks it.
+        verdict: Better, worse and undecided metrics; or why there is none.
+    """
+
+    question: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class ShownBlock:
+    """A block of the comparison as the page shows it."""
+
+    block: Block
+    answers: Sequence[Answer]
+    caution: str
+    rows: Sequence[tuple[Metric, Sequence[tuple[Column, str, str, bool]]]]
+    plots: Sequence[DotPlot]
+
+
+def write_report(
+    folder: Path, out: Path | None = None, *, users: int = 20, seed: int = 0, figures: bool = True
+) -> Path:
+    """Writes the page for a grid's folder or a folder of runs; reads what is there and builds nothing.
+
+    Args:
+        folder: Of a grid, of runs, or a run.
+        out: The page; `report.html` in the folder if None.
+        users: Test users to show, of each data set.
+        seed: Of their draw, and of what figures sample.
+        figures: Whether to draw the analysis figures, which loads a model and takes a while.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        FileNotFoundError: If the folder holds neither a grid nor runs.
+        ValueError: If no user is to be shown, or two runs cannot be told apart.
+    """
+    if users < 1:
+        raise ValueError(f"users={users}: give how many test users to show, at least 1.")
+    out = folder / "report.html" if out is None else out
+    if out.is_dir():
+        raise ValueError(f"out={out} is a folder; give the file to write, for instance {out / 'report.html'}.")
+    runs = open_runs(folder)
+    evaluation: Mapping[str, Any] = next((run.config["evaluation"] for run in runs if "evaluation" in run.config), {})
+    comparison = compare(
+        [run.cell for run in runs],
+        **{name: int(evaluation[name]) for name in ("resamples", "seed") if name in evaluation},
+    )
+    panels = _panels(runs, users=users, seed=seed)
+    chapters = [adapter_chapter(runs, seed=seed), *data_chapters(runs)] if figures else []
+    options = [f"runs={folder}", f"users={users}", f"seed={seed}", *([] if figures else ["figures=false"])]
+    page = render(
+        name="/".join(folder.resolve().parts[-2:]),
+        runs=runs,
+        comparison=comparison,
+        blocks=[_shown_block(block) for block in comparison.blocks],
+        missing=_missing(runs, comparison, panels, chapters, figures=figures),
+        panels=panels,
+        chapters=chapters,
+        common=yaml.safe_dump(common_settings(runs), sort_keys=False, allow_unicode=True, width=100),
+        differing=differing_settings(runs),
+        prompts=prompts(runs),
+        versions=_versions(runs),
+        commands=[
+            *([command] if (command := grid_command(folder)) else run_commands(runs)),
+            shlex.join(["python", "-m", "regen.report", *options]),
+        ],
+        made=f"{datetime.now(UTC):%Y-%m-%d}",
+        regen=metadata.version("regen"),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, partial(Path.write_text, data=page, encoding="utf-8", newline="\n"))
+    return out
+
+
+def render(**values: Any) -> str:
+    """The page. Every value is escaped; the style and the script that stand in the template are named by their hash."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_visible,
+    )
+    environment.filters["policy_hash"] = _policy_hash
+    return environment.get_template(TEMPLATE).render(**values)
+
+
+def _visible(value: Any) -> Any:
+    """Text without characters that turn the direction of what follows, or that HTML cannot hold."""
+    return _UNSEEN.sub(" ", value) if type(value) is str else value
+
+
+def _policy_hash(text: str) -> str:
+    """How a content security policy names a script or a style."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _panels(runs: Sequence[ReportedRun], *, users: int, seed: int) -> list[Panel]:
+    """Users side by side, in the groups of the table."""
+    of_folder = {run.folder: run for run in runs}
+    cells = [run.cell for run in runs]
+    groups = grouped([load(cell) for cell in cells], varying_settings(cells))
+    return side_by_side(
+        [
+            RunGroup(
+                feature,
+                " · ".join(f"{name}={value}" for name, value in settings),
+                [of_folder[run.cell.folder] for run in members],
+            )
+            for (feature, settings), members in groups.items()
+        ],
+        users=users,
+        seed=seed,
+    )
+
+
+def _missing(
+    runs: Sequence[ReportedRun],
+    comparison: Comparison,
+    panels: Sequence[Panel],
+    chapters: Sequence[Chapter],
+    *,
+    figures: bool,
+) -> list[str]:
+    """What a reader would look for and not find, and why."""
+    missing = []
+    finished = {run.encoder for run in runs if run.predictions is not None}
+    if not finished:
+        missing.append("No run here has written anything yet: there are no scores and no narratives to show.")
+    else:
+        missing += [
+            f"No finished run with encoder={name}: {why}"
+            for name, why in (
+                ("both", "whether both beat either alone is not answered."),
+                ("cf", "both is not compared with CF alone."),
+                ("content", "both is not compared with content alone."),
+                ("none", "what a model without any signal earns is not shown; add experiment=controls."),
+            )
+            if name not in finished
+        ]
+    missing += [f"Not in the table: {problem}" for problem in comparison.problems]
+    missing += [f"{panel.data}: {problem}" for panel in panels for problem in panel.problems]
+    missing += [f"{chapter.title}: {problem}" for chapter in chapters for problem in chapter.problems]
+    if not figures:
+        missing.append("Analysis figures were not asked for (figures=false).")
+    return missing
+
+
+def _shown_block(block: Block) -> ShownBlock:
+    rows = [
+        (metric, [(column, *cell_texts(metric, column), _holds(column.estimate(metric))) for column in block.columns])
+        for metric in block.rows
+    ]
+    answers = [Answer(*_beats(block, name)) for name in ("cf", "content")] + [Answer(*_reads(block))]
+    return ShownBlock(block, answers, _caution(block), rows, dot_plots(block))
+
+
+def _beats(block: Block, other: str) -> tuple[str, str]:
+    """Which metrics of `both` are better than another encoder's after correction."""
+    question = f"Does both beat {other} alone?"
+    column = next((column for column in block.columns if column.name == f"both vs {other}"), None)
+    if column is None or isinstance(column.content, str):
+        return question, f"Not answered: it takes finished runs with encoder=both and encoder={other}."
+    found: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
+    for metric in _of_quality(block):
+        estimate = column.estimate(metric)
+        if isinstance(estimate, Estimate) and not math.isnan(estimate.value):
+            verdict = "undecided" if not _holds(estimate) else "better" if estimate.value > 0 else "worse"
+            found[verdict].append(metric.display)
+    return question, _counted(found)
+
+
+def _reads(block: Block) -> tuple[str, str]:
+    """Whether a model's text fits its own user better than another one."""
+    columns = {column.name: column for column in block.columns if not isinstance(column.content, str)}
+    name = "both" if "both" in columns else next((c.name for c in columns.values() if c.kind == "encoder"), None)
+    question = f"Does {name or 'a model'} read the history?"
+    if name is None or "shuffled" not in columns:
+        return question, "Not answered: it takes a finished run, and its predictions shuffled among users."
+    found: dict[str, list[str]] = {
+        "above the shuffled floor": [],
+        "below the floor": [],
+        "not apart from the floor": [],
+    }
+    for metric in _of_quality(block):
+        own, floor = columns[name].estimate(metric), columns["shuffled"].estimate(metric)
+        if isinstance(own, Estimate) and isinstance(floor, Estimate) and not math.isnan(own.value + floor.value):
+            above, below = own.low > floor.high, own.high < floor.low
+            verdict = (
+                "above the shuffled floor" if above else "below the floor" if below else "not apart from the floor"
+            )
+            found[verdict].append(metric.display)
+    return question, _counted(found)
+
+
+def _of_quality(block: Block) -> list[Metric]:
+    return [metric for metric in block.rows if metric.name not in NO_QUALITY]
+
+
+def _holds(estimate: Estimate | str) -> bool:
+    """Whether a difference is apart from zero, corrected for all of its table."""
+    return isinstance(estimate, Estimate) and estimate.excludes_zero and estimate.p_holm < LEVEL
+
+
+def _counted(found: Mapping[str, Sequence[str]]) -> str:
+    """Metrics by verdict."""
+    total = sum(len(names) for names in found.values())
+    parts = [f"{verdict} in {len(names)} ({', '.join(names)})" for verdict, names in found.items() if names]
+    return f"{total} metrics: {'; '.join(parts)}." if parts else "No metric is defined."
+
+
+def _caution(block: Block) -> str:
+    """That seeds are too few for a claim; empty if they are not."""
+    fewest = min((column.seeds for column in block.columns if column.kind == "encoder" and column.seeds), default=0)
+    if not 0 < fewest < FEW_SEEDS:
+        return ""
+    return f"No claim yet: that takes {FEW_SEEDS} seeds, and here an encoder has {fewest}."
+
+
+def _versions(runs: Sequence[ReportedRun]) -> dict[str, str]:
+    """Every library's version, or versions, that the runs were trained with."""
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for name, version in run.record.get("versions", {}).items():
+            found.setdefault(name, {})[str(version)] = None
+    return {name: ", ".join(versions) for name, versions in found.items()}

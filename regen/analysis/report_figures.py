@@ -1,0 +1,209 @@
+"""The analysis figures of a report, as images that stand in the page itself, each with its content in words."""
+
+import base64
+import io
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from regen.analysis.report_runs import ReportedRun
+from regen.artefacts import Artefact
+from regen.data.prepare import load_tables
+from regen.training.run import WEIGHTS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from regen.analysis.adapter_weights import AdapterSample
+
+logger = logging.getLogger(__name__)
+INTERACTIONS = 2000  # sampled of the test users'
+SALT = "regen"  # of the identifiers in an SVG, which are otherwise new every time
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the page.
+
+    Attributes:
+        title: What it shows.
+        alt: What is to be seen, in words.
+        source: A `data:` address that holds the image.
+        note: How to read it.
+        broad: Whether it needs the whole width of the page.
+    """
+
+    title: str
+    alt: str
+    source: str
+    note: str = ""
+    broad: bool = False
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """Pictures of one run or one data set, and what could not be drawn."""
+
+    title: str
+    pictures: Sequence[Picture]
+    problems: Sequence[str]
+
+
+def data_chapters(runs: Sequence[ReportedRun]) -> list[Chapter]:
+    """Lengths of narratives and users per item, of every data set that is there."""
+    found = {run.data.path: run.data for run in runs if run.data is not None}
+    return [_drawn(f"Data {path.name}", partial(_of_data, data)) for path, data in found.items()]
+
+
+def adapter_chapter(runs: Sequence[ReportedRun], *, seed: int) -> Chapter:
+    """What the adapter of a finished `both` run makes of CF and content; the newest, linear if there is one."""
+    both = [run for run in runs if run.encoder == "both" and run.finished]
+    if not both:
+        return Chapter("CF and content in the adapter", [], ["There is no finished run with encoder=both."])
+    run = max(both, key=lambda run: (_adapter(run) == "linear", (run.folder / WEIGHTS).stat().st_mtime))
+    of = f" (one of {len(both)} finished runs with encoder=both)" if len(both) > 1 else ""
+    title = f"CF and content in the adapter of {run.folder.name}{of}"
+    if isinstance(run.inputs, str):
+        return Chapter(title, [], [f"Not drawn: {run.inputs}"])
+    chapter = _drawn(title, partial(_of_adapter, run.folder, seed))
+    if _adapter(run) != "linear" and not chapter.problems:
+        reason = f"Singular values are not drawn: adapter={_adapter(run)} has no CF and content blocks; linear has."
+        return Chapter(title, chapter.pictures, [reason])
+    return chapter
+
+
+def _adapter(run: ReportedRun) -> str:
+    return str(run.config.get("adapter", {}).get("name"))
+
+
+def _drawn(title: str, pictures: Callable[[], Iterator[Picture]]) -> Chapter:
+    """As many pictures as can be drawn, and the reason why there are no more."""
+    done: list[Picture] = []
+    try:
+        done.extend(pictures())
+    except ModuleNotFoundError as error:
+        return Chapter(title, done, [f"Not drawn: {error}. Run: pip install 'regen[analysis]'"])
+    except Exception as error:  # whatever ails one run's files, the rest of the page stands
+        logger.warning("%s: not drawn", title, exc_info=True)
+        return Chapter(title, done, [f"Not drawn: {type(error).__name__}: {error}"])
+    return Chapter(title, done, [])
+
+
+def _of_data(data: Artefact) -> Iterator[Picture]:
+    from regen.analysis import figures
+    from regen.analysis.data_figures import items_per_user, narrative_lengths, users_per_item
+
+    tables = load_tables(data.path)
+    lengths = narrative_lengths(tables.narratives)
+    if len(lengths):
+        parts = lengths.partition_by("feature", maintain_order=True)
+        medians = [(part["feature"][0], np.median(part["words"].to_numpy()), len(part)) for part in parts]
+        words = "; ".join(f"{feature} {median:g} words (n = {n:,})" for feature, median, n in medians)
+        boxes = figures.narrative_lengths(lengths)
+        boxes.axes[0].set_ylabel("")  # the ticks say it, and a figure of one feature is too low for it
+        yield Picture(
+            "Length of the reference narratives",
+            f"Box plots of words per narrative. Medians: {words}.",
+            image(boxes),
+            "Boxes: quartiles; whiskers: 5th to 95th percentile.",
+        )
+    items, users = items_per_user(tables.interactions), users_per_item(tables.interactions)
+    bought, buyers = np.median(items["items"].to_numpy()), np.median(users["users"].to_numpy())
+    yield Picture(
+        "Items per user, users per item",
+        f"Two histograms. {len(items):,} users bought a median of {bought:g} items; {len(users):,} "
+        f"items were bought by a median of {buyers:g} users.",
+        image(figures.interaction_counts(items, users)),
+        broad=True,
+    )
+
+
+def _of_adapter(folder: Path, seed: int) -> Iterator[Picture]:
+    from regen.analysis import figures
+    from regen.analysis.adapter_weights import cf_shares, open_adapter, share_by_popularity, share_overall
+
+    sample = open_adapter(folder, interactions=INTERACTIONS, seed=seed)
+    shares = cf_shares(sample)
+    drawn = f"{len(sample.interactions):,} of the test users' {sample.available:,} interactions."
+    overall = {name: share_overall(share).row(0, named=True) for name, share in shares.items()}
+    words = "; ".join(f"by {name} {_number(of['median'])}" for name, of in overall.items())
+    yield Picture(
+        "CF's share of each interaction's soft token",
+        f"Histogram over {drawn} Median share of CF: {words}.",
+        image(figures.share_distribution(shares)),
+        f"{drawn} 0: content alone, 1: CF alone.",
+    )
+    tables = {name: share_by_popularity(share, sample.interactions["popularity"]) for name, share in shares.items()}
+    name, table = next(iter(tables.items()))
+    medians = "; ".join(
+        f"{bucket} {_number(median)}" for bucket, median in table.select("bucket", "median").iter_rows()
+    )
+    yield Picture(
+        "CF's share by the item's popularity",
+        f"Medians with bars from the 10th to the 90th percentile. By {name}, by training interactions: {medians}.",
+        image(figures.share_by_popularity(tables)),
+        "0: items that no training user bought, whose CF vector is zero.",
+    )
+    yield from _planes(sample)
+    yield from _of_linear(sample)
+
+
+def _of_linear(sample: "AdapterSample") -> Iterator[Picture]:
+    from regen.analysis import figures
+    from regen.analysis.adapter_weights import singular_values, split_projection
+    from regen.models.adapter import LinearAdapter
+
+    if not isinstance(sample.adapter, LinearAdapter):
+        return
+    projection = split_projection(sample.adapter, sample.cf_dim)
+    values = {"CF block": singular_values(projection.cf), "content block": singular_values(projection.content)}
+    words = "; ".join(f"{name}: {len(of)} values, largest {_number(of.max().item())}" for name, of in values.items())
+    yield Picture(
+        "Singular values of the projection's blocks",
+        f"Two falling curves on a logarithmic scale. {words}.",
+        image(figures.singular_values(values)),
+    )
+
+
+def _planes(sample: "AdapterSample") -> Iterator[Picture]:
+    from regen.analysis import figures
+    from regen.analysis.projections import embed_in_plane, embedding_groups
+
+    groups = embedding_groups(sample)
+    tsne = embed_in_plane(groups, method="tsne", seed=sample.seed)
+    sizes = ", ".join(f"{size:,} {name}" for name, size in tsne.sizes.items())
+    yield Picture(
+        "Soft tokens among the language model's tokens, t-SNE",
+        f"Scatter plot of {sizes}, placed by t-SNE.",
+        image(figures.planes(tsne), vector=False),
+        "Keeps neighbourhoods; how far apart clusters lie means nothing.",
+    )
+    pca = embed_in_plane(groups, method="pca", seed=sample.seed)
+    assert pca.explained is not None
+    yield Picture(
+        "The same, PCA",
+        f"Scatter plot of {sizes}, along two principal components with {sum(pca.explained):.0%} of the variance.",
+        image(figures.planes(pca), vector=False),
+        "Keeps distances, as far as two axes go.",
+    )
+
+
+def image(figure: "Figure", *, vector: bool = True) -> str:
+    """A figure as a `data:` address: SVG, or PNG where there are too many points for one."""
+    import matplotlib as mpl
+
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"metadata": {"Date": None}} if vector else {"dpi": 110}
+    with mpl.rc_context({"svg.hashsalt": SALT}):
+        figure.savefig(buffer, format="svg" if vector else "png", **options)
+    kind = "svg+xml" if vector else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"
