@@ -30,7 +30,7 @@ evaluate: setup ## ARGS="run=FOLDER", "runs=FOLDER" or "predictions=FILE"
 	$(BIN)/python evaluate.py $(ARGS)
 
 test: setup ## The default tests: no network, under three minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 test-all: setup ## All tests, with the slow ones and those on ../shared/data
 	$(BIN)/python -m pytest -q -m "" $(ARGS)

@@ -152,10 +152,11 @@ def test_what_enters_is_the_final_interaction_of_a_user_with_another_item():
 
 
 def test_same_seed_same_swaps_whatever_the_order_and_another_seed_others():
-    by = ["user_id", "position"]
+    several = [*EXAMPLES, *(example(one.user_id, one.rows[:2]) for one in EXAMPLES)]  # two narratives a user
+    by = ["user_id", "position", "before", "after", "place", "other_user"]
     first, again, backwards, other = (
         swapped(reads_the_final_item, examples, seed).sort(by)
-        for examples, seed in ((EXAMPLES, 0), (EXAMPLES, 0), (EXAMPLES[::-1], 0), (EXAMPLES, 1))
+        for examples, seed in ((several, 0), (several, 0), (several[::-1], 0), (several, 1))
     )
     assert first.equals(again)
     assert first.equals(backwards)

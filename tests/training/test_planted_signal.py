@@ -6,6 +6,7 @@ import pytest
 
 from regen.grid import train_and_evaluate
 
+pytestmark = pytest.mark.slow  # trains five small cells to the end
 WORLD = [
     "source.users=3000",
     "source.narrated_users=600",
