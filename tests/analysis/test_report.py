@@ -151,6 +151,7 @@ def test_the_shuffled_column_is_another_users_text_of_both(page):
     assert all(one != two for one, two in zip(own, other, strict=True))
 
 
+@pytest.mark.slow
 def test_more_users_are_the_same_ones_and_others(trained, page, tmp_path):
     def drawn(**options):
         text = write_report(trained / "runs", tmp_path / "page.html", figures=False, **options).read_text()
@@ -321,6 +322,7 @@ def test_a_figure_that_cannot_be_drawn_is_named_and_the_others_stay(trained_runs
     assert len(page.of("img")) == 4
 
 
+@pytest.mark.slow
 def test_commands_compose_exactly_the_runs(trained, trained_runs):
     register()
     runs = [run for run in open_runs(trained / "runs") if run.predictions is not None]
@@ -369,6 +371,7 @@ def test_ticks_are_round_numbers(low, high, step, values):
     assert ticks(low, high) == (pytest.approx(step), pytest.approx(values))
 
 
+@pytest.mark.slow
 def test_plotting_libraries_are_imported_for_figures_alone(trained, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "regen.analysis.figures", raising=False)
     monkeypatch.delattr(regen.analysis, "figures", raising=False)

@@ -132,7 +132,7 @@ def test_a_copied_half_covers_half(training):
 
 
 def test_a_blank_prediction_shares_nothing(training):
-    found = memorisation(predictions_of([" ", training[0]]), training, embed=None, resamples=100)
+    found = memorisation(predictions_of([" ", training[0]]), [*training, "…"], embed=None, resamples=100)
     assert found.examples.select("words", "longest", "share", "verbatim", "shared", "source").row(0) == (
         *(0, 0, 0, 0),
         "",
