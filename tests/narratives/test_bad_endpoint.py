@@ -155,6 +155,17 @@ def test_stops_before_max_cost_is_passed_and_goes_on_with_more(narrator, prepare
         assert artefact.manifest["counts"]["failures"] == 0
 
 
+def test_a_dead_endpoint_ends_the_run_early(narrator, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "DEAD", 5)
+    with BadServer(["500"]) as server:
+        dead = narrator(server, concurrency=2, max_attempts=1)
+        with pytest.raises(
+            ValueError, match="refuses every request: the first 5 requests failed, at last with 500: broken"
+        ):
+            written_by(dead, prepared(40), tmp_path)
+        assert len(server.asked) <= 5 + 2
+
+
 def test_rate_limit_spreads_requests(narrator, prepared, tmp_path):
     with BadServer(["none"]) as server:
         start = time.monotonic()

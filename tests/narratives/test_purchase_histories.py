@@ -244,3 +244,35 @@ def test_hostile_reviews_change_neither_scores_nor_anything_of_others(shoppers, 
     pitch = pl.col("feature") == "product_endorsement"
     assert poisoned_narratives.filter(pitch).drop("written").equals(narratives.filter(pitch).drop("written"))
     assert len(poisoned_narratives) == len(narratives) == (len(texts) + 4) * 6
+
+
+@pytest.mark.parametrize(
+    ("item", "timestamp", "left"),
+    [
+        ("i2", None, ["i0", "i1", "i2"]),
+        ("i0", None, ["i0"]),
+        ("i3", None, ["i0", "i1", "i2", "i3"]),
+        ("i1", DAY, ["i0", "i1"]),
+        ("i1", 5 * DAY, None),
+        ("i9", None, None),
+    ],
+)
+def test_a_history_ends_with_the_item_that_a_narrative_speaks_of(item, timestamp, left):
+    ended = history(*(purchase(at) for at in range(4))).ending_with(item, timestamp)
+    assert (None if ended is None else [one.item_id for one in ended.purchases]) == left
+
+
+def test_an_item_bought_twice_is_the_latest_one_and_ties_come_before_it():
+    bought = [purchase(0), purchase(1), purchase(0, timestamp=3 * DAY), purchase(2, timestamp=3 * DAY), purchase(4)]
+    assert [one.item_id for one in history(*bought).ending_with("i0").purchases] == ["i0", "i1", "i2", "i0"]
+
+
+def test_a_reason_is_rated_against_the_history_up_to_its_item():
+    one = history(*(purchase(at) for at in range(3)))
+    reason = {"purchase_reason": "To draw.", "purchase_reason_explanation": "Draws."}
+    subject = Subject(one, reason, dict.fromkeys(reason, "i1"))
+    assert list(subject.stages()) == ["user_richness", "purchase_reason"]
+    content = subject.request("purchase_reason", Limits(200, 10_000), 0).messages[-1]["content"]
+    assert '"title": "Thing 1"' in content
+    assert "Thing 2" not in content
+    assert list(Subject(one, reason, dict.fromkeys(reason, "i9")).stages()) == ["user_richness"]
