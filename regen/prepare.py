@@ -23,10 +23,15 @@ def counts_table(counts: Mapping[str, int]) -> str:
         dropped = {name: count for name, count in counts.items() if name.startswith(f"{table}.dropped.") and count}
         read = counts.get(f"{table}.read", counts.get(table, 0))
         kept = counts.get(f"{table}.kept", read - sum(dropped.values()))
-        lines.append((table, "read", read))
-        lines += [("", f"dropped: {_words(name, 2)}", -count) for name, count in dropped.items()]
-        lines.append(("", "kept", kept))
-        noted = [name for name in counts if name.startswith(f"{table}.") and name.split(".")[1] not in _OUTLINE]
+        if table in counts or f"{table}.read" in counts:
+            lines.append((table, "read", read))
+            lines += [("", f"dropped: {_words(name, 2)}", -count) for name, count in dropped.items()]
+            lines.append(("", "kept", kept))
+        else:
+            lines.append((table, "", sum(count for name, count in counts.items() if name == f"{table}.{table}")))
+        noted = [
+            name for name in counts if name.startswith(f"{table}.") and name.split(".")[1] not in (*_OUTLINE, table)
+        ]
         lines += [("", f"noted: {_words(name, 1)}", counts[name]) for name in noted if counts[name]]
     width = max(len(what) for _, what, _ in lines)
     return "\n".join(f"{table:14}{what:{width}}  {count:>13,}" for table, what, count in lines)

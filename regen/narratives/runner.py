@@ -122,7 +122,8 @@ def ask_all(
         ValueError: If the endpoint refuses everything, for instance because of the key.
         KeyboardInterrupt: After an interrupt.
     """
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every answer
+    for client in ("httpx", "httpx2"):  # openai's, by version; they log every answer
+        logging.getLogger(client).setLevel(logging.WARNING)
     run = _Run(requests(), total, endpoint, ledger, limits, name)
     if limits.max_cost is not None:  # what an earlier, interrupted run of this job paid counts
         run.report.dollars_before = sum(ledger.dollars(request.key(run.settings)) for request in requests())
