@@ -14,6 +14,11 @@ logger = logging.getLogger(__name__)
 _NOT_WORDS = re.compile(r"[\W_]+")
 
 
+def review_words(text: str | None) -> str:
+    """A review without case, punctuation and spacing: two reviews with the same words are copies of each other."""
+    return _NOT_WORDS.sub(" ", (text or "").casefold()).strip()
+
+
 @dataclass(frozen=True, eq=False)
 class Example:
     """One narrative and the history it is written from.
@@ -111,7 +116,7 @@ class _History:
 
     def copies_of_last(self, chosen: np.ndarray) -> np.ndarray:
         """Which of the chosen interactions carry the last one's review, itself included."""
-        texts = [_NOT_WORDS.sub(" ", (self.reviews[at] or "").casefold()).strip() for at in chosen]
+        texts = [review_words(self.reviews[at]) for at in chosen]
         hidden = np.array([bool(text) and text == texts[-1] for text in texts])
         hidden[-1] = True
         return hidden

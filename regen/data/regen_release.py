@@ -17,6 +17,7 @@ from regen.data.source import TablesSource
 from regen.data.tables import (
     FEATURES,
     INTERACTIONS,
+    ITEM_FEATURES,
     ITEMS,
     LINE,
     NARRATIVES,
@@ -28,7 +29,6 @@ from regen.data.tables import (
 )
 
 SAMPLE = 1_000  # lines in which a mapped name has to occur
-ITEM_FEATURES = ("purchase_reason", "purchase_reason_explanation", "product_endorsement")
 _ELEMENT: tuple[str, ...] = ("item_id", "title", "description", "category", "price", "brand")
 _ELEMENT += ("timestamp", "rating", "review_title", "review_text")
 _NUMBERS = ("timestamp", "rating")

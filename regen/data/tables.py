@@ -18,6 +18,9 @@ FEATURES = (
 )
 """The output features (paper, appendix B)."""
 
+ITEM_FEATURES = ("purchase_reason", "purchase_reason_explanation", "product_endorsement")
+"""Those that speak of one item."""
+
 LINE = "line"
 """Optional helper column of a source: the line of its file that a row stands on."""
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import polars as pl
 
+from regen.data.histories import review_words
 from regen.data.tables import Tables, sort_interactions
 
 OPEN, CLOSE = "<history>", "</history>"
-_NOT_WORDS = re.compile(r"[\W_]+")
 _REVIEW = ("rating", "review_title", "review_text")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
@@ -70,16 +70,12 @@ class UserHistory:
 
     def without_final_review(self) -> "UserHistory":
         """The history before its final item was reviewed; a copy of that review on another purchase goes with it."""
-        final = _words(self.final.review_text)
+        final = review_words(self.final.review_text)
         kept = [
-            purchase.without_review() if final and _words(purchase.review_text) == final else purchase
+            purchase.without_review() if final and review_words(purchase.review_text) == final else purchase
             for purchase in self.purchases[:-1]
         ]
         return replace(self, purchases=(*kept, self.final.without_review()))
-
-
-def _words(text: str | None) -> str:
-    return _NOT_WORDS.sub(" ", (text or "").casefold()).strip()
 
 
 def user_histories(tables: Tables, *, max_history: int, users: int | None = None) -> Iterator[UserHistory]:

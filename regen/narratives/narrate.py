@@ -13,7 +13,7 @@ import polars as pl
 
 from regen.artefacts import Artefact, build
 from regen.data.prepare import load_tables
-from regen.data.tables import FEATURES, NARRATIVE_KEY, NARRATIVES, DataError
+from regen.data.tables import FEATURES, ITEM_FEATURES, NARRATIVE_KEY, NARRATIVES, DataError
 from regen.narratives import answers, template
 from regen.narratives.endpoint import CHARACTERS_PER_TOKEN, Endpoint
 from regen.narratives.histories import UserHistory, user_histories
@@ -37,7 +37,6 @@ NARRATED = pl.Schema(
 )
 """A narrative and what wrote it: narrator, model, prompt and its hash, sampling settings as JSON, UTC time."""
 FAILURES = pl.Schema({"user_id": pl.String(), "prompt": pl.String(), "reason": pl.String()})
-ITEM_FEATURES = ("purchase_reason", "purchase_reason_explanation", "product_endorsement")
 QUOTE_WORDS = 8  # in a row, from which a narrative counts as quoting a review
 
 PROMPTS = {

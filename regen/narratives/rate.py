@@ -4,7 +4,7 @@ import functools
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from regen.narratives.ledger import Ledger
 from regen.narratives.narrate import FAILURES, check_report
 from regen.narratives.prompts import Limits, Prompt, Request, fenced
 from regen.narratives.runner import Limits as RunLimits
-from regen.narratives.runner import ask_all
+from regen.narratives.runner import Report, ask_all
 
 logger = logging.getLogger(__name__)
 
@@ -230,21 +230,12 @@ def rate(
         rows: list[dict[str, Any]] = []
         failures: list[tuple[str, str, str]] = []
         counts: Counter[str] = Counter()
-        left = max_cost
-        for rater in raters:
-            limits = replace(rater.run_limits, max_cost=left)
-            with Ledger(rater.ledger) as ledger:
-                report = ask_all(
-                    functools.partial(requests_of, rater, people, draws),
-                    total=sum(1 for subject in people for _ in subject.stages()) * draws,
-                    endpoint=rater.endpoint,
-                    ledger=ledger,
-                    limits=limits,
-                    name=f"rate {rater.name}",
-                )
-                check_report(report, replace(limits, max_cost=max_cost))
-                rows += [row for subject in people for row in _judgements(subject, rater, ledger, draws)]
-            left = None if left is None else max(0.0, left - report.dollars_in_all)
+        total = sum(1 for subject in people for _ in subject.stages()) * draws
+        asked = ask_raters(
+            raters, lambda rater: requests_of(rater, people, draws), total=total, max_cost=max_cost, name="rate"
+        )
+        for rater, ledger, report in asked:
+            rows += [row for subject in people for row in _judgements(subject, rater, ledger, draws)]
             failures += report.failures
             counts.update({f"requests.{name}": count for name, count in report.counts.items()})
         ratings = pl.DataFrame(rows, schema=RATINGS, orient="row").sort("user_id", "rater", "stage", "attribute")
@@ -271,6 +262,43 @@ def rate(
         inputs["written"] = fingerprint({"rows": narratives.select("user_id", "feature", "text").rows()})
     libraries = ("krippendorff",)
     return build(STAGE, root=root, config=config, inputs=inputs, libraries=libraries, version=1, make=make, force=force)
+
+
+def ask_raters(
+    raters: Sequence[Rater],
+    requests: Callable[[Rater], Iterator[Request]],
+    *,
+    total: int,
+    max_cost: float | None,
+    name: str,
+) -> Iterator[tuple[Rater, Ledger, Report]]:
+    """Asks each rater in turn; gives it with its open ledger and what the run did.
+
+    Args:
+        raters: Whom to ask.
+        requests: Makes what to ask of a rater.
+        total: How many requests that are.
+        max_cost: Dollars for all raters together; null for no limit.
+        name: On the progress bar.
+
+    Raises:
+        ValueError: If `max_cost` would be passed, or a rater answers nothing.
+    """
+    left = max_cost
+    for rater in raters:
+        limits = replace(rater.run_limits, max_cost=left)
+        with Ledger(rater.ledger) as ledger:
+            report = ask_all(
+                functools.partial(requests, rater),
+                total=total,
+                endpoint=rater.endpoint,
+                ledger=ledger,
+                limits=limits,
+                name=f"{name} {rater.name}",
+            )
+            check_report(report, replace(limits, max_cost=max_cost))
+            yield rater, ledger, report
+        left = None if left is None else max(0.0, left - report.dollars_in_all)
 
 
 def _judgements(subject: Subject, rater: Rater, ledger: Ledger, draws: int) -> Iterator[dict[str, Any]]:

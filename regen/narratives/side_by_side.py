@@ -7,7 +7,7 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +20,9 @@ from regen.data.tables import DataError
 from regen.fingerprints import fingerprint
 from regen.narratives.histories import UserHistory
 from regen.narratives.ledger import Ledger
-from regen.narratives.narrate import FAILURES, check_report
+from regen.narratives.narrate import FAILURES
 from regen.narratives.prompts import Limits, Prompt, Request, fenced
-from regen.narratives.rate import Rater, agreement_of
-from regen.narratives.runner import ask_all
+from regen.narratives.rate import Rater, agreement_of, ask_raters
 
 STAGE = "side_by_side"
 ORDERS = ("a first", "b first")
@@ -87,21 +86,15 @@ def compare_side_by_side(
     def make(folder: Path) -> dict[str, int]:
         rows: list[dict[str, Any]] = []
         failures: list[tuple[str, str, str]] = []
-        left = max_cost
-        for rater in raters:
-            limits = replace(rater.run_limits, max_cost=left)
-            with Ledger(rater.ledger) as ledger:
-                report = ask_all(
-                    functools.partial(_requests, pairs, rater),
-                    total=2 * len(pairs),
-                    endpoint=rater.endpoint,
-                    ledger=ledger,
-                    limits=limits,
-                    name=f"side by side {rater.name}",
-                )
-                check_report(report, limits)
-                rows += [row for pair in pairs if (row := _verdict(pair, rater, ledger))]
-            left = None if left is None else max(0.0, left - report.dollars_in_all)
+        asked = ask_raters(
+            raters,
+            functools.partial(_requests, pairs),
+            total=len(ORDERS) * len(pairs),
+            max_cost=max_cost,
+            name="side by side",
+        )
+        for rater, ledger, report in asked:
+            rows += [row for pair in pairs if (row := _verdict(pair, rater, ledger))]
             failures += report.failures
         verdicts = pl.DataFrame(rows, schema=VERDICTS, orient="row").sort("user_id", "feature", "rater")
         verdicts.write_parquet(folder / "verdicts.parquet")
