@@ -1,16 +1,21 @@
 """Narratives of a trained model for a split's users."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 from tqdm import tqdm
 from transformers import GenerationConfig
 
+from regen.data.batch import Batch
 from regen.data.datamodule import LengthBatches, NarrativeDataset
 from regen.models.narrative_model import NarrativeModel
+from regen.models.row_decoder import RowDecoder, row_bytes
+
+CACHE_BYTES = 1 << 30  # of keys and values; longer rows are decoded fewer at a time
 
 
 def generation_config(options: Mapping[str, Any], tokenizer: Any) -> GenerationConfig:
@@ -46,24 +51,21 @@ def generate_narratives(
         dataset: A split.
         tokenizer: The LM's.
         generation: Options of a `GenerationConfig`; greedy where they say nothing.
-        batch_size: Rows of one `generate` call; rows of similar length share one.
+        batch_size: The most rows decoded at one time.
         seed: Of sampling, where the options ask for it.
 
     Returns:
         Columns `user_id`, `feature`, `item_id`, `prediction`, `reference`, in the order of the split.
     """
     config = generation_config({"do_sample": False, **generation}, tokenizer)
-    device = next(model.parameters()).device
-    texts = [""] * len(dataset)
     torch.manual_seed(seed)
+    greedily = not config.do_sample and set(generation) - {"do_sample"} == {"max_new_tokens"}
+    written = _decoded(model, dataset, config, batch_size) if greedily else _sampled(model, dataset, config, batch_size)
+    texts = [""] * len(dataset)
     with tqdm(total=len(dataset), desc="generate", unit="narrative") as bar:
-        for indices in LengthBatches(dataset.lengths, batch_size, shuffle=False):
-            batch = dataset.collate(indices)
-            batch = type(batch)(**{name: tensor.to(device) for name, tensor in vars(batch).items()})
-            decoded = tokenizer.batch_decode(model.generate(batch, config), skip_special_tokens=True)
-            for index, text in zip(indices, decoded, strict=True):
-                texts[index] = text.strip()
-            bar.update(len(indices))
+        for index, ids in written:
+            texts[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+            bar.update()
     examples = dataset.examples
     return pl.DataFrame(
         {
@@ -74,3 +76,40 @@ def generate_narratives(
             "reference": [example.text for example in examples],
         }
     )
+
+
+def _decoded(
+    model: NarrativeModel, dataset: NarrativeDataset, config: GenerationConfig, rows: int
+) -> Iterator[tuple[int, list[int]]]:
+    """Greedy text, row by row as rows end."""
+    limit = int(config.max_new_tokens)
+    prefixes = [length - len(target) for length, target in zip(dataset.lengths, dataset.targets, strict=True)]
+    length = max(prefixes) + limit
+    slots = max(1, min(rows, CACHE_BYTES // row_bytes(model, length)))
+    decoder = RowDecoder(model, slots=slots, length=length, stop_ids={config.eos_token_id})
+    waiting = np.argsort(prefixes, kind="stable").tolist()
+    entering = max(1, slots // 8)  # at once, so that reading a prefix is not done row by row
+    ids: dict[int, list[int]] = {}
+    while waiting or decoder.keys:
+        tokens = []
+        while waiting and decoder.free >= min(entering, len(waiting)):
+            indices, waiting = waiting[: min(entering, decoder.free)], waiting[min(entering, decoder.free) :]
+            tokens += decoder.add(_on_device(dataset.collate(indices), model), indices, [limit] * len(indices))
+        for token in tokens + decoder.step():
+            ids.setdefault(token.key, []).append(token.id)
+            if token.last:
+                yield token.key, ids.pop(token.key)
+
+
+def _sampled(
+    model: NarrativeModel, dataset: NarrativeDataset, config: GenerationConfig, rows: int
+) -> Iterator[tuple[int, list[int]]]:
+    """Text by any other rule, through `transformers`, a batch of similar lengths at a time."""
+    for indices in LengthBatches(dataset.lengths, rows, shuffle=False):
+        ids = model.generate(_on_device(dataset.collate(indices), model), config)
+        yield from zip(indices, ids.tolist(), strict=True)
+
+
+def _on_device(batch: Batch, model: NarrativeModel) -> Batch:
+    device = next(model.parameters()).device
+    return Batch(**{name: tensor.to(device) for name, tensor in vars(batch).items()})

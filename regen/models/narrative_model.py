@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from regen.data.batch import Batch
 from regen.models.adapter import Adapter
+from regen.models.head_loss import head_loss
 
 
 class NarrativeModel(nn.Module):
@@ -32,6 +33,16 @@ class NarrativeModel(nn.Module):
         if learned_positions is not None and adapter is not None:
             self.positions = nn.Parameter(torch.randn(learned_positions, adapter.in_dim) / adapter.in_dim**0.5)
 
+    @property
+    def causal_lm(self) -> Any:
+        """The Hugging Face causal LM, inside PEFT's wrapper where there is one."""
+        return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
+
+    @property
+    def decoder(self) -> Any:
+        """The LM without its head."""
+        return self.causal_lm.get_decoder()
+
     def inputs(self, fused: Float[Tensor, "batch history in_dim"]) -> Float[Tensor, "batch history in_dim"]:
         """What enters the adapter: the fused vectors, or the learned ones that stand for them."""
         if self.positions is None:
@@ -54,20 +65,20 @@ class NarrativeModel(nn.Module):
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
         """Summed negative log-likelihood of the narratives and their end tokens, and how many tokens that is.
 
-        The LM head runs on the target positions only.
+        Rows are moved together so that padding stands at their ends only: the causal mask is then all the attention
+        needs, and a batch is as long as its longest row. The LM head runs on the target positions only.
         """
         prefix, mask = self.prefix(batch)
         said = self.lm.get_input_embeddings()(batch.target[:, :-1])
-        mask = torch.cat([mask, batch.target_mask[:, :-1]], dim=1)
-        logits = self.lm(
-            inputs_embeds=torch.cat([prefix, said], dim=1),
-            attention_mask=mask.long(),
-            position_ids=(mask.long().cumsum(dim=1) - 1).clamp_min(0),
-            logits_to_keep=batch.target.shape[1],
-            use_cache=False,
-        ).logits
-        losses = nn.functional.cross_entropy(logits.float().transpose(1, 2), batch.target, reduction="none")
-        return (losses * batch.target_mask).sum(), batch.target_mask.sum()
+        embeds, lengths = flush_left(
+            torch.cat([prefix, said], dim=1), torch.cat([mask, batch.target_mask[:, 1:]], dim=1)
+        )
+        hidden = self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        at = torch.arange(hidden.shape[1], device=hidden.device)
+        first = lengths - batch.target_mask.sum(dim=1)  # the position that predicts a narrative's first token
+        predicts = (at >= first[:, None]) & (at < lengths[:, None])
+        targets = batch.target[batch.target_mask]
+        return head_loss(self.causal_lm, hidden[predicts], targets), batch.target_mask.sum()
 
     @torch.no_grad()
     def generate(self, batch: Batch, generation_config: Any) -> Int[Tensor, "batch new"]:
@@ -103,3 +114,12 @@ class NarrativeModel(nn.Module):
                     "trained with."
                 )
             parameter.copy_(state[name])
+
+
+def flush_left(
+    rows: Float[Tensor, "batch padded dim"], mask: Bool[Tensor, "batch padded"]
+) -> tuple[Float[Tensor, "batch length dim"], Int[Tensor, " batch"]]:
+    """Moves what is not padding to the left, in order, and cuts to the longest row; returns that and the lengths."""
+    lengths = mask.sum(dim=1)
+    order = mask.long().argsort(dim=1, descending=True, stable=True)[:, : int(lengths.max())]
+    return rows.take_along_dim(order[..., None], dim=1), lengths

@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from regen.data.batch import Batch
 from regen.models.adapter import LinearAdapter
+from regen.models.head_loss import head_loss, lm_head
 from regen.models.language_model import add_lora, freeze
 from regen.models.narrative_model import NarrativeModel
 
@@ -44,18 +45,26 @@ def one_row(batch: Batch, row: int) -> Batch:
 class ScriptedLM(nn.Module):
     """Says what it is told: its logits do not depend on the input, and it keeps what it was asked for."""
 
+    config = SimpleNamespace()
+
     def __init__(self, logits: torch.Tensor) -> None:
         super().__init__()
         self.embedding = nn.Embedding(logits.shape[-1], 4)
+        self.head = nn.Identity()
         self.logits = logits
-        self.asked: dict = {}
+        self.asked: list[tuple[int, ...]] = []
+        self.head.register_forward_hook(lambda _, inputs, __: self.asked.append(inputs[0].shape))
 
     def get_input_embeddings(self):
         return self.embedding
 
-    def forward(self, **asked):
-        self.asked = asked
-        return SimpleNamespace(logits=self.logits[:, -asked["logits_to_keep"] :])
+    def get_output_embeddings(self):
+        return self.head
+
+    def get_decoder(self):
+        return lambda *, inputs_embeds, use_cache: SimpleNamespace(
+            last_hidden_state=self.logits[:, : inputs_embeds.shape[1]] + 0 * inputs_embeds.sum()
+        )
 
 
 def test_loss_mask_by_hand():
@@ -81,8 +90,7 @@ def test_loss_mask_by_hand():
     loss, tokens = model(batch)
     assert int(tokens) == 5
     assert float(loss.detach()) == pytest.approx(math.log(2) + 4 * math.log(5), rel=1e-5)
-    assert lm.asked["logits_to_keep"] == 3  # the head runs on target positions only
-    assert lm.asked["inputs_embeds"].shape[1] == 1 + 2 + 4 + 2
+    assert lm.asked == [(5, 5)]  # the head runs on target positions only
 
 
 @pytest.fixture
@@ -112,8 +120,58 @@ def test_padding_changes_no_loss(model):
     torch.testing.assert_close(together, sum(loss for loss, _ in alone), rtol=1e-5, atol=1e-4)
 
 
-def test_left_padded_generation_equals_one_by_one(model, tiny_lm):
-    nn.init.normal_(model.lm.get_input_embeddings().weight, std=1.0)  # a random LM that says different things
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_loss_and_gradients_are_those_of_all_logits(tiny_lm, tuning):
+    # The plain way, as transformers has it: padding where it falls, a mask, all logits, labels of -100.
+    own = tiny_lm.working_copy(trainable=tuning == "full").model
+    options = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
+    lm = add_lora(own, **options) if tuning == "lora" else own.requires_grad_(True)
+    model = NarrativeModel(lm, LinearAdapter(K, tiny_lm.width), bos_token_id=tiny_lm.tokenizer.bos_token_id)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    batch = make_batch([1, 4, 2], [3, 2, 5], [6, 3, 1])
+    prefix, mask = model.prefix(batch)
+    mask = torch.cat([mask, batch.target_mask], dim=1).long()
+    labels = torch.cat([torch.full(prefix.shape[:2], -100), batch.target.masked_fill(~batch.target_mask, -100)], dim=1)
+    embeds = torch.cat([prefix, lm.get_input_embeddings()(batch.target)], dim=1)
+    positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
+    plain = lm(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, labels=labels).loss
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    expected = torch.autograd.grad(plain, list(trained.values()))
+    loss, tokens = model(batch)
+    torch.testing.assert_close(loss / tokens, plain)
+    grads = torch.autograd.grad(loss / tokens, list(trained.values()))
+    for name, ours, theirs in zip(trained, grads, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_logits_in_chunks_change_no_loss_and_no_gradient(tiny_lm):
+    lm = tiny_lm.working_copy(trainable=True).model.requires_grad_(True)
+    hidden = torch.randn(7, tiny_lm.width, requires_grad=True)
+    targets = torch.randint(0, 1000, (7,))
+    sources = [hidden, lm.get_output_embeddings().weight]
+    whole = nn.functional.cross_entropy(lm.get_output_embeddings()(hidden), targets, reduction="sum")
+    chunked = head_loss(lm, hidden, targets, rows=3)
+    torch.testing.assert_close(chunked, whole)
+    grads = zip(torch.autograd.grad(3 * chunked, sources), torch.autograd.grad(3 * whole, sources), strict=True)
+    for ours, theirs in grads:
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_head_that_scales_and_caps_its_logits():
+    output = nn.Linear(4, 9)
+    config = SimpleNamespace(final_logit_softcapping=2.0, logits_scaling=4.0)
+    lm = SimpleNamespace(config=config, get_output_embeddings=lambda: output)
+    hidden = torch.randn(3, 4)
+    torch.testing.assert_close(lm_head(lm)(hidden), 2 * torch.tanh(output(hidden) / 4 / 2))
+
+
+def test_left_padded_generation_equals_one_by_one(tiny_lm):
+    lm = tiny_lm.working_copy(trainable=True).model
+    nn.init.normal_(lm.get_input_embeddings().weight, std=1.0)  # a random LM that says different things
+    model = NarrativeModel(lm, LinearAdapter(K, tiny_lm.width), bos_token_id=tiny_lm.tokenizer.bos_token_id).eval()
     config = GenerationConfig(max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=2)
     batch = make_batch([1, 7, 3, 2], [3, 2, 5, 1], [1, 1, 1, 1])
     together = model.generate(batch, config)

@@ -1,0 +1,71 @@
+"""The loss of an LM's head, a few rows at a time, so that no more logits exist at once than those rows'."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+ROWS = 256  # enough to keep the matrix products at full rate; a vocabulary of 256 k then takes 0.25 GiB of logits
+
+
+def lm_head(lm: Any) -> Callable[[Float[Tensor, "rows lm_dim"]], Float[Tensor, "rows vocabulary"]]:
+    """What a Hugging Face causal LM does after its decoder: output embeddings, then scale and cap where it has them."""
+    config, output = lm.config, lm.get_output_embeddings()
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def logits_of(hidden: Tensor) -> Tensor:
+        logits: Tensor = output(hidden)
+        if scale != 1.0:
+            logits = logits * scale
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    return logits_of
+
+
+def head_loss(
+    lm: Any, hidden: Float[Tensor, "rows lm_dim"], targets: Int[Tensor, " rows"], *, rows: int = ROWS
+) -> Float[Tensor, ""]:
+    """Summed negative log-likelihood of `targets` after the LM's head.
+
+    The gradients are taken in the forward pass, chunk by chunk, so the logits of a chunk are freed before the next.
+
+    Args:
+        lm: A Hugging Face causal LM.
+        hidden: What its decoder gives at the positions that predict a target.
+        targets: Token ids.
+        rows: Logits that exist at one time.
+    """
+    weights = [p for p in lm.get_output_embeddings().parameters() if p.requires_grad]
+    loss: Tensor = _HeadLoss.apply(hidden, targets, lm_head(lm), rows, *weights)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], rows: int, *weights: Tensor
+    ) -> Tensor:
+        total = hidden.new_zeros((), dtype=torch.float32)
+        slopes: list[Tensor] = []
+        sums = [torch.zeros_like(weight) for weight in weights]
+        for part, labels in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
+            with torch.set_grad_enabled(any(ctx.needs_input_grad)):
+                leaf = part.detach().requires_grad_()
+                loss = nn.functional.cross_entropy(head(leaf).float(), labels, reduction="sum")
+            total += loss.detach()
+            if loss.requires_grad:
+                slope, *others = torch.autograd.grad(loss, [leaf, *weights])
+                slopes.append(slope)
+                for kept, other in zip(sums, others, strict=True):
+                    kept += other
+        if slopes:
+            ctx.save_for_backward(torch.cat(slopes), *sums)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        slope, *sums = (saved * grads[0].to(saved.dtype) for saved in ctx.saved_tensors)
+        return slope, None, None, None, *sums

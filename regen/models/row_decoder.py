@@ -1,0 +1,250 @@
+"""Greedy decoding of many narratives at once, in which finished rows leave and waiting ones enter.
+
+`transformers`' `generate` keeps a batch until its longest row ends and copies the cache at every step. Here the cache
+of each layer is one tensor with a slot per row: a new token is written in place, attention reads the slots where they
+lie, and a row that ends gives its slot away. The active rows are always the first ones, so a step costs what they cost.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from regen.data.batch import Batch
+from regen.models.head_loss import lm_head
+from regen.models.narrative_model import NarrativeModel, flush_left
+
+ATTENTION = "regen_slots"
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token that a step wrote.
+
+    Attributes:
+        key: Of the row.
+        id: The token.
+        last: Whether the row has left: its end token, or its limit.
+    """
+
+    key: int
+    id: int
+    last: bool
+
+
+class RowDecoder:
+    """Decodes rows that come and go.
+
+    Args:
+        model: In evaluation mode, on the device to use.
+        slots: The most rows at one time.
+        length: The most positions of one row: soft tokens, prompt and narrative.
+        stop_ids: Tokens that end a narrative.
+    """
+
+    def __init__(self, model: NarrativeModel, *, slots: int, length: int, stop_ids: Collection[int]) -> None:
+        self.model = model
+        self.slots = slots
+        self.stop_ids = frozenset(stop_ids)
+        self.keys: list[int] = []
+        self._limits: list[int] = []  # tokens that each row may still write
+        self._cache = _SlotCache(slots, length)
+        self._ends: Int[Tensor, " active"] = torch.empty(0, dtype=torch.long)  # positions of each row in the cache
+        self._next: Int[Tensor, " active"] = torch.empty(0, dtype=torch.long)  # tokens that the cache has not seen
+        self._head = lm_head(model.causal_lm)
+        self._embed = model.lm.get_input_embeddings()
+
+    @property
+    def free(self) -> int:
+        """Slots without a row."""
+        return self.slots - len(self.keys)
+
+    @torch.no_grad()
+    def add(self, batch: Batch, keys: Sequence[int], limits: Sequence[int]) -> list[Token]:
+        """Reads the rows of a batch and writes the first token of each.
+
+        Args:
+            batch: As for `NarrativeModel`; its targets are not read.
+            keys: What to call the rows.
+            limits: The most tokens that each may write.
+
+        Raises:
+            ValueError: If there are more rows than free slots, or one is longer than a slot.
+        """
+        if len(keys) > self.free:
+            raise ValueError(f"{len(keys)} rows do not fit into {self.free} free slots.")
+        embeds, lengths = flush_left(*self.model.prefix(batch))
+        if (longest := int(lengths.max()) + max(limits)) > self._cache.length:
+            raise ValueError(f"A row needs {longest} positions; a slot has {self._cache.length}.")
+        at = torch.arange(embeds.shape[1], device=embeds.device)
+        self._cache.enter(len(self.keys))
+        hidden = self._read(embeds, at[None], at[None, None, None, :] <= at[None, None, :, None], at[:, None])
+        last = hidden[torch.arange(len(keys), device=hidden.device), lengths - 1]
+        self.keys.extend(keys)
+        self._limits.extend(limits)
+        self._ends = torch.cat([self._ends.to(lengths.device), lengths])
+        return self._write(last, first=len(self.keys) - len(keys))
+
+    @torch.no_grad()
+    def step(self) -> list[Token]:
+        """Writes one token of every row."""
+        if not self.keys:
+            return []
+        embeds = self._embed(self._next[:, None])
+        self._cache.go_on(self._ends)
+        at = torch.arange(self._cache.read, device=embeds.device)
+        seen = at[None, :] <= self._ends[:, None]
+        hidden = self._read(embeds, self._ends[:, None], seen[:, None, None, :], self._ends[:, None, None, None])
+        self._ends = self._ends + 1
+        return self._write(hidden[:, 0], first=0)
+
+    def drop(self, key: int) -> None:
+        """Frees the slot of a row nobody waits for; does nothing if it has left already."""
+        if key in self.keys:
+            self._leave([self.keys.index(key)])
+
+    def _read(
+        self,
+        embeds: Float[Tensor, "rows new lm_dim"],
+        positions: Int[Tensor, "#rows new"],
+        seen: Bool[Tensor, "#rows 1 #new positions"],
+        queries: Int[Tensor, "..."],
+    ) -> Float[Tensor, "rows new lm_dim"]:
+        masks: Any = seen
+        config = self.model.decoder.config
+        if "sliding_attention" in (getattr(config, "layer_types", None) or []):
+            at = torch.arange(seen.shape[-1], device=seen.device)
+            masks = {"full_attention": seen, "sliding_attention": seen & (at > queries - config.sliding_window)}
+        with _slot_attention(self.model.decoder):
+            hidden: Tensor = self.model.decoder(
+                inputs_embeds=embeds,
+                attention_mask=masks,
+                position_ids=positions,
+                past_key_values=self._cache,
+                use_cache=True,
+            ).last_hidden_state
+        return hidden
+
+    def _write(self, hidden: Float[Tensor, "rows lm_dim"], *, first: int) -> list[Token]:
+        ids = self._head(hidden).argmax(dim=-1)
+        self._next = torch.cat([self._next[:first].to(ids.device), ids])
+        tokens: list[Token] = []
+        leaving: list[int] = []
+        for row, token in enumerate(ids.tolist(), start=first):
+            self._limits[row] -= 1
+            last = token in self.stop_ids or self._limits[row] == 0
+            tokens.append(Token(self.keys[row], token, last))
+            if last:
+                leaving.append(row)
+        self._leave(leaving)
+        return tokens
+
+    def _leave(self, rows: list[int]) -> None:
+        """Moves the last rows into the slots of those that leave."""
+        for row in sorted(rows, reverse=True):
+            last = len(self.keys) - 1
+            if row != last:
+                self._cache.move(last, row, int(self._ends[last]))
+                self._ends[row], self._next[row] = self._ends[last].clone(), self._next[last].clone()
+                self.keys[row], self._limits[row] = self.keys[last], self._limits[last]
+            self.keys.pop()
+            self._limits.pop()
+            self._ends, self._next = self._ends[:last], self._next[:last]
+
+
+def row_bytes(model: NarrativeModel, length: int) -> int:
+    """Bytes of keys and values that a row of that many positions takes in all layers."""
+    config = model.decoder.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = model.lm.get_input_embeddings().weight.element_size()
+    return int(2 * config.num_hidden_layers * heads * dim * width * length)
+
+
+class _SlotCache:
+    """Keys and values of all rows: per layer one tensor `slots heads positions dim`, written in place."""
+
+    def __init__(self, slots: int, length: int) -> None:
+        self.slots = slots
+        self.length = length
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.read = 0  # positions that attention reads in this step
+        self._first: int | None = None  # slot of the first entering row
+        self._ends: Int[Tensor, " active"] = torch.empty(0, dtype=torch.long)
+
+    def enter(self, first: int) -> None:
+        """The next pass reads whole rows, into the slots from `first` on."""
+        self._first = first
+
+    def go_on(self, ends: Int[Tensor, " active"]) -> None:
+        """The next pass reads one token more of every row."""
+        self._first, self._ends, self.read = None, ends, int(ends.max()) + 1
+        self._rows = torch.arange(len(ends), device=ends.device)
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """What `transformers`' attention layers call: keeps the new keys and values, returns all to attend to."""
+        if layer not in self.layers:
+            shape = (self.slots, keys.shape[1], self.length, keys.shape[3])
+            # What a row has not written yet is masked, but 0 times a stray NaN would still be NaN.
+            self.layers[layer] = keys.new_empty(shape), values.new_zeros(shape)
+        for kept, new in zip(self.layers[layer], (keys, values), strict=True):
+            if self._first is None:
+                kept[self._rows, :, self._ends] = new[:, :, 0]
+            else:
+                kept[self._first : self._first + len(new), :, : new.shape[2]] = new
+        if self._first is not None:
+            return keys, values
+        kept_keys, kept_values = self.layers[layer]
+        active = len(self._ends)
+        return kept_keys[:active, :, : self.read], kept_values[:active, :, : self.read]
+
+    def move(self, source: int, target: int, positions: int) -> None:
+        """Copies a row into another slot."""
+        for both in self.layers.values():
+            for kept in both:
+                kept[target, :, :positions] = kept[source, :, :positions]
+
+    def get_seq_length(self, *_: Any) -> int:
+        """Asked by `transformers` where no positions are given; here they always are."""
+        return 0
+
+
+def _attend(
+    module: nn.Module,
+    query: Float[Tensor, "rows heads new dim"],
+    key: Float[Tensor, "rows kv_heads positions dim"],
+    value: Float[Tensor, "rows kv_heads positions dim"],
+    attention_mask: Bool[Tensor, "#rows 1 #new positions"],
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Float[Tensor, "rows new heads dim"], None]:
+    """Grouped-query attention that never copies the cache to give each query head keys of its own."""
+    rows, heads, new, dim = query.shape
+    scale = dim**-0.5 if scaling is None else scaling
+    if new > 1:
+        attended = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scale, enable_gqa=True
+        )
+        return attended.transpose(1, 2), None
+    grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], dim)
+    scores = torch.matmul(grouped * scale, key.transpose(2, 3))
+    weights = scores.masked_fill_(~attention_mask, float("-inf")).softmax(dim=-1)
+    return torch.matmul(weights, value).reshape(rows, new, heads, dim), None
+
+
+AttentionInterface.register(ATTENTION, _attend)
+
+
+@contextmanager
+def _slot_attention(decoder: Any) -> Iterator[None]:
+    before = decoder.config._attn_implementation
+    decoder.config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        decoder.config._attn_implementation = before
