@@ -43,7 +43,7 @@ types: setup ## A strict type check of regen/
 	$(BIN)/mypy
 
 bench: setup ## Speed against the usual loop, as ratios taken in one run
-	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/training.py
 
 llm-server: setup .venv-llm/installed ## SmolLM2 behind an OpenAI-compatible API on 127.0.0.1; PORT=8000 MAX_MODEL_LEN=4096
 	exec $(BIN)/python -m regen.narratives.llm_server port=$(PORT) max_model_len=$(MAX_MODEL_LEN)

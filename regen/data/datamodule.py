@@ -1,7 +1,7 @@
 """Examples to batches: tokens, padding, batches of similar lengths, and a loader that can stop and go on."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -150,7 +150,13 @@ class ResumableLoader(DataLoader[int]):
     """A loader whose state is (epoch, batches handed out), so that a killed run goes on with the very next batch."""
 
     def __init__(self, dataset: NarrativeDataset, batches: LengthBatches, *, num_workers: int) -> None:
-        super().__init__(dataset, batch_sampler=batches, collate_fn=dataset.collate, num_workers=num_workers)
+        super().__init__(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=dataset.collate,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
         self.batches = batches
 
     def __iter__(self) -> Any:
@@ -207,6 +213,10 @@ class NarrativeDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> ResumableLoader:
         return self._loader("test", self.eval_batch_size, shuffle=False)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
+        return replace(batch, layout=module.model.layout(batch))
 
     def _loader(self, split: str, batch_size: int, *, shuffle: bool) -> ResumableLoader:
         dataset = self.splits[split]

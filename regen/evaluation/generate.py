@@ -1,7 +1,7 @@
 """Narratives of a trained model for a split's users."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,11 @@ def generate_narratives(
     config = generation_config({"do_sample": False, **generation}, tokenizer)
     torch.manual_seed(seed)
     greedily = not config.do_sample and set(generation) - {"do_sample"} == {"max_new_tokens"}
-    written = _decoded(model, dataset, config, batch_size) if greedily else _sampled(model, dataset, config, batch_size)
+    if greedily:
+        limits = [int(config.max_new_tokens)] * len(dataset)
+        written = decode_rows(model, dataset, limits=limits, stop_ids={config.eos_token_id}, rows=batch_size)
+    else:
+        written = _sampled(model, dataset, config, batch_size)
     texts = [""] * len(dataset)
     with tqdm(total=len(dataset), desc="generate", unit="narrative") as bar:
         for index, ids in written:
@@ -78,23 +82,33 @@ def generate_narratives(
     )
 
 
-def _decoded(
-    model: NarrativeModel, dataset: NarrativeDataset, config: GenerationConfig, rows: int
+def decode_rows(
+    model: NarrativeModel, dataset: NarrativeDataset, *, limits: Sequence[int], stop_ids: Collection[int], rows: int
 ) -> Iterator[tuple[int, list[int]]]:
-    """Greedy text, row by row as rows end."""
-    limit = int(config.max_new_tokens)
+    """Greedy token ids of every example, each as its row ends.
+
+    Args:
+        model: In evaluation mode, on the device to use.
+        dataset: A split.
+        limits: The most tokens of each narrative.
+        stop_ids: Tokens that end one.
+        rows: The most decoded at one time; fewer where their cache would take more than `CACHE_BYTES`.
+
+    Yields:
+        Index of the example, token ids with the end token.
+    """
     prefixes = [length - len(target) for length, target in zip(dataset.lengths, dataset.targets, strict=True)]
-    length = max(prefixes) + limit
-    slots = max(1, min(rows, CACHE_BYTES // row_bytes(model, length)))
-    decoder = RowDecoder(model, slots=slots, length=length, stop_ids={config.eos_token_id})
+    length = max(prefixes) + max(limits)
+    slots = max(1, min(rows, len(dataset), CACHE_BYTES // row_bytes(model, length)))
+    decoder = RowDecoder(model, slots=slots, length=length, stop_ids=stop_ids)
     waiting = np.argsort(prefixes, kind="stable").tolist()
     entering = max(1, slots // 8)  # at once, so that reading a prefix is not done row by row
     ids: dict[int, list[int]] = {}
     while waiting or decoder.keys:
         tokens = []
         while waiting and decoder.free >= min(entering, len(waiting)):
-            indices, waiting = waiting[: min(entering, decoder.free)], waiting[min(entering, decoder.free) :]
-            tokens += decoder.add(_on_device(dataset.collate(indices), model), indices, [limit] * len(indices))
+            now, waiting = waiting[:entering], waiting[entering:]
+            tokens += decoder.add(_on_device(dataset.collate(now), model), now, [limits[index] for index in now])
         for token in tokens + decoder.step():
             ids.setdefault(token.key, []).append(token.id)
             if token.last:
@@ -112,4 +126,4 @@ def _sampled(
 
 def _on_device(batch: Batch, model: NarrativeModel) -> Batch:
     device = next(model.parameters()).device
-    return Batch(**{name: tensor.to(device) for name, tensor in vars(batch).items()})
+    return Batch(**{name: tensor.to(device) for name, tensor in vars(batch).items() if tensor is not None})

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-ROWS = 256  # enough to keep the matrix products at full rate; a vocabulary of 256 k then takes 0.25 GiB of logits
+ROWS = 128  # few enough that the allocator reuses their memory, enough to keep the matrix products near full rate
 
 
 def lm_head(lm: Any) -> Callable[[Float[Tensor, "rows lm_dim"]], Float[Tensor, "rows vocabulary"]]:
@@ -51,16 +51,21 @@ class _HeadLoss(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         slopes: list[Tensor] = []
         sums = [torch.zeros_like(weight) for weight in weights]
+        learns = any(ctx.needs_input_grad)
         for part, labels in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
-            with torch.set_grad_enabled(any(ctx.needs_input_grad)):
-                leaf = part.detach().requires_grad_()
-                loss = nn.functional.cross_entropy(head(leaf).float(), labels, reduction="sum")
-            total += loss.detach()
-            if loss.requires_grad:
-                slope, *others = torch.autograd.grad(loss, [leaf, *weights])
-                slopes.append(slope)
-                for kept, other in zip(sums, others, strict=True):
-                    kept += other
+            with torch.set_grad_enabled(learns):
+                leaf = part.detach().requires_grad_(learns)
+                logits = head(leaf).float()
+            likelihoods = logits.detach().log_softmax(dim=-1)
+            at = (torch.arange(len(labels), device=labels.device), labels)
+            total -= likelihoods[at].sum()
+            if learns:
+                slope = likelihoods.exp_()  # of the loss by the logits: probabilities, less one at the target
+                slope[at] -= 1
+                by_hidden, *by_weights = torch.autograd.grad(logits, [leaf, *weights], slope)
+                slopes.append(by_hidden)
+                for kept, by_weight in zip(sums, by_weights, strict=True):
+                    kept += by_weight
         if slopes:
             ctx.save_for_backward(torch.cat(slopes), *sums)
         return total

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from regen.data.batch import Batch
+from regen.data.batch import Batch, Layout
 from regen.models.adapter import Adapter
+from regen.models.attention import own_attention
 from regen.models.head_loss import head_loss
 
 
@@ -53,14 +54,29 @@ class NarrativeModel(nn.Module):
         """Embeddings and mask of everything before the narrative. Padding lies before histories and prompts."""
         embed = self.lm.get_input_embeddings()
         prompt = embed(batch.prompt)
-        parts, masks = [prompt], [batch.prompt_mask]
+        parts = [prompt]
         if self.adapter is not None:
             parts.insert(0, self.adapter(self.inputs(batch.fused), batch.history_mask).to(prompt.dtype))
-            masks.insert(0, batch.history_mask)
         if self.bos_token_id is not None:
             parts.insert(0, embed(batch.prompt.new_full((len(prompt), 1), self.bos_token_id)))
-            masks.insert(0, batch.history_mask.new_ones(len(prompt), 1))
-        return torch.cat(parts, dim=1), torch.cat(masks, dim=1)
+        return torch.cat(parts, dim=1), self._prefix_mask(batch)
+
+    def _prefix_mask(self, batch: Batch) -> Bool[Tensor, "batch prefix"]:
+        masks = [batch.prompt_mask]
+        if self.adapter is not None:
+            masks.insert(0, batch.history_mask)
+        if self.bos_token_id is not None:
+            masks.insert(0, batch.prompt_mask.new_ones(len(batch.prompt), 1))
+        return torch.cat(masks, dim=1)
+
+    def layout(self, batch: Batch) -> Layout:
+        """Where things are once rows are moved together; made on the CPU, so that a step on a GPU waits for nothing."""
+        mask = torch.cat([self._prefix_mask(batch), batch.target_mask[:, 1:]], dim=1)
+        order, lengths = flush_order(mask)
+        at = torch.arange(order.shape[1], device=mask.device)
+        first = lengths - batch.target_mask.sum(dim=1)  # the position that predicts a narrative's first token
+        predicts = (at >= first[:, None]) & (at < lengths[:, None])
+        return Layout(order, predicts.flatten().nonzero().flatten(), batch.target[batch.target_mask])
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
         """Summed negative log-likelihood of the narratives and their end tokens, and how many tokens that is.
@@ -68,17 +84,14 @@ class NarrativeModel(nn.Module):
         Rows are moved together so that padding stands at their ends only: the causal mask is then all the attention
         needs, and a batch is as long as its longest row. The LM head runs on the target positions only.
         """
-        prefix, mask = self.prefix(batch)
+        layout = batch.layout or self.layout(batch)
+        prefix, _ = self.prefix(batch)
         said = self.lm.get_input_embeddings()(batch.target[:, :-1])
-        embeds, lengths = flush_left(
-            torch.cat([prefix, said], dim=1), torch.cat([mask, batch.target_mask[:, 1:]], dim=1)
-        )
-        hidden = self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
-        at = torch.arange(hidden.shape[1], device=hidden.device)
-        first = lengths - batch.target_mask.sum(dim=1)  # the position that predicts a narrative's first token
-        predicts = (at >= first[:, None]) & (at < lengths[:, None])
-        targets = batch.target[batch.target_mask]
-        return head_loss(self.causal_lm, hidden[predicts], targets), batch.target_mask.sum()
+        embeds = torch.cat([prefix, said], dim=1).take_along_dim(layout.order[..., None], dim=1)
+        with own_attention(self.decoder):
+            hidden = self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        predicting = hidden.flatten(0, 1).index_select(0, layout.predicts)
+        return head_loss(self.causal_lm, predicting, layout.targets), batch.target_mask.sum()
 
     @torch.no_grad()
     def generate(self, batch: Batch, generation_config: Any) -> Int[Tensor, "batch new"]:
@@ -116,10 +129,8 @@ class NarrativeModel(nn.Module):
             parameter.copy_(state[name])
 
 
-def flush_left(
-    rows: Float[Tensor, "batch padded dim"], mask: Bool[Tensor, "batch padded"]
-) -> tuple[Float[Tensor, "batch length dim"], Int[Tensor, " batch"]]:
-    """Moves what is not padding to the left, in order, and cuts to the longest row; returns that and the lengths."""
+def flush_order(mask: Bool[Tensor, "batch padded"]) -> tuple[Int[Tensor, "batch length"], Int[Tensor, " batch"]]:
+    """Columns of what is not padding, in order, then some of the padding; and how many of the former each row has."""
     lengths = mask.sum(dim=1)
-    order = mask.long().argsort(dim=1, descending=True, stable=True)[:, : int(lengths.max())]
-    return rows.take_along_dim(order[..., None], dim=1), lengths
+    order = mask.long().argsort(dim=1, descending=True, stable=True)
+    return order[:, : int(lengths.max())], lengths

@@ -5,21 +5,18 @@ of each layer is one tensor with a slot per row: a new token is written in place
 lie, and a row that ends gives its slot away. The active rows are always the first ones, so a step costs what they cost.
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from transformers import AttentionInterface
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from regen.data.batch import Batch
+from regen.models.attention import own_attention
 from regen.models.head_loss import lm_head
-from regen.models.narrative_model import NarrativeModel, flush_left
-
-ATTENTION = "regen_slots"
+from regen.models.narrative_model import NarrativeModel, flush_order
 
 
 @dataclass(frozen=True)
@@ -78,12 +75,13 @@ class RowDecoder:
         """
         if len(keys) > self.free:
             raise ValueError(f"{len(keys)} rows do not fit into {self.free} free slots.")
-        embeds, lengths = flush_left(*self.model.prefix(batch))
+        prefix, mask = self.model.prefix(batch)
+        order, lengths = flush_order(mask)
+        embeds = prefix.take_along_dim(order[..., None], dim=1)
         if (longest := int(lengths.max()) + max(limits)) > self._cache.length:
             raise ValueError(f"A row needs {longest} positions; a slot has {self._cache.length}.")
-        at = torch.arange(embeds.shape[1], device=embeds.device)
         self._cache.enter(len(self.keys))
-        hidden = self._read(embeds, at[None], at[None, None, None, :] <= at[None, None, :, None], at[:, None])
+        hidden = self._read(embeds, torch.arange(embeds.shape[1], device=embeds.device)[None], None)
         last = hidden[torch.arange(len(keys), device=hidden.device), lengths - 1]
         self.keys.extend(keys)
         self._limits.extend(limits)
@@ -97,9 +95,7 @@ class RowDecoder:
             return []
         embeds = self._embed(self._next[:, None])
         self._cache.go_on(self._ends)
-        at = torch.arange(self._cache.read, device=embeds.device)
-        seen = at[None, :] <= self._ends[:, None]
-        hidden = self._read(embeds, self._ends[:, None], seen[:, None, None, :], self._ends[:, None, None, None])
+        hidden = self._read(embeds, self._ends[:, None], self._seen())
         self._ends = self._ends + 1
         return self._write(hidden[:, 0], first=0)
 
@@ -109,18 +105,9 @@ class RowDecoder:
             self._leave([self.keys.index(key)])
 
     def _read(
-        self,
-        embeds: Float[Tensor, "rows new lm_dim"],
-        positions: Int[Tensor, "#rows new"],
-        seen: Bool[Tensor, "#rows 1 #new positions"],
-        queries: Int[Tensor, "..."],
+        self, embeds: Float[Tensor, "rows new lm_dim"], positions: Int[Tensor, "#rows new"], masks: Any
     ) -> Float[Tensor, "rows new lm_dim"]:
-        masks: Any = seen
-        config = self.model.decoder.config
-        if "sliding_attention" in (getattr(config, "layer_types", None) or []):
-            at = torch.arange(seen.shape[-1], device=seen.device)
-            masks = {"full_attention": seen, "sliding_attention": seen & (at > queries - config.sliding_window)}
-        with _slot_attention(self.model.decoder):
+        with own_attention(self.model.decoder):
             hidden: Tensor = self.model.decoder(
                 inputs_embeds=embeds,
                 attention_mask=masks,
@@ -129,6 +116,16 @@ class RowDecoder:
                 use_cache=True,
             ).last_hidden_state
         return hidden
+
+    def _seen(self) -> Any:
+        """What each row's next token may look at: a mask, or one for each kind of layer."""
+        ends = self._ends[:, None, None, None]
+        at = torch.arange(self._cache.read, device=ends.device)
+        seen = at <= ends
+        config = self.model.decoder.config
+        if "sliding_attention" not in (getattr(config, "layer_types", None) or []):
+            return seen
+        return {"full_attention": seen, "sliding_attention": seen & (at > ends - config.sliding_window)}
 
     def _write(self, hidden: Float[Tensor, "rows lm_dim"], *, first: int) -> list[Token]:
         ids = self._head(hidden).argmax(dim=-1)
@@ -212,39 +209,3 @@ class _SlotCache:
     def get_seq_length(self, *_: Any) -> int:
         """Asked by `transformers` where no positions are given; here they always are."""
         return 0
-
-
-def _attend(
-    module: nn.Module,
-    query: Float[Tensor, "rows heads new dim"],
-    key: Float[Tensor, "rows kv_heads positions dim"],
-    value: Float[Tensor, "rows kv_heads positions dim"],
-    attention_mask: Bool[Tensor, "#rows 1 #new positions"],
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[Float[Tensor, "rows new heads dim"], None]:
-    """Grouped-query attention that never copies the cache to give each query head keys of its own."""
-    rows, heads, new, dim = query.shape
-    scale = dim**-0.5 if scaling is None else scaling
-    if new > 1:
-        attended = nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, scale=scale, enable_gqa=True
-        )
-        return attended.transpose(1, 2), None
-    grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], dim)
-    scores = torch.matmul(grouped * scale, key.transpose(2, 3))
-    weights = scores.masked_fill_(~attention_mask, float("-inf")).softmax(dim=-1)
-    return torch.matmul(weights, value).reshape(rows, new, heads, dim), None
-
-
-AttentionInterface.register(ATTENTION, _attend)
-
-
-@contextmanager
-def _slot_attention(decoder: Any) -> Iterator[None]:
-    before = decoder.config._attn_implementation
-    decoder.config._attn_implementation = ATTENTION
-    try:
-        yield
-    finally:
-        decoder.config._attn_implementation = before

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from transformers import GenerationConfig
 
-from regen.data.batch import Batch
+from regen.data.batch import Batch, Layout
 from regen.models.adapter import LinearAdapter
 from regen.models.head_loss import head_loss, lm_head
 from regen.models.language_model import add_lora, freeze
@@ -62,9 +63,16 @@ class ScriptedLM(nn.Module):
         return self.head
 
     def get_decoder(self):
-        return lambda *, inputs_embeds, use_cache: SimpleNamespace(
-            last_hidden_state=self.logits[:, : inputs_embeds.shape[1]] + 0 * inputs_embeds.sum()
-        )
+        return ScriptedDecoder(self.logits)
+
+
+class ScriptedDecoder:
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.logits = logits
+        self.config = SimpleNamespace(_attn_implementation="sdpa")
+
+    def __call__(self, *, inputs_embeds, use_cache):
+        return SimpleNamespace(last_hidden_state=self.logits[:, : inputs_embeds.shape[1]] + 0 * inputs_embeds.sum())
 
 
 def test_loss_mask_by_hand():
@@ -145,6 +153,22 @@ def test_loss_and_gradients_are_those_of_all_logits(tiny_lm, tuning):
     grads = torch.autograd.grad(loss / tokens, list(trained.values()))
     for name, ours, theirs in zip(trained, grads, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_step_reads_nothing_back_from_its_device(model):
+    # Fake tensors have no values: whatever would wait for the device (`item`, `nonzero`, a mask's `all`) raises.
+    batch = make_batch([1, 4, 2], [3, 2, 5], [6, 3, 1])
+    layout = model.layout(batch)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        on_device = {name: mode.from_tensor(value) for name, value in vars(batch).items() if value is not None}
+        fake = Batch(
+            **on_device, layout=Layout(**{name: mode.from_tensor(value) for name, value in vars(layout).items()})
+        )
+        loss, tokens = model(fake)
+        (loss / tokens).backward()
+        with pytest.raises(DataDependentOutputException):
+            float(loss.detach())
+        model.zero_grad(set_to_none=True)
 
 
 def test_logits_in_chunks_change_no_loss_and_no_gradient(tiny_lm):

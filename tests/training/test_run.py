@@ -66,6 +66,17 @@ def test_same_seed_same_loss_and_another_seed_another(small_config, tmp_path):
     assert first != other
 
 
+def test_the_gpu_settings_in_bf16_reach_the_loss_of_float32(small_config, tmp_path):
+    options = ["tuning=lora", "training.epochs=3", f"paths.runs_dir={tmp_path}/gpu"]
+    _, exact = train_and_evaluate(small_config("tuning=lora", "training.epochs=3"))
+    gpu = ["trainer=gpu", "trainer.accelerator=cpu", "trainer.num_workers=0", "trainer.enable_progress_bar=false"]
+    folder, rounded = train_and_evaluate(small_config(*gpu, *options))
+    assert rounded != exact, "nothing was computed in bf16"
+    assert rounded == pytest.approx(exact, rel=0.01)
+    trained = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
+
+
 def test_a_finished_run_is_reused_and_force_trains_it_anew(small_config):
     folder, loss = train_and_evaluate(small_config())
     weights = folder / "model.safetensors"
