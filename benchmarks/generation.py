@@ -17,6 +17,7 @@ import torch
 from harness import Line, MatrixRate, Ragged, arguments, ragged, report, save
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from regen.costs import Stopwatch
 from regen.evaluation.generate import decode_rows
 from regen.models.narrative_model import NarrativeModel
 
@@ -63,10 +64,12 @@ def measure(users: int = 500) -> list[Line]:
     rate = MatrixRate(world.lm, backward=False)
     prefixes = sum(world.dataset.lengths) - sum(stops)
     flops = rate.flops(prefixes + sum(stops) - users, sum(stops))
-    limits, seconds = [], []
+    limits, seconds, watch = [], [], Stopwatch()
     with torch.no_grad():
         sides = {
-            "ours": lambda: dict(decode_rows(model, world.dataset, limits=stops, stop_ids={end}, rows=rows)),
+            "ours": lambda: dict(
+                decode_rows(model, world.dataset, limits=stops, stop_ids={end}, rows=rows, watch=watch)
+            ),
             "usual": lambda: usual(model, world, stops, end),
         }
         texts = {}

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import polars as pl
 
+from regen.costs import mean_costs
 from regen.evaluation.comparison_cells import Cell, Run, by_seed, grouped, load, varying_settings
 from regen.evaluation.comparison_table import Block, Column, Comparison
 from regen.evaluation.scoring import EXAMPLES, REST
@@ -154,7 +155,8 @@ class _BlockBuilder:
                 self.notes.append(f"{name}: seed {seed} is {run.status}; the others are pooled.")
         if pool.loses_users:
             self.notes.append(f"{name}: only the {len(pool.users):,} users that all its seeds have.")
-        return Column(name, "encoder", len(pool.frames), self._estimates([pool], pool.users))
+        costs = mean_costs([run.costs for run in runs.values() if run.examples is not None])
+        return Column(name, "encoder", len(pool.frames), self._estimates([pool], pool.users), costs)
 
     def _difference(self, baseline: str) -> Column:
         name = f"both vs {baseline}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
+from regen.costs import read_costs
 from regen.evaluation.comparison_table import Status
 from regen.evaluation.scoring import EXAMPLES
 
@@ -51,6 +52,11 @@ class Run:
     cell: Cell
     examples: pl.DataFrame | None
     error: str | None
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """What training and generating cost, where the run's records say so."""
+        return read_costs(self.cell.folder)
 
     @property
     def status(self) -> Status:

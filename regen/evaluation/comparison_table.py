@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -14,6 +14,7 @@ from textwrap import fill
 from typing import Literal
 
 from regen.artefacts import write_atomically
+from regen.costs import COSTS
 from regen.evaluation.statistics import Estimate
 from regen.evaluation.text_metrics import METRICS, Metric
 
@@ -35,12 +36,14 @@ class Column:
         kind: what it holds.
         seeds: finished runs that are pooled in it.
         content: estimates by metric name, or `failed` or `missing` for the whole column.
+        costs: of an encoder by their names in `regen.costs`, means over seeds.
     """
 
     name: str
     kind: Kind
     seeds: int
     content: Mapping[str, Estimate] | Status
+    costs: Mapping[str, float] = field(default_factory=dict)
 
     def estimate(self, metric: Metric) -> Estimate | Status:
         """The estimate of a metric, or why the column has none."""
@@ -78,6 +81,16 @@ class Block:
     def rows(self) -> list[Metric]:
         """The metrics that are rows of a table."""
         return [metric for name, metric in self.metrics.items() if name in METRICS]
+
+    def costs(self) -> list[list[str]]:
+        """A table of what each encoder cost: a head, then a row per cost that any run recorded."""
+        encoders = [column for column in self.columns if column.kind == "encoder"]
+        rows = [
+            [shown, *(f"{column.costs[name]:.3g}" if name in column.costs else _ABSENT for column in encoders)]
+            for name, shown in COSTS.items()
+            if any(name in column.costs for column in encoders)
+        ]
+        return [["Cost", *(column.name for column in encoders)], *rows] if rows else []
 
     def caption(self) -> str:
         """Users, seeds per encoder, and every note."""
@@ -212,6 +225,9 @@ def _markdown_block(block: Block) -> str:
     for metric in block.rows:
         cells = (" ".join(filter(None, cell_texts(metric, column))) for column in block.columns)
         lines.append(f"| {metric.display} | " + " | ".join(cells) + " |")
+    if costs := block.costs():
+        head, *rows = (f"| {' | '.join(_one_line(text) for text in row)} |" for row in costs)
+        lines += ["", head, "|---" * len(costs[0]) + "|", *rows]
     return "\n".join([*lines, "", " ".join([block.caption(), *block.estimate_notes()])])
 
 
@@ -223,6 +239,9 @@ def _terminal_block(block: Block, width: int) -> str:
             value, interval = cell_texts(metric, column)
             texts += value, interval.replace(", ", ",")
     panels = [_panel(labels, panel) for panel in _panels(columns, width - _width(labels))]
+    if costs := block.costs():
+        names, *each = ([*texts] for texts in zip(*costs, strict=True))
+        panels += [_panel(names, panel) for panel in _panels(each, width - _width(names))]
     return "\n\n".join([block.title, *panels, fill(" ".join([block.caption(), *block.estimate_notes()]), width)])
 
 

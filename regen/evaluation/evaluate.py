@@ -13,6 +13,7 @@ import polars as pl
 from omegaconf import DictConfig, OmegaConf
 
 from regen.artefacts import fingerprint, write_atomically
+from regen.costs import EVALUATED, KEY, PeakMemory, Stopwatch
 from regen.data.datamodule import NarrativeDataset
 from regen.data.prepare import load_tables
 from regen.embeddings.content import embed_texts
@@ -31,7 +32,7 @@ from regen.training.run import WEIGHTS, LoadedRun, Run, load, locked, read_run
 
 logger = logging.getLogger(__name__)
 PREDICTIONS = "predictions.jsonl"
-EVALUATION = "evaluation.json"  # written last: the settings that the predictions and scores beside it were made with
+EVALUATION = EVALUATED  # written last: the settings that the predictions and scores beside it were made with
 
 
 def evaluate_from_config(cfg: DictConfig) -> None:
@@ -91,6 +92,7 @@ def evaluate_run(loaded: LoadedRun, run_logger: Any) -> None:
 
     run, evaluation = loaded.run, loaded.run.cfg.evaluation
     (run.folder / EVALUATION).unlink(missing_ok=True)
+    watch, memory = Stopwatch(), PeakMemory()
     predictions = generate_narratives(
         loaded.model,
         loaded.data.splits["test"],
@@ -98,7 +100,12 @@ def evaluate_run(loaded: LoadedRun, run_logger: Any) -> None:
         generation=plain(evaluation.generation),
         batch_size=evaluation.batch_size,
         seed=evaluation.seed,
+        watch=watch,
     )
+    costs: dict[str, float | None] = {
+        f"{name}_ms": 1000 * seconds / len(predictions) for name, seconds in watch.seconds.items()
+    }
+    costs["memory_gib"] = memory.gib()
     write_atomically(run.folder / PREDICTIONS, predictions.write_ndjson)
     scores = score_run_files(
         predictions,
@@ -109,7 +116,7 @@ def evaluate_run(loaded: LoadedRun, run_logger: Any) -> None:
         planted=load_tables(run.inputs.prepared.path).planted,
         options=options(evaluation),
     )
-    record = json.dumps({"fingerprint": _evaluation_recipe(run), "settings": plain(evaluation)}, indent=2)
+    record = json.dumps({"fingerprint": _evaluation_recipe(run), "settings": plain(evaluation), KEY: costs}, indent=2)
     write_atomically(run.folder / EVALUATION, lambda path: path.write_text(record))
     logger.info("scored: %s", run.folder)
     if run_logger is not None:

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig
 
+from regen.costs import Stopwatch
 from regen.data.batch import Batch
 from regen.data.datamodule import LengthBatches, NarrativeDataset
 from regen.models.narrative_model import NarrativeModel
@@ -43,6 +44,7 @@ def generate_narratives(
     generation: Mapping[str, Any],
     batch_size: int,
     seed: int = 0,
+    watch: Stopwatch | None = None,
 ) -> pl.DataFrame:
     """One narrative for every example.
 
@@ -53,6 +55,7 @@ def generate_narratives(
         generation: Options of a `GenerationConfig`; greedy where they say nothing.
         batch_size: The most rows decoded at one time.
         seed: Of sampling, where the options ask for it.
+        watch: Takes the time of `prefill` and `generation`; of `generation` alone where the options ask for sampling.
 
     Returns:
         Columns `user_id`, `feature`, `item_id`, `prediction`, `reference`, in the order of the split.
@@ -60,11 +63,12 @@ def generate_narratives(
     config = generation_config({"do_sample": False, **generation}, tokenizer)
     torch.manual_seed(seed)
     greedily = not config.do_sample and set(generation) - {"do_sample"} == {"max_new_tokens"}
+    watch = watch or Stopwatch()
     if greedily:
-        limits = [int(config.max_new_tokens)] * len(dataset)
-        written = decode_rows(model, dataset, limits=limits, stop_ids={config.eos_token_id}, rows=batch_size)
+        limits, stop_ids = [int(config.max_new_tokens)] * len(dataset), {config.eos_token_id}
+        written = decode_rows(model, dataset, limits=limits, stop_ids=stop_ids, rows=batch_size, watch=watch)
     else:
-        written = _sampled(model, dataset, config, batch_size)
+        written = _sampled(model, dataset, config, batch_size, watch)
     texts = [""] * len(dataset)
     with tqdm(total=len(dataset), desc="generate", unit="narrative") as bar:
         for index, ids in written:
@@ -83,7 +87,13 @@ def generate_narratives(
 
 
 def decode_rows(
-    model: NarrativeModel, dataset: NarrativeDataset, *, limits: Sequence[int], stop_ids: Collection[int], rows: int
+    model: NarrativeModel,
+    dataset: NarrativeDataset,
+    *,
+    limits: Sequence[int],
+    stop_ids: Collection[int],
+    rows: int,
+    watch: Stopwatch,
 ) -> Iterator[tuple[int, list[int]]]:
     """Greedy token ids of every example, each as its row ends.
 
@@ -93,6 +103,7 @@ def decode_rows(
         limits: The most tokens of each narrative.
         stop_ids: Tokens that end one.
         rows: The most decoded at one time; fewer where their cache would take more than `CACHE_BYTES`.
+        watch: Takes the time of `prefill` and `generation`.
 
     Yields:
         Index of the example, token ids with the end token.
@@ -108,19 +119,23 @@ def decode_rows(
         tokens = []
         while waiting and decoder.free >= min(entering, len(waiting)):
             now, waiting = waiting[:entering], waiting[entering:]
-            tokens += decoder.add(_on_device(dataset.collate(now), model), now, [limits[index] for index in now])
-        for token in tokens + decoder.step():
+            with watch.timing("prefill"):
+                tokens += decoder.add(_on_device(dataset.collate(now), model), now, [limits[index] for index in now])
+        with watch.timing("generation"):
+            tokens += decoder.step()
+        for token in tokens:
             ids.setdefault(token.key, []).append(token.id)
             if token.last:
                 yield token.key, ids.pop(token.key)
 
 
 def _sampled(
-    model: NarrativeModel, dataset: NarrativeDataset, config: GenerationConfig, rows: int
+    model: NarrativeModel, dataset: NarrativeDataset, config: GenerationConfig, rows: int, watch: Stopwatch
 ) -> Iterator[tuple[int, list[int]]]:
     """Text by any other rule, through `transformers`, a batch of similar lengths at a time."""
     for indices in LengthBatches(dataset.lengths, rows, shuffle=False):
-        ids = model.generate(_on_device(dataset.collate(indices), model), config)
+        with watch.timing("generation"):
+            ids = model.generate(_on_device(dataset.collate(indices), model), config)
         yield from zip(indices, ids.tolist(), strict=True)
 
 

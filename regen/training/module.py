@@ -1,5 +1,6 @@
 """Wiring between the narrator model and Lightning; no mathematics of its own."""
 
+import time
 from typing import Any
 
 import lightning as L
@@ -88,3 +89,23 @@ class NarrativeModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
         self.model.load_trained_state({name.removeprefix("model."): t for name, t in state.items()})
+
+
+class StepClock(L.Callback):
+    """Times training steps, without validation and checkpoints."""
+
+    def __init__(self) -> None:
+        self.seconds, self.steps = 0.0, 0
+        self._started = 0.0
+
+    @property
+    def step_ms(self) -> float:
+        """Mean time of a step in milliseconds."""
+        return 1000 * self.seconds / max(1, self.steps)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.seconds += time.perf_counter() - self._started
+        self.steps += 1

@@ -22,6 +22,7 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 from regen.artefacts import fingerprint, write_atomically
+from regen.costs import KEY, TRAINED, PeakMemory
 from regen.data.datamodule import NarrativeDataModule
 from regen.models.language_model import LanguageModel
 from regen.models.narrative_model import NarrativeModel
@@ -37,7 +38,7 @@ from regen.training.assembly import (
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
-RECORD = "run.json"  # inputs, versions, and what training found
+RECORD = TRAINED  # inputs, versions, and what training found
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def fit(run: Run, run_logger: Any) -> LoadedRun:
     Raises:
         ValueError: If the last checkpoint cannot be read.
     """
-    from regen.training.module import NarrativeModule
+    from regen.training.module import NarrativeModule, StepClock
 
     cfg, last = run.cfg, run.last_checkpoint
     lm = load_language_model(cfg)
@@ -127,14 +128,22 @@ def fit(run: Run, run_logger: Any) -> LoadedRun:
     if last.exists():
         _check_readable(last)
         logger.info("resuming %s", last)
-    started = time.monotonic()
+    started, memory, clock = time.monotonic(), PeakMemory(), StepClock()
+    trainer.callbacks.append(clock)
     trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     best = Path(trainer.checkpoint_callbacks[0].best_model_path)
     if is_main_process() and best.is_file():
         state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
         model.load_trained_state({name.removeprefix("model."): tensor for name, tensor in state.items()})
     if is_main_process():
-        _save(run, model, {"steps": trainer.global_step, "seconds": round(time.monotonic() - started, 1)}, trainer)
+        lengths = data.splits["train"].lengths
+        costs = {
+            "positions": sum(lengths) / len(lengths),
+            "step_ms": clock.step_ms,
+            "memory_gib": memory.gib(),
+        }
+        facts = {"steps": trainer.global_step, "seconds": round(time.monotonic() - started, 1), KEY: costs}
+        _save(run, model, facts, trainer)
     return LoadedRun(run, lm, data, model.eval())
 
 

@@ -2,11 +2,13 @@
 
 import csv
 import io
+import json
 
 import numpy as np
 import polars as pl
 import pytest
 
+from regen.costs import EVALUATED, TRAINED
 from regen.evaluation.comparison import Cell, compare
 
 
@@ -226,6 +228,20 @@ def test_one_seed_is_not_pooled_twice(cells, tmp_path):
     with pytest.raises(ValueError, match="are both encoder=cf seed=0"):
         compare([*cells, again], resamples=100)
     assert columns(compare([*cells, cells[0]], resamples=100).blocks[0])["cf"].seeds == 1  # the same folder twice
+
+
+def test_what_an_encoder_cost_stands_below_its_scores(cells, tmp_path):
+    assert "Cost" not in compare(cells, resamples=100).to_markdown()
+    again = write_run(tmp_path / "again")
+    for folder, positions in ((cells[0].folder, 30), (again, 40), (cells[2].folder, 31)):
+        (folder / TRAINED).write_text(json.dumps({"costs": {"positions": positions}}))
+    (cells[0].folder / EVALUATED).write_text(json.dumps({"costs": {"prefill_ms": 2.5}}))
+    comparison = compare([*cells, cell(again, "cf", seed=1)], resamples=100)
+    markdown = comparison.to_markdown()
+    assert "| Cost | cf | content | both |\n|---|---|---|---|\n| positions an example | 35 | — | 31 |" in markdown
+    assert "| prefill of a narrative, ms | 2.5 | — | — |" in markdown
+    row = next(line for line in comparison.to_terminal().splitlines() if line.startswith("positions an example"))
+    assert row.removeprefix("positions an example").split() == ["35", "—", "31"]
 
 
 def test_single_labels_are_in_the_csv_only(cells):
