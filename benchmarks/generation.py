@@ -19,7 +19,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from regen.costs import Stopwatch
 from regen.evaluation.generate import decode_rows
-from regen.models.narrative_model import NarrativeModel
+from regen.models.soft_token_lm import SoftTokenLM
 
 ROWS = 32  # of the usual loop
 
@@ -34,7 +34,7 @@ class StopAt(StoppingCriteria):
         return input_ids.shape[1] >= self.lengths
 
 
-def usual(model: NarrativeModel, world: Ragged, stops: list[int], end: int) -> dict[int, list[int]]:
+def usual(model: SoftTokenLM, world: Ragged, stops: list[int], end: int) -> dict[int, list[int]]:
     """Token ids of every user by `generate`."""
     written: dict[int, list[int]] = {}
     config = GenerationConfig(do_sample=False, eos_token_id=end, pad_token_id=end, max_new_tokens=max(stops))

@@ -18,7 +18,7 @@ from regen.config import CONF, register
 from regen.data.datamodule import NarrativeDataModule, NarrativeDataset
 from regen.data.histories import Example
 from regen.models.language_model import LanguageModel
-from regen.models.narrative_model import NarrativeModel
+from regen.models.soft_token_lm import SoftTokenLM
 from regen.training.assembly import build_model, load_language_model
 
 FOLDER = Path("outputs/bench")
@@ -105,7 +105,7 @@ class Ragged:
         splits = dict.fromkeys(("train", "validation", "test"), self.dataset)
         return NarrativeDataModule(splits, batch_size=self.cfg.training.batch_size, eval_batch_size=64)
 
-    def model(self) -> NarrativeModel:
+    def model(self) -> SoftTokenLM:
         return build_model(self.cfg, self.datamodule(), self.lm, start=False)
 
 

@@ -13,8 +13,8 @@ from transformers import GenerationConfig
 from regen.costs import Stopwatch
 from regen.data.batch import Batch
 from regen.data.datamodule import LengthBatches, NarrativeDataset
-from regen.models.narrative_model import NarrativeModel
 from regen.models.row_decoder import RowDecoder, row_bytes
+from regen.models.soft_token_lm import SoftTokenLM
 
 CACHE_BYTES = 1 << 30  # of keys and values; longer rows are decoded fewer at a time
 
@@ -37,7 +37,7 @@ def generation_config(options: Mapping[str, Any], tokenizer: Any) -> GenerationC
 
 
 def generate_narratives(
-    model: NarrativeModel,
+    model: SoftTokenLM,
     dataset: NarrativeDataset,
     *,
     tokenizer: Any,
@@ -87,7 +87,7 @@ def generate_narratives(
 
 
 def decode_rows(
-    model: NarrativeModel,
+    model: SoftTokenLM,
     dataset: NarrativeDataset,
     *,
     limits: Sequence[int],
@@ -130,7 +130,7 @@ def decode_rows(
 
 
 def _sampled(
-    model: NarrativeModel, dataset: NarrativeDataset, config: GenerationConfig, rows: int, watch: Stopwatch
+    model: SoftTokenLM, dataset: NarrativeDataset, config: GenerationConfig, rows: int, watch: Stopwatch
 ) -> Iterator[tuple[int, list[int]]]:
     """Text by any other rule, through `transformers`, a batch of similar lengths at a time."""
     for indices in LengthBatches(dataset.lengths, rows, shuffle=False):
@@ -139,6 +139,6 @@ def _sampled(
         yield from zip(indices, ids.tolist(), strict=True)
 
 
-def _on_device(batch: Batch, model: NarrativeModel) -> Batch:
+def _on_device(batch: Batch, model: SoftTokenLM) -> Batch:
     device = next(model.parameters()).device
     return Batch(**{name: tensor.to(device) for name, tensor in vars(batch).items() if tensor is not None})

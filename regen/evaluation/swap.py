@@ -23,7 +23,7 @@ from regen.evaluation.estimate_tables import estimate_table
 from regen.evaluation.generate import generate_narratives
 from regen.evaluation.recovery import NEED, LabelVocabulary
 from regen.evaluation.text_metrics import Embed, Metric, ratio, similarity_column
-from regen.models.narrative_model import NarrativeModel
+from regen.models.soft_token_lm import SoftTokenLM
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class GreedyNarrator:
         batch_size: rows of one `generate` call.
     """
 
-    model: NarrativeModel
+    model: SoftTokenLM
     dataset_of: Callable[[Sequence[Example]], NarrativeDataset]
     tokenizer: Any
     generation: Mapping[str, Any]

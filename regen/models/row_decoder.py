@@ -16,7 +16,7 @@ from torch import Tensor
 from regen.data.batch import Batch
 from regen.models.attention import own_attention
 from regen.models.head_loss import lm_head
-from regen.models.narrative_model import NarrativeModel, flush_order
+from regen.models.soft_token_lm import SoftTokenLM, flush_order
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class RowDecoder:
         stop_ids: Tokens that end a narrative.
     """
 
-    def __init__(self, model: NarrativeModel, *, slots: int, length: int, stop_ids: Collection[int]) -> None:
+    def __init__(self, model: SoftTokenLM, *, slots: int, length: int, stop_ids: Collection[int]) -> None:
         self.model = model
         self.slots = slots
         self.stop_ids = frozenset(stop_ids)
@@ -66,7 +66,7 @@ class RowDecoder:
         """Reads the rows of a batch and writes the first token of each.
 
         Args:
-            batch: As for `NarrativeModel`; its targets are not read.
+            batch: As for `SoftTokenLM`; its targets are not read.
             keys: What to call the rows.
             limits: The most tokens that each may write.
 
@@ -154,7 +154,7 @@ class RowDecoder:
             self._ends, self._next = self._ends[:last], self._next[:last]
 
 
-def row_bytes(model: NarrativeModel, length: int) -> int:
+def row_bytes(model: SoftTokenLM, length: int) -> int:
     """Bytes of keys and values that a row of that many positions takes in all layers."""
     config = model.decoder.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

@@ -18,7 +18,7 @@ from regen.data.prepare import load_tables
 from regen.data.tables import DataError
 from regen.embeddings.encode import Split
 from regen.models.language_model import LanguageModel
-from regen.models.narrative_model import NarrativeModel
+from regen.models.soft_token_lm import SoftTokenLM
 from regen.models.warm_start import initialise
 from regen.pipeline import (
     TEXT,
@@ -106,7 +106,7 @@ def build_data(cfg: DictConfig, inputs: Inputs, lm: LanguageModel) -> NarrativeD
     )
 
 
-def build_model(cfg: DictConfig, data: NarrativeDataModule, lm: LanguageModel, *, start: bool) -> NarrativeModel:
+def build_model(cfg: DictConfig, data: NarrativeDataModule, lm: LanguageModel, *, start: bool) -> SoftTokenLM:
     """Adapter in front of the tuned LM.
 
     Args:
@@ -121,10 +121,10 @@ def build_model(cfg: DictConfig, data: NarrativeDataModule, lm: LanguageModel, *
     if cfg.encoder.name == TEXT:
         if cfg.tuning.name == "frozen":
             raise ValueError("encoder=text tuning=frozen leaves nothing to train. Use tuning=lora or full.")
-        return NarrativeModel(tuned, None, bos_token_id=lm.tokenizer.bos_token_id)
+        return SoftTokenLM(tuned, None, bos_token_id=lm.tokenizer.bos_token_id)
     adapter = _instantiate_own(cfg.adapter, train.vectors.dim, lm.width)  # type: ignore[attr-defined]
     positions = cfg.data.max_history if cfg.encoder.name == "none" else None
-    model = NarrativeModel(tuned, adapter, bos_token_id=lm.tokenizer.bos_token_id, learned_positions=positions)
+    model = SoftTokenLM(tuned, adapter, bos_token_id=lm.tokenizer.bos_token_id, learned_positions=positions)
     if start:
         rows = range(min(len(train), START_SAMPLE))
         histories = [_entering(model, train, row) for row in rows]
@@ -146,7 +146,7 @@ def _instantiate_own(node: DictConfig, *args: Any) -> Any:
 
 
 @torch.no_grad()
-def _entering(model: NarrativeModel, train: NarrativeDataset, row: int) -> Float[torch.Tensor, "history dim"]:
+def _entering(model: SoftTokenLM, train: NarrativeDataset, row: int) -> Float[torch.Tensor, "history dim"]:
     return model.inputs(torch.from_numpy(train.history(row))[None])[0].detach()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from regen.data.batch import Batch
-from regen.models.narrative_model import NarrativeModel
+from regen.models.soft_token_lm import SoftTokenLM
 
 
 class NarrativeModule(L.LightningModule):
@@ -29,7 +29,7 @@ class NarrativeModule(L.LightningModule):
 
     def __init__(
         self,
-        model: NarrativeModel,
+        model: SoftTokenLM,
         *,
         adapter_lr: float,
         lm_lr: float,

@@ -25,7 +25,7 @@ from regen.artefacts import fingerprint, write_atomically
 from regen.costs import KEY, TRAINED, PeakMemory
 from regen.data.datamodule import NarrativeDataModule
 from regen.models.language_model import LanguageModel
-from regen.models.narrative_model import NarrativeModel
+from regen.models.soft_token_lm import SoftTokenLM
 from regen.pipeline import instantiate, plain
 from regen.training.assembly import (
     Inputs,
@@ -72,7 +72,7 @@ class LoadedRun:
     run: Run
     lm: LanguageModel
     data: NarrativeDataModule
-    model: NarrativeModel
+    model: SoftTokenLM
 
 
 def open_run(cfg: DictConfig) -> Run:
@@ -258,7 +258,7 @@ def experiment_logger(run: Run) -> Iterator[Any]:
         yield run_logger
 
 
-def _save(run: Run, model: NarrativeModel, facts: dict[str, Any], trainer: Any) -> None:
+def _save(run: Run, model: SoftTokenLM, facts: dict[str, Any], trainer: Any) -> None:
     from safetensors.torch import save_file
 
     state = {name: tensor.contiguous() for name, tensor in model.trained_state().items()}

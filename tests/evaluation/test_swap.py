@@ -12,7 +12,7 @@ from regen.data.histories import Example
 from regen.embeddings.fusion import CFVectors
 from regen.evaluation.swap import GreedyNarrator, sampled, swap_summary, swap_test, with_interaction
 from regen.models.adapter import LinearAdapter
-from regen.models.narrative_model import NarrativeModel
+from regen.models.soft_token_lm import SoftTokenLM
 
 COLOURS = ["red", "blue", "green", "white", "black"]
 NEEDS = ["study", "travel", "craft"]
@@ -210,7 +210,7 @@ def narrator(tiny_lm, item_of, learned_positions=None):
         prompts={"f": "why:", "g": "what about it:"},
         window=tiny_lm.window,
     )
-    model = NarrativeModel(tiny_lm.model, LinearAdapter(16, tiny_lm.width), learned_positions=learned_positions).eval()
+    model = SoftTokenLM(tiny_lm.model, LinearAdapter(16, tiny_lm.width), learned_positions=learned_positions).eval()
     return GreedyNarrator(model, dataset_of, tiny_lm.tokenizer, {"max_new_tokens": 3, "temperature": 0.7}, 16)
 
 

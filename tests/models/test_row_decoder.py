@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from test_narrative_model import K, make_batch, one_row
+from test_soft_token_lm import K, make_batch, one_row
 from torch import nn
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from regen.models.adapter import LinearAdapter
-from regen.models.narrative_model import NarrativeModel
 from regen.models.row_decoder import RowDecoder, row_bytes
+from regen.models.soft_token_lm import SoftTokenLM
 
 STOP = 7
 SHAPE = {
@@ -36,7 +36,7 @@ def model(request):
         config = Gemma3TextConfig(**SHAPE, sliding_window=6, layer_types=["sliding_attention", "full_attention"])
         lm = Gemma3ForCausalLM(config)
     nn.init.normal_(lm.get_input_embeddings().weight, std=1.0)  # a random LM that says different things
-    return NarrativeModel(lm.eval(), LinearAdapter(K, 32), bos_token_id=1).eval()
+    return SoftTokenLM(lm.eval(), LinearAdapter(K, 32), bos_token_id=1).eval()
 
 
 @pytest.fixture(scope="module")

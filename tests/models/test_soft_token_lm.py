@@ -14,7 +14,7 @@ from regen.data.batch import Batch, Layout
 from regen.models.adapter import LinearAdapter
 from regen.models.head_loss import head_loss, lm_head
 from regen.models.language_model import add_lora, freeze
-from regen.models.narrative_model import NarrativeModel
+from regen.models.soft_token_lm import SoftTokenLM
 
 K = 6
 
@@ -84,7 +84,7 @@ def test_loss_mask_by_hand():
     logits[1, 8] = torch.tensor([0.0, 0.0, 0.0, 0.0, -1e4])  # nor what is predicted for padding
     logits[0, 6] = torch.tensor([0.0, 0.0, math.log(4), 0.0, 0.0])  # P(2) = 4 / 8
     lm = ScriptedLM(logits)
-    model = NarrativeModel(lm, LinearAdapter(K, 4), bos_token_id=1)
+    model = SoftTokenLM(lm, LinearAdapter(K, 4), bos_token_id=1)
     ones = torch.ones(2, 2, dtype=torch.bool)
     batch = Batch(
         torch.arange(2),
@@ -107,7 +107,7 @@ def model(tiny_lm):
     lm = add_lora(
         tiny_lm.working_copy(trainable=False).model, rank=2, alpha=4.0, dropout=0.0, target_modules=["q_proj", "v_proj"]
     )
-    return NarrativeModel(lm, LinearAdapter(K, tiny_lm.width), bos_token_id=tiny_lm.tokenizer.bos_token_id).eval()
+    return SoftTokenLM(lm, LinearAdapter(K, tiny_lm.width), bos_token_id=tiny_lm.tokenizer.bos_token_id).eval()
 
 
 def test_order_is_bos_history_prompt(model, tiny_lm):
@@ -134,7 +134,7 @@ def test_loss_and_gradients_are_those_of_all_logits(tiny_lm, tuning):
     own = tiny_lm.working_copy(trainable=tuning == "full").model
     options = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
     lm = add_lora(own, **options) if tuning == "lora" else own.requires_grad_(True)
-    model = NarrativeModel(lm, LinearAdapter(K, tiny_lm.width), bos_token_id=tiny_lm.tokenizer.bos_token_id)
+    model = SoftTokenLM(lm, LinearAdapter(K, tiny_lm.width), bos_token_id=tiny_lm.tokenizer.bos_token_id)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -195,7 +195,7 @@ def test_a_head_that_scales_and_caps_its_logits():
 def test_left_padded_generation_equals_one_by_one(tiny_lm):
     lm = tiny_lm.working_copy(trainable=True).model
     nn.init.normal_(lm.get_input_embeddings().weight, std=1.0)  # a random LM that says different things
-    model = NarrativeModel(lm, LinearAdapter(K, tiny_lm.width), bos_token_id=tiny_lm.tokenizer.bos_token_id).eval()
+    model = SoftTokenLM(lm, LinearAdapter(K, tiny_lm.width), bos_token_id=tiny_lm.tokenizer.bos_token_id).eval()
     config = GenerationConfig(max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=2)
     batch = make_batch([1, 7, 3, 2], [3, 2, 5, 1], [1, 1, 1, 1])
     together = model.generate(batch, config)
@@ -218,7 +218,7 @@ def test_gradients_reach_the_adapter_and_lora_alone(model, tiny_lm):
 def test_frozen_lm_is_bit_identical_after_training(tiny_lm):
     before = {name: tensor.clone() for name, tensor in tiny_lm.model.state_dict().items()}
     lm = freeze(tiny_lm.working_copy(trainable=False).model)
-    model = NarrativeModel(lm, LinearAdapter(K, tiny_lm.width))
+    model = SoftTokenLM(lm, LinearAdapter(K, tiny_lm.width))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
     first = None
     for _ in range(5):
@@ -239,7 +239,7 @@ def test_full_tuning_leaves_the_shared_lm_alone(tiny_lm):
 
 
 def test_learned_positions_count_back_from_the_latest(tiny_lm):
-    model = NarrativeModel(
+    model = SoftTokenLM(
         freeze(tiny_lm.working_copy(trainable=False).model), LinearAdapter(K, tiny_lm.width), learned_positions=5
     )
     entering = model.inputs(torch.zeros(2, 3, K))
@@ -248,7 +248,7 @@ def test_learned_positions_count_back_from_the_latest(tiny_lm):
 
 
 def test_loss_does_not_depend_on_the_user_without_vectors(tiny_lm):
-    model = NarrativeModel(
+    model = SoftTokenLM(
         freeze(tiny_lm.working_copy(trainable=False).model), LinearAdapter(K, tiny_lm.width), learned_positions=5
     )
     batch = make_batch([3], [2], [4])

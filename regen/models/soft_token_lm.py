@@ -1,4 +1,4 @@
-"""The narrator model: soft tokens before the prompt, a causal LM after them (paper 4.2)."""
+"""The narrator model: soft tokens before the prompt, a causal LM that goes on with the narrative (paper 4.2)."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from regen.models.attention import own_attention
 from regen.models.head_loss import head_loss
 
 
-class NarrativeModel(nn.Module):
+class SoftTokenLM(nn.Module):
     """Continues `[begin of sequence] soft tokens, prompt` with the narrative.
 
     Args:
