@@ -408,6 +408,14 @@ class EvaluateConfig:
 
 
 @dataclass
+class ExportConfig:
+    run: str = MISSING
+    out: str = MISSING
+    push_to: str | None = None
+    private: bool = True
+
+
+@dataclass
 class ReportConfig:
     runs: str = MISSING
     out: str | None = None
@@ -440,6 +448,7 @@ def register() -> None:
             TrainConfig,
             EvaluateConfig,
             ReportConfig,
+            ExportConfig,
         ],
         "source": [SyntheticSource, FolderSource, AmazonSource, ReleaseSource],
         "narrator": [Narrator, WritingNarrator, OpenAINarrator],

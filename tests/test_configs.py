@@ -18,6 +18,7 @@ NEEDED = {
     "source/jsonl": ["source.folder=somewhere"],
     "narrator/openai": ["narrator.model=some"],
     "rater/openai": ["rater.openai.model=some"],
+    "export": ["run=one", "out=two"],
     "rate": ["rater.openai.model=some"],
     "side_by_side": ["a=one", "b=two", "rater.openai.model=some"],
 }

@@ -27,7 +27,7 @@ from regen.embeddings.encode import Split, cf_interactions
 from regen.embeddings.fusion import CFVectors, Fused
 from regen.models.adapter import Adapter, LinearAdapter
 from regen.pipeline import ENCODER_PARTS, plain
-from regen.training.run import WEIGHTS, Run, load, read_run
+from regen.training.run import WEIGHTS, Run, load, read_run, started_in
 
 POPULARITY_EDGES = (1, 5, 10, 20, 50)
 """Lower bounds of the popularity buckets after the first, which holds items that CF never saw."""
@@ -147,7 +147,7 @@ def open_adapter(folder: Path, *, interactions: int = 2000, seed: int = 0) -> Ad
         ValueError: If the run is not finished, or its encoder has neither CF nor content.
     """
     folder = folder.resolve()
-    with chdir(_started_in(folder)):
+    with chdir(started_in(folder)):
         run = read_run(folder)
         if not run.finished:
             raise ValueError(f"{folder}: not finished, there is no {WEIGHTS} in it. Run its train.py command again.")
@@ -394,15 +394,6 @@ def _interval(low: int, high: int | None) -> str:
     if high is None:
         return f"{low}+"
     return str(low) if high == low + 1 else f"{low}-{high - 1}"
-
-
-def _started_in(folder: Path) -> Path:
-    """Where a run was started, told by `paths.runs_dir` at the end of its folder's path; else the working folder."""
-    if not (folder / "config.yaml").is_file():
-        return Path.cwd()
-    runs_dir = Path(OmegaConf.load(folder / "config.yaml").paths.runs_dir)
-    start = Path(str(folder.parent).removesuffix(str(runs_dir)))
-    return start if start / runs_dir == folder.parent else Path.cwd()
 
 
 def _cf_dim(dataset: NarrativeDataset) -> int:

@@ -1,7 +1,9 @@
 """What one training or generation step reads."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -45,6 +47,20 @@ class Batch:
     target_mask: Bool[Tensor, "batch target"]
     layout: Layout | None = None
 
+    def on(self, device: torch.device) -> "Batch":
+        """The same on that device, for generation: without a layout. (Lightning moves whatever has a `to` by it.)"""
+        moved = {name: value.to(device) for name, value in vars(self).items() if name != "layout"}
+        return Batch(**moved)
+
     def pin_memory(self) -> "Batch":
         """A copy from which a GPU can read while it computes (called by the loader)."""
         return replace(self, **{name: value.pin_memory() for name, value in vars(self).items() if value is not None})
+
+
+def pad_rows(rows: Sequence[Tensor], value: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    """Stacks ragged rows; returns them and a mask of what is not padding."""
+    side = "left" if left else "right"
+    padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
+    ones = [torch.ones(len(row), dtype=torch.bool) for row in rows]
+    mask = torch.nn.utils.rnn.pad_sequence(ones, batch_first=True, padding_value=False, padding_side=side)
+    return padded, mask

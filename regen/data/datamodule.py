@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from regen.data.batch import Batch
+from regen.data.batch import Batch, pad_rows
 from regen.data.histories import Example
 from regen.data.tables import DataError
 
@@ -73,6 +73,11 @@ class NarrativeDataset(Dataset[int]):
                     "data.max_narrative_tokens to cut narratives, or shorten the feature's prompt or data.max_history."
                 )
 
+    @property
+    def prefixes(self) -> list[int]:
+        """Positions before the narrative of each example."""
+        return [length - len(target) for length, target in zip(self.lengths, self.targets, strict=True)]
+
     def __len__(self) -> int:
         return len(self.examples)
 
@@ -85,10 +90,10 @@ class NarrativeDataset(Dataset[int]):
 
     def collate(self, indices: Sequence[int]) -> Batch:
         """Pads the examples of one step."""
-        fused, history_mask = _pad([torch.from_numpy(self.history(i)) for i in indices], 0, left=True)
+        fused, history_mask = pad_rows([torch.from_numpy(self.history(i)) for i in indices], 0, left=True)
         prompts = [torch.from_numpy(self.prompts[i]) for i in indices]
-        prompt, prompt_mask = _pad(prompts, self.pad, left=True)
-        target, target_mask = _pad([torch.from_numpy(self.targets[i]) for i in indices], self.pad, left=False)
+        prompt, prompt_mask = pad_rows(prompts, self.pad, left=True)
+        target, target_mask = pad_rows([torch.from_numpy(self.targets[i]) for i in indices], self.pad, left=False)
         return Batch(torch.tensor(indices), fused, history_mask, prompt, prompt_mask, target, target_mask)
 
 
@@ -240,12 +245,3 @@ def _newest(lines: list[np.ndarray], room: int) -> list[np.ndarray]:
         kept.insert(0, line)
         room -= len(line)
     return kept
-
-
-def _pad(rows: Sequence[torch.Tensor], value: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stacks ragged rows; returns them and a mask of what is not padding."""
-    side = "left" if left else "right"
-    padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
-    ones = [torch.ones(len(row), dtype=torch.bool) for row in rows]
-    mask = torch.nn.utils.rnn.pad_sequence(ones, batch_first=True, padding_value=False, padding_side=side)
-    return padded, mask

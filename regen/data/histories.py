@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,19 @@ _NOT_WORDS = re.compile(r"[\W_]+")
 def review_words(text: str | None) -> str:
     """A review without case, punctuation and spacing: two reviews with the same words are copies of each other."""
     return _NOT_WORDS.sub(" ", (text or "").casefold()).strip()
+
+
+def withheld_reviews(reviews: Sequence[str | None], *, final: bool) -> np.ndarray:
+    """Which reviews of a history are kept from the model: none, or the final one and every copy of it.
+
+    Args:
+        reviews: Oldest first.
+        final: Whether the feature withholds the final review.
+    """
+    words = [review_words(review) if final else "" for review in reviews]
+    withheld = np.array([bool(text) and text == words[-1] for text in words])
+    withheld[-1] = final
+    return withheld
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +81,7 @@ def build_examples(tables: Tables, *, withhold: Mapping[str, bool], max_history:
         if history is None or chosen is None:
             without.append(user)
             continue
-        hidden = history.copies_of_last(chosen) if withhold[feature] else np.zeros(len(chosen), dtype=bool)
+        hidden = withheld_reviews([history.reviews[at] for at in chosen], final=withhold[feature])
         examples.append(Example(user, feature, item, text, history.rows[chosen], hidden))
     if without:
         logger.warning(
@@ -113,10 +126,3 @@ class _History:
             at for at, time in enumerate(self.times) if at != last and (bound is None or time is None or time <= bound)
         ]
         return np.array([*before, last])[-most:]
-
-    def copies_of_last(self, chosen: np.ndarray) -> np.ndarray:
-        """Which of the chosen interactions carry the last one's review, itself included."""
-        texts = [review_words(self.reviews[at]) for at in chosen]
-        hidden = np.array([bool(text) and text == texts[-1] for text in texts])
-        hidden[-1] = True
-        return hidden

@@ -58,6 +58,11 @@ def embed_texts(
     return vectors[[row_of[text] for text in texts]]
 
 
+def interaction_text(item: str, review: str) -> str:
+    """What the sentence encoder reads of one interaction; the review is empty where it is withheld or missing."""
+    return f"{item}. {review}" if review else item
+
+
 def item_text(items: pl.DataFrame) -> pl.Series:
     """Metadata of each item as one text, m_i of the paper. The description is last: an encoder's window cuts the end.
 

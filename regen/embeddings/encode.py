@@ -14,8 +14,10 @@ from regen.data.prepare import item_rows, load_tables
 from regen.data.splits import split_of
 from regen.data.tables import FEATURES, Tables
 from regen.embeddings.cf import ItemFactorizer, confidence_matrix, item_vectors
-from regen.embeddings.content import embed_texts, item_text, review_text
+from regen.embeddings.content import embed_texts, interaction_text, item_text, review_text
 from regen.embeddings.fusion import CFVectors, ContentVectors
+
+VECTOR_DTYPE = np.float16  # in which content vectors are kept
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,11 @@ def encode_content(
         hidden = _distinct([example.rows[example.withheld] for example in everything])
         metadata = item_text(tables.items).gather(item_rows(tables)).to_numpy()
         reviews = review_text(tables.interactions).to_numpy()
-        texts = [f"{metadata[row]}. {reviews[row]}" if reviews[row] else metadata[row] for row in rows]
+        texts = [interaction_text(metadata[row], reviews[row]) for row in rows]
         texts += [metadata[row] for row in hidden]
         distinct, index = np.unique(np.array(texts, dtype=object), return_inverse=True)
         vectors = embed_texts(distinct.tolist(), pretrained=pretrained, batch_size=batch_size, progress=True)
-        np.save(folder / "vectors.npy", vectors.astype(np.float16))
+        np.save(folder / "vectors.npy", vectors.astype(VECTOR_DTYPE))
         for name, part, of in (("reviewed", rows, index[: len(rows)]), ("unreviewed", hidden, index[len(rows) :])):
             row_of = np.full(len(tables.interactions), -1, dtype=np.int32)
             row_of[part] = of

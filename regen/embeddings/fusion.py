@@ -107,7 +107,7 @@ class RandomVectors:
     seed: int
 
     def __call__(self, example: Example, *, draw: int) -> Float[np.ndarray, "history dim"]:
-        return np.stack([_unit([self.seed, int(item)], (self.dim,)) for item in self.item_of[example.rows]])
+        return np.stack([random_vector(int(item), self.dim, seed=self.seed) for item in self.item_of[example.rows]])
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,11 @@ class NoVectors:
 
     def __call__(self, example: Example, *, draw: int) -> Float[np.ndarray, "history dim"]:
         return np.zeros((len(example.rows), self.dim), dtype=np.float32)
+
+
+def random_vector(item: int, dim: int, *, seed: int) -> Float[np.ndarray, " dim"]:
+    """The fixed random vector of an item, a function of its row and the seed alone."""
+    return _unit([seed, item], (dim,))
 
 
 def _unit(seed: list[int], shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:

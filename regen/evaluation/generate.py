@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -86,9 +86,20 @@ def generate_narratives(
     )
 
 
+class Prefixes(Protocol):
+    """What narratives are decoded from: a split, or histories that someone gave."""
+
+    @property
+    def prefixes(self) -> Sequence[int]:
+        """Positions before each narrative."""
+
+    def collate(self, indices: Sequence[int]) -> Batch:
+        """Pads the rows of one step."""
+
+
 def decode_rows(
     model: SoftTokenLM,
-    dataset: NarrativeDataset,
+    dataset: Prefixes,
     *,
     limits: Sequence[int],
     stop_ids: Collection[int],
@@ -99,7 +110,7 @@ def decode_rows(
 
     Args:
         model: In evaluation mode, on the device to use.
-        dataset: A split.
+        dataset: A split, or whatever answers like one.
         limits: The most tokens of each narrative.
         stop_ids: Tokens that end one.
         rows: The most decoded at one time; fewer where their cache would take more than `CACHE_BYTES`.
@@ -108,9 +119,10 @@ def decode_rows(
     Yields:
         Index of the example, token ids with the end token.
     """
-    prefixes = [length - len(target) for length, target in zip(dataset.lengths, dataset.targets, strict=True)]
+    prefixes = dataset.prefixes
     length = max(prefixes) + max(limits)
-    slots = max(1, min(rows, len(dataset), CACHE_BYTES // row_bytes(model, length)))
+    slots = max(1, min(rows, len(prefixes), CACHE_BYTES // row_bytes(model, length)))
+    device = model.device
     decoder = RowDecoder(model, slots=slots, length=length, stop_ids=stop_ids)
     waiting = np.argsort(prefixes, kind="stable").tolist()
     entering = max(1, slots // 8)  # at once, so that reading a prefix is not done row by row
@@ -120,7 +132,7 @@ def decode_rows(
         while waiting and decoder.free >= min(entering, len(waiting)):
             now, waiting = waiting[:entering], waiting[entering:]
             with watch.timing("prefill"):
-                tokens += decoder.add(_on_device(dataset.collate(now), model), now, [limits[index] for index in now])
+                tokens += decoder.add(dataset.collate(now).on(device), now, [limits[index] for index in now])
         with watch.timing("generation"):
             tokens += decoder.step()
         for token in tokens:
@@ -135,10 +147,5 @@ def _sampled(
     """Text by any other rule, through `transformers`, a batch of similar lengths at a time."""
     for indices in LengthBatches(dataset.lengths, rows, shuffle=False):
         with watch.timing("generation"):
-            ids = model.generate(_on_device(dataset.collate(indices), model), config)
+            ids = model.generate(dataset.collate(indices).on(model.device), config)
         yield from zip(indices, ids.tolist(), strict=True)
-
-
-def _on_device(batch: Batch, model: SoftTokenLM) -> Batch:
-    device = next(model.parameters()).device
-    return Batch(**{name: tensor.to(device) for name, tensor in vars(batch).items() if tensor is not None})

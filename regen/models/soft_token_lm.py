@@ -44,6 +44,11 @@ class SoftTokenLM(nn.Module):
         """The LM without its head."""
         return self.causal_lm.get_decoder()
 
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.parameters()).device
+
     def inputs(self, fused: Float[Tensor, "batch history in_dim"]) -> Float[Tensor, "batch history in_dim"]:
         """What enters the adapter: the fused vectors, or the learned ones that stand for them."""
         if self.positions is None:

@@ -192,6 +192,19 @@ def read_run(folder: Path) -> Run:
     return run
 
 
+def started_in(folder: Path) -> Path:
+    """Where a run was started, told by `paths.runs_dir` at the end of its folder's path; else the working folder.
+
+    Args:
+        folder: The run's, as an absolute path. Relative paths in its config hold from where it was started.
+    """
+    if not (folder / "config.yaml").is_file():
+        return Path.cwd()
+    runs_dir = Path(OmegaConf.load(folder / "config.yaml").paths.runs_dir)
+    start = Path(str(folder.parent).removesuffix(str(runs_dir)))
+    return start if start / runs_dir == folder.parent else Path.cwd()
+
+
 def forget(run: Run) -> None:
     """Removes everything of a run but its config, for `force=true`."""
     logger.info("force=true: training %s anew", run.folder)

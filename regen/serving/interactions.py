@@ -1,0 +1,112 @@
+"""A history as a person writes it, checked: every complaint names the interaction and the fix."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from regen.data.tables import nearest
+
+TEXT_CHARACTERS = 20_000  # far beyond the window of any sentence encoder, so that a cut changes no vector
+MOST = 1e12  # of a rating or price
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+class RequestError(ValueError):
+    """What a caller asked for cannot be done; the message has the value, the limit and the fix."""
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """One purchase and what its buyer said of it.
+
+    Attributes:
+        title: Of the item; may be left out where `item_id` is known to the model.
+        rating: Stars, on the scale of the training data.
+        review: Text of the review.
+        review_title: Its heading.
+        item_id: The training data's id, which brings the CF factor and whatever else is left out about the item.
+        category: "Office Products - Pens", from general to special.
+        brand: Maker of the item.
+        price: In dollars.
+        description: Of the item.
+    """
+
+    title: str | None = None
+    rating: float | None = None
+    review: str | None = None
+    review_title: str | None = None
+    item_id: str | None = None
+    category: str | None = None
+    brand: str | None = None
+    price: float | None = None
+    description: str | None = None
+
+
+NAMES = tuple(field.name for field in fields(Interaction))
+_NUMBERS = ("rating", "price")
+
+
+def checked_history(history: Any, *, latest: int) -> list[Interaction]:
+    """The latest interactions of a history, oldest first, with their texts cleaned.
+
+    Control characters become spaces, halves of surrogate pairs question marks; texts are cut at `TEXT_CHARACTERS`,
+    and what is blank is left out.
+
+    Args:
+        history: Interactions, or mappings with the names of an `Interaction`'s attributes.
+        latest: How many are kept; older ones are not looked at.
+
+    Raises:
+        RequestError: If it is no sequence, empty, or one of the interactions kept is not as described.
+    """
+    if not is_sequence(history):
+        raise RequestError(f"a history is a list of interactions, not {_said(history)}.")
+    if not history:
+        raise RequestError("the history is empty; at least one interaction is needed.")
+    first = max(0, len(history) - latest)
+    return [_checked(one, f"history[{at}]") for at, one in enumerate(history[first:], start=first)]
+
+
+def is_sequence(value: Any) -> bool:
+    """Whether a value can be a list of things: text and bytes are none."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _checked(one: Any, where: str) -> Interaction:
+    if isinstance(one, Interaction):
+        given: Mapping[Any, Any] = vars(one)
+    elif isinstance(one, Mapping):
+        given = one
+    else:
+        raise RequestError(f"{where}: a mapping like {{'title': …, 'review': …}} is needed, not {_said(one)}.")
+    for name in given:
+        if name not in NAMES:
+            raise RequestError(f"{where}: there is no {name!r:.80}. {nearest(str(name)[:80], NAMES)}")
+    checked: dict[str, Any] = {
+        name: (_number if name in _NUMBERS else _text)(value, f"{where}.{name}") for name, value in given.items()
+    }
+    return Interaction(**checked)
+
+
+def _number(value: Any, where: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RequestError(f"{where}={_said(value)} is no number. Leave it out where it is unknown.")
+    if not abs(value) < MOST:  # nor NaN
+        raise RequestError(f"{where}={value!r:.60} is not within ±{MOST:.0e}. Leave it out where it is unknown.")
+    return float(value)
+
+
+def _text(value: Any, where: str) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise RequestError(f"{where}={_said(value)} is no text.")
+    whole = value[:TEXT_CHARACTERS].encode("utf-8", "replace").decode()
+    return _CONTROL.sub(" ", whole).strip() or None
+
+
+def _said(value: Any) -> str:
+    return f"{value!r:.60} ({type(value).__name__})"
