@@ -5,6 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 PORT ?= 8000
 MAX_MODEL_LEN ?= 4096
+MODEL ?=
 
 .PHONY: help setup grid train evaluate test test-all lint types bench llm-server clean
 
@@ -45,8 +46,8 @@ types: setup ## A strict type check of regen/
 bench: setup ## Speed against the usual loop, as ratios taken in one run
 	$(BIN)/python benchmarks/training.py
 
-llm-server: setup .venv-llm/installed ## SmolLM2 behind an OpenAI-compatible API on 127.0.0.1; PORT=8000 MAX_MODEL_LEN=4096
-	exec $(BIN)/python -m regen.narratives.llm_server port=$(PORT) max_model_len=$(MAX_MODEL_LEN)
+llm-server: setup .venv-llm/installed ## SmolLM2, or MODEL=FOLDER, behind an OpenAI-compatible API on 127.0.0.1; PORT=8000 MAX_MODEL_LEN=4096
+	exec $(BIN)/python -m regen.narratives.llm_server port=$(PORT) max_model_len=$(MAX_MODEL_LEN) $(if $(MODEL),model=$(MODEL))
 
 .venv-llm/installed: constraints-llm.txt
 	test -x .venv-llm/bin/python || $(PYTHON) -m venv .venv-llm

@@ -1,6 +1,6 @@
-"""SmolLM2 behind an OpenAI-compatible API on this machine's CPU, by vLLM in an environment of its own.
+"""An LM behind an OpenAI-compatible API on this machine's CPU, by vLLM in an environment of its own.
 
-    python -m regen.narratives.llm_server [port=8000] [max_model_len=4096] [python=.venv-llm/bin/python]
+    python -m regen.narratives.llm_server [model=FOLDER] [port=8000] [max_model_len=4096] [python=.venv-llm/bin/python]
 
 `make llm-server` makes that environment. Ctrl-C ends the server with all its processes.
 """
@@ -30,11 +30,13 @@ class Settings:
     """What the command line sets.
 
     Attributes:
+        model: Folder of an LM, served under the folder's name; SmolLM2 without it.
         port: On 127.0.0.1, never on another address.
         max_model_len: Tokens of prompt and answer together.
         python: The interpreter that has vLLM.
     """
 
+    model: str | None = None
     port: int = 8000
     max_model_len: int = 4096
     python: str = ".venv-llm/bin/python"
@@ -49,16 +51,13 @@ def main() -> None:
     if not Path(settings.python).is_file():
         _refuse(f"python={settings.python}: no such file. Run make llm-server, which installs vLLM first.")
     _check_port(settings.port)
-
-    from regen.models.language_model import packaged_folder
-
-    folder = packaged_folder(NAME, package=PACKAGE)
+    name, folder = _model(settings.model)
     sys.stdout.write(f"export OPENAI_BASE_URL=http://{HOST}:{settings.port}/v1\n")
-    sys.stdout.write(f"model: {NAME} (answers in about a minute, after 'Application startup complete')\n")
+    sys.stdout.write(f"model: {name} (answers in about a minute, after 'Application startup complete')\n")
     sys.stdout.flush()
     command = [settings.python, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--host", HOST, "--port", str(settings.port)]
-    command += ["--model", str(folder), "--served-model-name", NAME, "--dtype", "float32"]
+    command += ["--model", str(folder), "--served-model-name", name, "--dtype", "float32"]
     command += ["--max-model-len", str(settings.max_model_len), "--enforce-eager", "--enable-prompt-embeds"]
     # On a CPU, a seeded request whose prompt is read in two pieces kills vLLM 0.32.0.
     command += ["--no-enable-chunked-prefill"]
@@ -68,6 +67,17 @@ def main() -> None:
     defaults = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "WARNING"}
     fixed = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     raise SystemExit(_run(command, {**defaults, **os.environ, **fixed}))
+
+
+def _model(folder: str | None) -> tuple[str, Path]:
+    """What the server calls its model, and where that lies."""
+    if folder is not None:
+        if not (Path(folder) / "config.json").is_file():
+            _refuse(f"model={folder}: no folder of a language model; there is no config.json in it.")
+        return Path(folder).resolve().name, Path(folder)
+    from regen.models.language_model import packaged_folder
+
+    return NAME, packaged_folder(NAME, package=PACKAGE)
 
 
 def _run(command: list[str], environment: dict[str, str]) -> int:
