@@ -24,7 +24,16 @@ from filelock import FileLock, Timeout
 
 from regen.fingerprints import file_hash, fingerprint, plain_json
 
-__all__ = ["Artefact", "DamagedArtefactError", "build", "file_hash", "fingerprint", "open_artefact", "write_atomically"]
+__all__ = [
+    "Artefact",
+    "DamagedArtefactError",
+    "build",
+    "file_hash",
+    "fingerprint",
+    "installed_versions",
+    "open_artefact",
+    "write_atomically",
+]
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +114,7 @@ def build(
         "version": version,
         "config": plain_json(config, "config"),
         "inputs": plain_json(inputs or {}, "inputs"),
-        "libraries": {name: _installed_version(name) for name in libraries},
+        "libraries": installed_versions(libraries),
     }
     folder = root / f"{stage}-{fingerprint(recipe)}"
     if not force and (found := _reusable(folder, recipe, warn=False)):
@@ -133,6 +142,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def installed_versions(distributions: Sequence[str]) -> dict[str, str]:
+    """Version of each distribution.
+
+    Raises:
+        ModuleNotFoundError: one is not installed.
+    """
+    return {name: _installed_version(name) for name in distributions}
 
 
 def _installed_version(distribution: str) -> str:

@@ -273,6 +273,19 @@ class Paths:
 
 
 @dataclass
+class LocalEngine:
+    _target_: str = MISSING
+
+
+@dataclass
+class RayEngine:
+    _target_: str = MISSING
+    address: str | None = None
+    cpus: float = MISSING
+    gpus: float = MISSING
+
+
+@dataclass
 class Narrator:
     name: str = MISSING
 
@@ -379,6 +392,7 @@ class EncodeConfig(NarratedConfig):
     cf: CF = MISSING
     content: Content = MISSING
     split: Split = MISSING
+    engine: Any = MISSING
 
 
 @dataclass
@@ -453,6 +467,7 @@ def register() -> None:
         "source": [SyntheticSource, FolderSource, AmazonSource, ReleaseSource],
         "narrator": [Narrator, WritingNarrator, OpenAINarrator],
         "encoder": [Encoder, ControlEncoder, TextEncoder],
+        "engine": [LocalEngine, RayEngine],
         "cf": [ALS, BPR],
         "adapter": [LinearAdapter, MLPAdapter, TransformerAdapter],
         "lm": [PackagedLM, PretrainedLM, TinyLM],

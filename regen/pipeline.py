@@ -9,7 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 from regen.artefacts import Artefact
 from regen.data.prepare import item_rows, load_tables, prepare
 from regen.embeddings import fusion
-from regen.embeddings.encode import Split, encode_cf, encode_content, load_cf, load_content
+from regen.embeddings.encode import Split, encode_cf, load_cf
+from regen.embeddings.encode_content import encode_content, load_content
+from regen.engine import Engine, LocalEngine
 
 if TYPE_CHECKING:
     from regen.narratives.narrate import Narrator
@@ -135,9 +137,20 @@ def encoded_artefacts(
         config = plain(cfg.content)
         batch_size = config.pop("batch_size")  # of speed, not of the vectors
         made["content"] = encode_content(
-            config, pretrained=config["pretrained"], batch_size=batch_size, prepared=prepared, root=root, force=force
+            config,
+            pretrained=config["pretrained"],
+            batch_size=batch_size,
+            prepared=prepared,
+            root=root,
+            engine=build_engine(cfg),
+            force=force,
         )
     return made
+
+
+def build_engine(cfg: DictConfig) -> Engine:
+    """What `engine` names; the config of a run from before there were engines has none."""
+    return LocalEngine() if cfg.engine is None else instantiate(plain(cfg.engine))
 
 
 def encoder_parts(name: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Stage `encode`: the CF vectors of all items and the content vectors of all interactions that histories may hold."""
+"""Stage `encode`, its CF half: the vectors of all items, from training users alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,15 +9,11 @@ import numpy as np
 import polars as pl
 
 from regen.artefacts import Artefact, build
-from regen.data.histories import build_examples
 from regen.data.prepare import item_rows, load_tables
 from regen.data.splits import split_of
-from regen.data.tables import FEATURES, Tables
+from regen.data.tables import Tables
 from regen.embeddings.cf import ItemFactorizer, confidence_matrix, item_vectors
-from regen.embeddings.content import embed_texts, interaction_text, item_text, review_text
-from regen.embeddings.fusion import CFVectors, ContentVectors
-
-VECTOR_DTYPE = np.float16  # in which content vectors are kept
+from regen.embeddings.fusion import CFVectors
 
 
 @dataclass(frozen=True)
@@ -92,59 +88,6 @@ def encode_cf(
     )
 
 
-def encode_content(
-    config: Mapping[str, Any],
-    *,
-    pretrained: str,
-    batch_size: int,
-    prepared: Artefact,
-    root: Path,
-    force: bool = False,
-) -> Artefact:
-    """Builds or reuses the content vectors of all interactions in histories, and of those whose review may be withheld.
-
-    They do not depend on the features that a cell chooses, so that cells share them.
-    """
-
-    def make(folder: Path) -> dict[str, int]:
-        tables = load_tables(prepared.path)
-        everything = build_examples(
-            tables, withhold=dict.fromkeys(FEATURES, True), max_history=len(tables.interactions)
-        )
-        rows = _distinct([example.rows for example in everything])
-        hidden = _distinct([example.rows[example.withheld] for example in everything])
-        metadata = item_text(tables.items).gather(item_rows(tables)).to_numpy()
-        reviews = review_text(tables.interactions).to_numpy()
-        texts = [interaction_text(metadata[row], reviews[row]) for row in rows]
-        texts += [metadata[row] for row in hidden]
-        distinct, index = np.unique(np.array(texts, dtype=object), return_inverse=True)
-        vectors = embed_texts(distinct.tolist(), pretrained=pretrained, batch_size=batch_size, progress=True)
-        np.save(folder / "vectors.npy", vectors.astype(VECTOR_DTYPE))
-        for name, part, of in (("reviewed", rows, index[: len(rows)]), ("unreviewed", hidden, index[len(rows) :])):
-            row_of = np.full(len(tables.interactions), -1, dtype=np.int32)
-            row_of[part] = of
-            np.save(folder / f"{name}.npy", row_of)
-        return {"texts": len(distinct), "interactions": len(rows), "withheld_somewhere": len(hidden)}
-
-    inputs = {"prepared": prepared.fingerprint}
-    libraries = ("sentence-transformers", "transformers")
-    return build(
-        "content", root=root, config=config, inputs=inputs, libraries=libraries, version=1, make=make, force=force
-    )
-
-
 def load_cf(artefact: Artefact, tables: Tables) -> CFVectors:
     """Memory-mapped CF vectors."""
     return CFVectors(np.load(artefact.path / "vectors.npy", mmap_mode="r"), item_rows(tables).to_numpy())
-
-
-def load_content(artefact: Artefact) -> ContentVectors:
-    """Memory-mapped content vectors."""
-    vectors, reviewed, unreviewed = (
-        np.load(artefact.path / f"{name}.npy", mmap_mode="r") for name in ("vectors", "reviewed", "unreviewed")
-    )
-    return ContentVectors(vectors, reviewed, unreviewed)
-
-
-def _distinct(rows: list[np.ndarray]) -> np.ndarray:
-    return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *rows]))

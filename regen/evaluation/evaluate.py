@@ -200,7 +200,8 @@ def _cells(found: list[tuple[Path, Mapping[str, Any], str | None]]) -> list[Cell
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that make one cell another one, as dotted keys."""
-    left_out = ("encoder", "seed", "feature", "paths", "logger", "force", "trainer", "evaluation", "hydra", "max_cost")
+    cell = ("encoder", "seed", "feature")  # what the table shows anyway
+    machine = ("paths", "logger", "force", "trainer", "evaluation", "hydra", "max_cost", "engine")
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, node: Any) -> None:
@@ -210,7 +211,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[prefix.replace("_target_", "name") if prefix == "source._target_" else prefix] = node
 
-    walk("", {key: value for key, value in config.items() if key not in left_out})
+    walk("", {key: value for key, value in config.items() if key not in cell + machine})
     return flat
 
 

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from regen.data.histories import withheld_reviews
 from regen.data.tables import INTERACTIONS, ITEMS
 from regen.embeddings.content import embed_texts, interaction_text, item_text, review_text
-from regen.embeddings.encode import VECTOR_DTYPE
 from regen.embeddings.fusion import random_vector
+from regen.embeddings.vector_store import VECTOR_DTYPE
 from regen.serving.interactions import Interaction, RequestError
 from regen.serving.items import Items
 

@@ -9,7 +9,8 @@ from regen.data.histories import Example, build_examples
 from regen.data.prepare import load_tables
 from regen.embeddings import content, fusion
 from regen.embeddings.cf import ALS, BPR, confidence_matrix, item_vectors
-from regen.embeddings.encode import Split, cf_interactions, load_cf, load_content
+from regen.embeddings.encode import Split, cf_interactions, load_cf
+from regen.embeddings.encode_content import load_content
 from regen.pipeline import encoded_artefacts, prepared_artefact
 
 SPLIT = Split(validation=0.1, test=0.2, salt="regen")

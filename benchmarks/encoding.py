@@ -1,0 +1,117 @@
+"""Content encoding against bare `SentenceTransformer.encode` on the distinct texts alone, and its memory and re-run.
+
+    python benchmarks/encoding.py                          2,000 interactions, both ways, three rounds
+    python benchmarks/encoding.py memory=4000000           peak memory of the stage without a sentence encoder's work
+
+The stage also reads the tables, builds histories, hashes texts, keeps vectors in the store and writes the artefact.
+"""
+
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from harness import Line, alternating, arguments, report, save
+
+from regen.artefacts import Artefact
+from regen.data.prepare import prepare
+from regen.embeddings import encode_content
+from regen.embeddings.content import load_sentence_encoder
+from regen.engine import LocalEngine
+
+WORDS = "the pens write very well and this is a good price for my office but paper was thin so I would not buy again"
+PURCHASES = 8  # of each user
+
+
+class Reviews:
+    """A source of users with eight purchases each; lengths of reviews like those of the 2018 files."""
+
+    def __init__(self, interactions: int) -> None:
+        self.interactions = interactions
+
+    def files(self) -> list[Path]:
+        return []
+
+    def write(self, folder: Path) -> dict[str, int]:
+        rng = np.random.default_rng(0)
+        count = self.interactions
+        words, users = np.array(WORDS.split()), np.arange(count) // PURCHASES
+        lengths = np.minimum(400, rng.lognormal(3.3, 1, count).astype(int) + 1)
+        texts = [" ".join([*rng.choice(words, length), str(row)]) for row, length in enumerate(lengths)]
+        items = pl.DataFrame({"item_id": [f"i{at:04d}" for at in range(1000)]}).with_columns(
+            title="Item " + pl.col("item_id"), category=pl.lit("Pens"), price=pl.lit(5.0), brand=pl.lit("Brand")
+        )
+        items.with_columns(description=pl.lit(None, pl.String)).write_parquet(folder / "items.parquet")
+        user = pl.Series(users).cast(pl.String).str.zfill(9)
+        rows = pl.DataFrame({"user_id": user, "timestamp": np.arange(count), "review_text": texts}).with_columns(
+            item_id=items["item_id"].gather(rng.integers(0, 1000, count)), rating=5.0, review_title=pl.lit("Fine")
+        )
+        rows.write_parquet(folder / "interactions.parquet")
+        about = pl.DataFrame({"user_id": user.unique().sort()}).with_columns(
+            pl.lit(None, pl.Int64).alias("timestamp"), pl.lit(None, pl.String).alias("item_id")
+        )
+        about.with_columns(feature=pl.lit("user_profile"), text=pl.lit("text")).write_parquet(
+            folder / "narratives.parquet"
+        )
+        return {}
+
+
+def stage(prepared: Artefact, root: Path) -> Artefact:
+    options = {"pretrained": "minilm", "batch_size": 64, "engine": LocalEngine()}
+    return encode_content.encode_content({"name": "minilm"}, prepared=prepared, root=root, **options)
+
+
+def speed(interactions: int, rounds: int) -> Line:
+    """The stage, bare `encode` on the same distinct texts, and a re-run with one percent more rows."""
+    reruns: list[str] = []
+    with tempfile.TemporaryDirectory() as place:
+        prepared = prepare(Reviews(interactions), {"rows": interactions}, root=Path(place))
+        more = prepare(Reviews(interactions * 101 // 100), {"rows": interactions * 101 // 100}, root=Path(place))
+        shards = encode_content.user_shards(prepared.path)
+        texts = sorted({text for rows in shards for text in encode_content.shard_texts(prepared.path, rows).texts})
+
+        def ours() -> float:
+            with tempfile.TemporaryDirectory() as root:
+                started = time.perf_counter()
+                stage(prepared, Path(root))
+                taken = time.perf_counter() - started
+                again = time.perf_counter()
+                counts = stage(more, Path(root)).manifest["counts"]
+                reruns.append(f"{counts['encoded']:,} texts in {time.perf_counter() - again:.1f} s")
+            return len(texts) / taken
+
+        def bare() -> float:
+            started = time.perf_counter()
+            load_sentence_encoder("minilm").encode(texts, show_progress_bar=False)
+            return len(texts) / (time.perf_counter() - started)
+
+        bare()  # loads the encoder
+        rates = alternating({"ours": ours, "usual": bare}, rounds)
+    note = f"{len(texts):,} distinct texts; a re-run after adding 1 % of rows encoded {reruns[-1]}."
+    return Line("Encoding content, MiniLM", "texts/s", rates["ours"], rates["usual"], note=note)
+
+
+def memory(interactions: int) -> None:
+    """Prints the stage's peak memory with vectors that cost nothing to make."""
+    encode_content.embed_texts = lambda texts, **_: np.zeros((len(texts), 384), dtype=np.float32)
+    with tempfile.TemporaryDirectory() as root:
+        prepared = prepare(Reviews(interactions), {"rows": interactions}, root=Path(root))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        started = time.perf_counter()
+        stage(prepared, Path(root))
+        taken = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{interactions:,} interactions: {taken:.1f} s, peak {before:.2f} GiB before the stage, {after:.2f} after it")
+
+
+if __name__ == "__main__":
+    options = arguments(sys.argv[1:], interactions=2000, rounds=3, memory=0)
+    if options["memory"]:
+        memory(options["memory"])
+    else:
+        line = speed(options["interactions"], options["rounds"])
+        save("encoding", [line])
+        report([line])

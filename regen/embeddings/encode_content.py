@@ -1,0 +1,167 @@
+"""Stage `encode`, its content half: vectors of all interactions that histories may hold, shard by shard of users.
+
+At no time are more texts or vectors in memory than those of one shard; items are, because every shard may need any.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+from numpy.lib.format import open_memmap
+
+from regen.artefacts import Artefact, build
+from regen.data.histories import build_examples
+from regen.data.prepare import item_rows
+from regen.data.tables import FEATURES, Tables
+from regen.embeddings.content import embed_texts, interaction_text, item_text, review_text
+from regen.embeddings.fusion import ContentVectors
+from regen.embeddings.vector_store import VECTOR_DTYPE, VectorStore, text_keys
+from regen.engine import Engine
+
+SHARD_ROWS = 16_384  # interactions; what a killed job encodes again at most
+
+
+@dataclass(frozen=True)
+class ShardTexts:
+    """The distinct texts of a shard, and which of them each of its interactions has.
+
+    Attributes:
+        texts: Distinct, sorted.
+        reviewed: Interactions that enter a history with their review, and the text of each.
+        unreviewed: Interactions whose review is withheld somewhere, and the text of each.
+    """
+
+    texts: list[str]
+    reviewed: tuple[np.ndarray, np.ndarray]
+    unreviewed: tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class EncodeShard:
+    """Encodes those texts of a shard that the store does not hold; called by an engine, maybe on another machine."""
+
+    prepared: Path
+    root: Path
+    config: Mapping[str, Any]
+    pretrained: str
+    batch_size: int
+
+    def __call__(self, rows: tuple[int, int]) -> tuple[int, int]:
+        """Takes interactions from the first to before the second; counts their texts, and those that were encoded."""
+        texts = shard_texts(self.prepared, rows).texts
+        keys = text_keys(texts)
+        store = VectorStore(self.root, self.config)
+        missing = np.flatnonzero(store.missing(keys))
+        if len(missing):
+            embed = partial(embed_texts, pretrained=self.pretrained, batch_size=self.batch_size)
+            store.add([texts[at] for at in missing], keys[missing], embed)
+        return len(texts), len(missing)
+
+
+def encode_content(
+    config: Mapping[str, Any],
+    *,
+    pretrained: str,
+    batch_size: int,
+    prepared: Artefact,
+    root: Path,
+    engine: Engine,
+    force: bool = False,
+) -> Artefact:
+    """Builds or reuses the content vectors of all interactions in histories, and of those whose review may be withheld.
+
+    They do not depend on the features that a cell chooses, so that cells share them. Vectors that the store holds are
+    taken from there, with `force` too: what text and encoder are the same has the same vector.
+    """
+
+    def make(folder: Path) -> dict[str, int]:
+        shards = user_shards(prepared.path)
+        work = EncodeShard(prepared.path, root, config, pretrained, batch_size)
+        texts, encoded = map(sum, zip(*engine.map(work, shards, name="encode"), strict=True))
+        return {"encoded": encoded, **_assemble(folder, prepared.path, shards, VectorStore(root, config), texts)}
+
+    inputs = {"prepared": prepared.fingerprint}
+    libraries = ("sentence-transformers", "transformers")
+    return build(
+        "content", root=root, config=config, inputs=inputs, libraries=libraries, version=1, make=make, force=force
+    )
+
+
+def load_content(artefact: Artefact) -> ContentVectors:
+    """Memory-mapped content vectors."""
+    vectors, reviewed, unreviewed = (
+        np.load(artefact.path / f"{name}.npy", mmap_mode="r") for name in ("vectors", "reviewed", "unreviewed")
+    )
+    return ContentVectors(vectors, reviewed, unreviewed)
+
+
+def user_shards(prepared: Path) -> list[tuple[int, int]]:
+    """Ranges of about `SHARD_ROWS` interactions that cut no user's history in two."""
+    bounds, last, row = [0], None, 0
+    for batch in pq.ParquetFile(prepared / "interactions.parquet").iter_batches(SHARD_ROWS, columns=["user_id"]):
+        users = pl.Series(batch.column(0).cast("large_string"))
+        starts = np.flatnonzero((users != users.shift(1, fill_value=last)).fill_null(True).to_numpy()) + row
+        if len(late := starts[starts >= bounds[-1] + SHARD_ROWS]):
+            bounds.append(int(late[0]))
+        last, row = users[-1], row + len(users)
+    return list(zip(bounds, [*bounds[1:], row], strict=True))
+
+
+def shard_texts(prepared: Path, rows: tuple[int, int]) -> ShardTexts:
+    """Texts of the interactions from the first row to before the second."""
+    start, end = rows
+    items, metadata = _items(prepared)
+    interactions = pl.scan_parquet(prepared / "interactions.parquet").slice(start, end - start).collect()
+    users = interactions["user_id"]
+    narratives = pl.scan_parquet(prepared / "narratives.parquet").filter(
+        pl.col("user_id").is_between(pl.lit(users[0]), pl.lit(users[-1]))
+    )
+    tables = Tables(items, interactions, narratives.collect())
+    everything = build_examples(tables, withhold=dict.fromkeys(FEATURES, True), max_history=len(interactions))
+    shown = _distinct([example.rows for example in everything])
+    hidden = _distinct([example.rows[example.withheld] for example in everything])
+    items_of, reviews = metadata.gather(item_rows(tables)).to_numpy(), review_text(interactions).to_numpy()
+    texts = [interaction_text(items_of[row], reviews[row]) for row in shown]
+    texts += [items_of[row] for row in hidden]
+    distinct, index = np.unique(np.array(texts, dtype=object), return_inverse=True)
+    return ShardTexts(distinct.tolist(), (shown + start, index[: len(shown)]), (hidden + start, index[len(shown) :]))
+
+
+def _assemble(
+    folder: Path, prepared: Path, shards: list[tuple[int, int]], store: VectorStore, texts: int
+) -> dict[str, int]:
+    """Writes vectors and the row of each interaction's vector, shard by shard; rows of one user lie together."""
+    reviewed, unreviewed = (
+        open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.int32, shape=(shards[-1][1],))
+        for name in ("reviewed", "unreviewed")
+    )
+    vectors = open_memmap(folder / "vectors.npy", mode="w+", dtype=VECTOR_DTYPE, shape=(texts, store.dim))
+    counts = {"texts": 0, "interactions": 0, "withheld_somewhere": 0}
+    for start, end in shards:
+        part, first = shard_texts(prepared, (start, end)), counts["texts"]
+        vectors[first : first + len(part.texts)] = store.vectors(text_keys(part.texts))
+        for row_of, (rows, of) in ((reviewed, part.reviewed), (unreviewed, part.unreviewed)):
+            row_of[start:end] = -1
+            row_of[rows] = first + of
+        counts["texts"] += len(part.texts)
+        counts["interactions"] += len(part.reviewed[0])
+        counts["withheld_somewhere"] += len(part.unreviewed[0])
+    for written in (vectors, reviewed, unreviewed):
+        written.flush()
+    return counts
+
+
+@functools.lru_cache(maxsize=1)
+def _items(prepared: Path) -> tuple[pl.DataFrame, pl.Series]:
+    items = pl.read_parquet(prepared / "items.parquet")
+    return items, item_text(items)
+
+
+def _distinct(rows: list[np.ndarray]) -> np.ndarray:
+    return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *rows]))

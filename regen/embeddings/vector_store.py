@@ -1,0 +1,128 @@
+"""Every content vector that was ever made, by the hash of its text: what is here is never encoded again.
+
+The store of one sentence encoder is a folder of segments. A segment is an artefact: it appears whole, under a lock, and
+is named by the texts in it. So a killed job keeps its finished segments, two jobs never encode the same one twice, and
+a damaged one is dropped and made again.
+"""
+
+import functools
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float16, UInt64
+
+from regen.artefacts import DamagedArtefactError, build, fingerprint, installed_versions, open_artefact
+
+logger = logging.getLogger(__name__)
+LIBRARIES = ("sentence-transformers", "transformers", "torch")
+STAGE = "segment"
+VECTOR_DTYPE = np.float16  # in which content vectors are kept
+
+Keys = UInt64[np.ndarray, "texts 2"]
+Embed = Callable[[Sequence[str]], np.ndarray]
+
+
+def text_keys(texts: Sequence[str]) -> Keys:
+    """128-bit hashes of texts, each as two numbers."""
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts)
+    return np.frombuffer(bytearray(digests), dtype="<u8").reshape(-1, 2)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Memory-mapped keys, in rising order of their first half, and the vector of each."""
+
+    keys: UInt64[np.ndarray, "2 texts"]
+    vectors: Float16[np.ndarray, "texts dim"]
+
+    def rows(self, keys: Keys) -> np.ndarray:
+        """Row of each key, -1 where it is not here."""
+        at = np.minimum(np.searchsorted(self.keys[0], keys[:, 0]), self.keys.shape[1] - 1)
+        return np.where((self.keys[0][at] == keys[:, 0]) & (self.keys[1][at] == keys[:, 1]), at, -1)
+
+
+class VectorStore:
+    """The vectors of one sentence encoder.
+
+    Args:
+        root: Folder that holds artefacts.
+        encoder: What makes the vectors what they are; with the libraries' versions it names the store.
+    """
+
+    def __init__(self, root: Path, encoder: Mapping[str, Any]) -> None:
+        self.encoder = dict(encoder)
+        recipe = {"encoder": self.encoder, "libraries": installed_versions(LIBRARIES)}
+        self.folder = root / f"vectors-{fingerprint(recipe)}"
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors; 0 in an empty store."""
+        return next((segment.vectors.shape[1] for segment in self._segments()), 0)
+
+    def missing(self, keys: Keys) -> np.ndarray:
+        """Mask of the keys that no segment holds."""
+        missing = np.ones(len(keys), dtype=bool)
+        for segment in self._segments():
+            missing &= segment.rows(keys) < 0
+        return missing
+
+    def add(self, texts: Sequence[str], keys: Keys, embed: Embed) -> None:
+        """Encodes texts into a new segment, unless another process has just made it.
+
+        Args:
+            texts: Distinct texts.
+            keys: Their hashes.
+            embed: Gives a vector for each text.
+        """
+        order = np.lexsort((keys[:, 1], keys[:, 0]))
+
+        def make(folder: Path) -> dict[str, int]:
+            vectors = embed([texts[row] for row in order]).astype(VECTOR_DTYPE)
+            np.save(folder / "keys.npy", np.ascontiguousarray(keys[order].T))
+            np.save(folder / "vectors.npy", vectors)
+            return {"texts": len(vectors)}
+
+        config = {"encoder": self.encoder, "texts": hashlib.sha256(keys[order].tobytes()).hexdigest()}
+        build(STAGE, root=self.folder, config=config, libraries=LIBRARIES, make=make)
+
+    def vectors(self, keys: Keys) -> Float16[np.ndarray, "texts dim"]:
+        """Vectors of keys that are all here."""
+        found = np.empty((len(keys), self.dim), dtype=VECTOR_DTYPE)
+        missing = np.ones(len(keys), dtype=bool)
+        for segment in self._segments():
+            rows = segment.rows(keys)
+            here = missing & (rows >= 0)
+            found[here] = segment.vectors[rows[here]]
+            missing &= ~here
+        if missing.any():
+            raise RuntimeError(
+                f"{self.folder}: {missing.sum()} of {len(keys)} vectors went away while they were read. "
+                "Do not delete from a store in use; run the command again."
+            )
+        return found
+
+    def _segments(self) -> list[Segment]:
+        """All whole segments; a damaged one is removed, so that its texts are encoded again."""
+        found = []
+        for folder in sorted(self.folder.glob(f"{STAGE}-*")):
+            try:
+                open_artefact(folder)
+                found.append(_mapped(folder, (folder / "vectors.npy").stat().st_mtime_ns))
+            except FileNotFoundError:  # another process is replacing it
+                continue
+            except DamagedArtefactError as problem:
+                logger.warning("A damaged segment is removed, its texts are encoded again: %s", problem)
+                shutil.rmtree(folder, ignore_errors=True)
+        return found
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _mapped(folder: Path, changed: int) -> Segment:
+    keys, vectors = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("keys", "vectors"))
+    return Segment(keys, vectors)

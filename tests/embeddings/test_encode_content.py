@@ -1,0 +1,209 @@
+"""Content is encoded in shards and once: not again after a kill, for more rows, by another process, or by `force`."""
+
+import itertools
+import logging
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from regen.data.prepare import prepare
+from regen.embeddings import content, encode_content
+from regen.embeddings.encode_content import load_content, shard_texts, user_shards
+from regen.embeddings.vector_store import VectorStore, text_keys
+from regen.engine import LocalEngine
+from regen.pipeline import encoded_artefacts, prepared_artefact
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+class Hashed:
+    """A sentence encoder whose vector depends on the text alone."""
+
+    def __init__(self):
+        self.asked = []
+
+    def encode(self, texts, **options):
+        self.asked += texts
+        keys = text_keys(texts)
+        return np.stack([np.random.default_rng(int(key[0])).standard_normal(4) for key in keys]).astype(np.float32)
+
+
+@pytest.fixture
+def encoder(monkeypatch):
+    encoder = Hashed()
+    monkeypatch.setattr(content, "load_sentence_encoder", lambda pretrained: encoder)
+    monkeypatch.setattr(encode_content, "SHARD_ROWS", 300)
+    return encoder
+
+
+class Purchases:
+    """A source of so many users, each with five purchases and a summary."""
+
+    def __init__(self, users):
+        self.users = [f"u{number:04d}" for number in range(users)]
+
+    def files(self):
+        return []
+
+    def write(self, folder: Path):
+        rows = [(user, f"i{at}", at, f"{user} likes item {at}") for user in self.users for at in range(5)]
+        user, item, time, text = zip(*rows, strict=True)
+        frame = pl.DataFrame({"user_id": user, "item_id": item, "timestamp": time, "review_text": text})
+        frame.with_columns(
+            rating=pl.lit(None, pl.Float64),
+            review_title=pl.lit(None, pl.String),
+            timestamp=pl.col("timestamp").cast(int),
+        ).select("user_id", "item_id", "timestamp", "rating", "review_title", "review_text").write_parquet(
+            folder / "interactions.parquet"
+        )
+        items = pl.DataFrame({"item_id": [f"i{at}" for at in range(5)], "title": [f"Item {at}" for at in range(5)]})
+        nothing = {name: pl.lit(None, pl.String) for name in ("description", "category", "brand")}
+        items.with_columns(price=pl.lit(None, pl.Float64), **nothing).write_parquet(folder / "items.parquet")
+        about = pl.DataFrame({"user_id": self.users, "feature": "user_profile"}).with_columns(
+            item_id=pl.lit(None, pl.String), timestamp=pl.lit(None, pl.Int64), text=pl.lit("likes things")
+        )
+        about.write_parquet(folder / "narratives.parquet")
+        return {}
+
+
+def encoded(users, root, *, force=False):
+    prepared = prepare(Purchases(users), {"users": users}, root=root)
+    options = {"pretrained": "minilm", "batch_size": 64, "engine": LocalEngine(), "force": force}
+    made = encode_content.encode_content({"name": "minilm"}, prepared=prepared, root=root, **options)
+    return made, prepared
+
+
+def test_shards_cut_no_user_in_two_and_cover_every_row(small_config, encoder):
+    prepared = prepared_artefact(small_config())
+    shards = user_shards(prepared.path)
+    users = pl.read_parquet(prepared.path / "interactions.parquet")["user_id"]
+    assert len(shards) > 3
+    assert shards[0][0] == 0
+    assert shards[-1][1] == len(users)
+    for (_, end), (start, _) in itertools.pairwise(shards):
+        assert end == start
+        assert users[end - 1] != users[end]
+    assert all(300 <= end - start < 600 for start, end in shards[:-1])
+
+
+def test_many_shards_give_what_one_gives(small_config, encoder, monkeypatch, tmp_path):
+    cfg = small_config()
+    prepared = prepared_artefact(cfg)
+    many = load_content(encoded_artefacts(cfg, ("content",), prepared)["content"])
+    monkeypatch.setattr(encode_content, "SHARD_ROWS", 10**6)
+    one = load_content(encoded_artefacts(cfg, ("content",), prepared, force=True)["content"])
+    for name in ("reviewed", "unreviewed"):
+        rows, of_one = getattr(many, name), getattr(one, name)
+        assert np.array_equal(rows >= 0, of_one >= 0)
+        assert np.array_equal(many.vectors[rows[rows >= 0]], one.vectors[of_one[of_one >= 0]])
+    assert isinstance(many.vectors, np.memmap)
+    assert many.vectors.dtype == np.float16
+
+
+def test_one_percent_more_rows_encode_one_percent(encoder, tmp_path):
+    first, _ = encoded(1000, tmp_path)
+    assert first.manifest["counts"]["encoded"] == len(encoder.asked) == 5001  # and the last item without its review
+    encoder.asked.clear()
+    more, _ = encoded(1010, tmp_path)
+    assert more.manifest["counts"]["encoded"] == len(encoder.asked) == 50
+    assert more.manifest["counts"]["interactions"] == 5050
+
+
+def test_force_takes_vectors_from_the_store(encoder, tmp_path):
+    encoded(100, tmp_path)
+    encoder.asked.clear()
+    again, _ = encoded(100, tmp_path, force=True)
+    assert encoder.asked == []
+    assert again.manifest["counts"]["encoded"] == 0
+
+
+@pytest.mark.parametrize("file", ["vectors.npy", "keys.npy", "manifest.json"])
+def test_a_damaged_segment_is_made_again_with_a_warning(encoder, tmp_path, caplog, file):
+    made, _ = encoded(100, tmp_path)
+    before = np.load(made.path / "vectors.npy")
+    segment = sorted(tmp_path.glob("vectors-*/segment-*"))[0]
+    content_of = (segment / file).read_bytes()
+    (segment / file).write_bytes(content_of[:-1] + bytes([content_of[-1] ^ 1]))
+    encoder.asked.clear()
+    with caplog.at_level(logging.WARNING):
+        again, _ = encoded(100, tmp_path, force=True)
+    assert "A damaged segment is removed, its texts are encoded again" in caplog.text
+    assert 0 < len(encoder.asked) < 500
+    assert np.array_equal(np.load(again.path / "vectors.npy"), before)
+
+
+def encode_until_the_third_shard(root):
+    """Runs in a process of its own, which kills itself."""
+    encoder, calls = Hashed(), []
+
+    def encode(texts, **options):
+        calls.append(texts)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encoder.encode(texts, **options)
+
+    content.load_sentence_encoder = lambda pretrained: SimpleNamespace(encode=encode)
+    encode_content.SHARD_ROWS = 300
+    encoded(200, root)
+
+
+def test_shards_that_were_done_before_a_kill_are_not_encoded_again(encoder, tmp_path):
+    process = SPAWN.Process(target=encode_until_the_third_shard, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert not list(tmp_path.glob("content-*"))
+    made, prepared = encoded(200, tmp_path)
+    shards = user_shards(prepared.path)
+    done = {text for rows in shards[:2] for text in shard_texts(prepared.path, rows).texts}
+    assert len(shards) == 4
+    assert not done & set(encoder.asked)
+    assert len(encoder.asked) == 1001 - len(done)
+    assert made.manifest["counts"]["interactions"] == 1000
+    assert not list(tmp_path.glob("vectors-*/.segment-*partial*"))
+
+
+TEXTS = [f"text {number}" for number in range(50)]
+
+
+def add_to_a_store(root, started):
+    def embed(texts):
+        with (root / "asked").open("a") as file:
+            file.write("asked\n")
+        return Hashed().encode(texts)
+
+    started.wait()
+    VectorStore(root, {"name": "x"}).add(TEXTS, text_keys(TEXTS), embed)
+
+
+def test_two_processes_encode_a_shard_once(tmp_path):
+    started = SPAWN.Barrier(2)
+    processes = [SPAWN.Process(target=add_to_a_store, args=(tmp_path, started)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert (tmp_path / "asked").read_text() == "asked\n"
+    assert not VectorStore(tmp_path, {"name": "x"}).missing(text_keys(TEXTS)).any()
+
+
+def test_another_encoder_has_another_store(encoder, tmp_path):
+    keys = text_keys(["a"])
+    VectorStore(tmp_path, {"name": "x"}).add(["a"], keys, encoder.encode)
+    assert VectorStore(tmp_path, {"name": "y"}).missing(keys).all()
+    with pytest.raises(RuntimeError, match="1 of 1 vectors went away"):
+        VectorStore(tmp_path, {"name": "y"}).vectors(keys)
+
+
+def test_keys_tell_texts_apart():
+    keys = text_keys(["", "a", "b", "a"])
+    assert keys.shape == (4, 2)
+    assert len({tuple(key) for key in keys.tolist()}) == 3
+    assert text_keys([]).shape == (0, 2)
