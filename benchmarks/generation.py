@@ -1,6 +1,6 @@
 """Generation: ours against the usual loop, greedy, with the stop lengths of ragged narratives.
 
-    python benchmarks/generation.py [users=500]
+    python benchmarks/generation.py [users=500] [usual_users=128] [rounds=2]
 
 Ours is what `evaluate.py` runs: rows that end leave and others enter, the cache stays where it is. The usual loop is
 `model.generate` on 32 users at a time, in the order of the data, until the longest of them is done. Both stop each
@@ -10,11 +10,12 @@ matrix products at as many rows as ours decodes at once.
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Line, MatrixRate, Ragged, arguments, ragged, report, save
+from harness import Line, MatrixRate, Ragged, alternating, arguments, ragged, report, save
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from regen.costs import Stopwatch
@@ -51,41 +52,53 @@ def usual(model: SoftTokenLM, world: Ragged, stops: list[int], end: int) -> dict
     return written
 
 
-def measure(users: int = 500) -> list[Line]:
+def measure(users: int = 500, usual_users: int = 128, rounds: int = 2) -> list[Line]:
+    """Ours on all users, the usual loop on the first batches of them, which are like the rest."""
     world = ragged(users, "encoder=both")
-    torch.manual_seed(0)
-    model = world.model().eval()
-    for name, parameter in model.named_parameters():  # a LoRA that has learned is not zero
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
+    model = _learned(world)
     stops = [len(target) for target in world.dataset.targets]
     end = world.lm.tokenizer.pad_token_id
     rows = world.cfg.evaluation.batch_size
     rate = MatrixRate(world.lm, backward=False)
     prefixes = sum(world.dataset.lengths) - sum(stops)
     flops = rate.flops(prefixes + sum(stops) - users, sum(stops))
-    limits, seconds, watch = [], [], Stopwatch()
+    texts: dict[str, dict[int, list[int]]] = {}
+    watch = Stopwatch()
+
+    def rate_of(name: str, write: Callable[[], dict[int, list[int]]]) -> float:
+        started = time.perf_counter()
+        texts[name] = write()
+        return sum(map(len, texts[name].values())) / (time.perf_counter() - started)
+
+    def ours() -> dict[int, list[int]]:
+        return dict(decode_rows(model, world.dataset, limits=stops, stop_ids={end}, rows=rows, watch=watch))
+
     with torch.no_grad():
-        sides = {
-            "ours": lambda: dict(
-                decode_rows(model, world.dataset, limits=stops, stop_ids={end}, rows=rows, watch=watch)
-            ),
-            "usual": lambda: usual(model, world, stops, end),
-        }
-        texts = {}
-        for name in ("ours", "usual", "ours"):
-            limits.append(sum(stops) * rate.measure(rows) / flops)
-            started = time.perf_counter()
-            texts[name] = sides[name]()
-            seconds.append(time.perf_counter() - started)
-            print(f"{name}: {sum(stops) / seconds[-1]:.1f} tokens/s", flush=True)
-    same = sum(_until(texts["ours"][user], end) == _until(texts["usual"][user], end) for user in range(users))
-    tokens = sum(len(_until(text, end)) for text in texts["usual"].values())
-    note = f"{tokens:,} tokens for {users} users; {same} of {users} texts identical."
-    rates = [tokens / taken for taken in seconds]
-    return [
-        Line("generation", "tokens/s", [rates[0], rates[2]], [rates[1]] * 2, [limits[0], limits[2]], note),
-    ]
+        rates = alternating(
+            {
+                "limit": lambda: sum(stops) * rate.measure(rows) / flops,
+                "ours": lambda: rate_of("ours", ours),
+                "usual": lambda: rate_of("usual", lambda: usual(model, world, stops[:usual_users], end)),
+            },
+            rounds,
+        )
+    same = sum(texts["ours"][user] == _until(ids, end) for user, ids in texts["usual"].items())
+    share = watch.seconds["prefill"] / sum(watch.seconds.values())
+    note = (
+        f"{sum(stops):,} tokens for {users} users, {share:.0%} of our time on their prefixes; the texts of {same} of "
+        f"the {usual_users} users that the usual loop wrote for are identical."
+    )
+    return [Line("generation", "tokens/s", rates["ours"], rates["usual"], rates["limit"], note)]
+
+
+def _learned(world: Ragged) -> SoftTokenLM:
+    """A model whose LoRA is not zero, as after training."""
+    torch.manual_seed(0)
+    model = world.model().eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model
 
 
 def _until(ids: list[int], end: int) -> list[int]:
@@ -93,6 +106,6 @@ def _until(ids: list[int], end: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    lines = measure(**arguments(sys.argv[1:], users=500))
+    lines = measure(**arguments(sys.argv[1:], users=500, usual_users=128, rounds=2))
     save(Path(__file__).stem, lines)
     report(lines)

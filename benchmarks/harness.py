@@ -18,6 +18,7 @@ from regen.config import CONF, register
 from regen.data.datamodule import NarrativeDataModule, NarrativeDataset
 from regen.data.histories import Example
 from regen.models.language_model import LanguageModel
+from regen.models.packed_weights import PackedLinear
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.training.assembly import build_model, load_language_model
 
@@ -117,13 +118,25 @@ class _Vectors:
         return rng.standard_normal((len(example.rows), self.dim), dtype=np.float32)
 
 
-def ragged(examples: int, *overrides: str, seed: int = 0) -> Ragged:
-    """Examples of the paper's lengths for the given cell of a grid."""
+def ragged(
+    examples: int, *overrides: str, history: int | None = None, narrative: int | None = None, seed: int = 0
+) -> Ragged:
+    """Examples of the paper's lengths for the given cell of a grid.
+
+    Args:
+        examples: How many.
+        overrides: Of the composed config.
+        history: Interactions of every example, instead of ragged ones.
+        narrative: Tokens of every narrative, likewise.
+        seed: Of the lengths.
+    """
     cfg = config(*overrides)
     lm = load_language_model(cfg)
     rng = np.random.default_rng(seed)
     histories = np.minimum(50, 4 + rng.geometric(1 / 4, examples))
     narratives = np.exp(rng.uniform(np.log(10), np.log(200), examples)).astype(int)
+    histories = histories if history is None else np.full(examples, history)
+    narratives = narratives if narrative is None else np.full(examples, narrative)
     vocabulary = np.array(WORDS.split())
 
     def text(tokens: int, seed: int) -> str:
@@ -171,21 +184,40 @@ class MatrixRate:
         layers = self.depth * sum(weight.numel() for weight in self.layers)
         return float(passes * (positions * layers + targets * self.head.numel()))
 
-    def measure(self, positions: int, seconds: float = 2.0) -> float:
-        """Flops per second of one layer's products at that many rows."""
+    def measure(self, positions: int, seconds: float = 1.0) -> float:
+        """Flops per second of one layer's products at that many rows, plain or packed, whichever is more."""
         inputs = {width: torch.randn(positions, width) for weight in self.layers for width in weight.shape}
-        done, started = 0.0, time.perf_counter()
-        while (taken := time.perf_counter() - started) < seconds:
+        packed = [(_packed(weight), _packed(weight.t())) for weight in self.layers]
+
+        def plain() -> None:
             for weight in self.layers:
-                _products(inputs, weight, self.backward)
-                done += (4 if self.backward else 2) * positions * weight.numel()
-        return done / taken
+                nn.functional.linear(inputs[weight.shape[1]], weight)
+                if self.backward:
+                    torch.matmul(inputs[weight.shape[0]], weight)
+
+        def ready() -> None:
+            for weight, (forward, backward) in zip(self.layers, packed, strict=True):
+                forward(inputs[weight.shape[1]])
+                if self.backward:
+                    backward(inputs[weight.shape[0]])
+
+        once = self.flops(positions, 0) / self.depth
+        return once / min(_seconds(plain, seconds), _seconds(ready, seconds))
 
 
-def _products(inputs: dict[int, Tensor], weight: Tensor, backward: bool) -> None:
-    nn.functional.linear(inputs[weight.shape[1]], weight)
-    if backward:
-        torch.matmul(inputs[weight.shape[0]], weight)
+def _packed(weight: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False).requires_grad_(False)
+    layer.weight.copy_(weight)
+    vars(layer)["forward"] = PackedLinear(layer, backward=False)
+    return layer
+
+
+def _seconds(products: Callable[[], None], at_least: float) -> float:
+    times, started = 0, time.perf_counter()
+    while (taken := time.perf_counter() - started) < at_least:
+        products()
+        times += 1
+    return taken / times
 
 
 def arguments(argv: list[str], **defaults: Any) -> dict[str, Any]:

@@ -225,6 +225,7 @@ class Training:
 @dataclass
 class Evaluation:
     batch_size: int = MISSING
+    endpoint: str | None = None
     generation: dict[str, Any] = MISSING
     similarity: str = MISSING
     rouge_stemmer: bool = MISSING

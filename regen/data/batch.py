@@ -22,6 +22,10 @@ class Layout:
     predicts: Int[Tensor, " tokens"]
     targets: Int[Tensor, " tokens"]
 
+    def pin_memory(self) -> "Layout":
+        """A copy from which a GPU can read while it computes."""
+        return Layout(self.order.pin_memory(), self.predicts.pin_memory(), self.targets.pin_memory())
+
 
 @dataclass
 class Batch:

@@ -88,11 +88,21 @@ def evaluation_is_current(run: Run) -> bool:
 
 def evaluate_run(loaded: LoadedRun, run_logger: Any) -> None:
     """Generates for the test users and scores; leaves predictions, per-example statistics and scores in the folder."""
+    from regen.evaluation.decode_at_vllm import server_of
     from regen.evaluation.generate import generate_narratives
 
     run, evaluation = loaded.run, loaded.run.cfg.evaluation
     (run.folder / EVALUATION).unlink(missing_ok=True)
     watch, memory = Stopwatch(), PeakMemory()
+    server = None
+    if evaluation.endpoint is not None:
+        server = server_of(
+            loaded.model,
+            evaluation.endpoint,
+            tokenizer=loaded.lm.tokenizer,
+            lm=run.cfg.lm.name,
+            run=run.folder.name,
+        )
     predictions = generate_narratives(
         loaded.model,
         loaded.data.splits["test"],
@@ -101,6 +111,7 @@ def evaluate_run(loaded: LoadedRun, run_logger: Any) -> None:
         batch_size=evaluation.batch_size,
         seed=evaluation.seed,
         watch=watch,
+        server=server,
     )
     costs: dict[str, float | None] = {
         f"{name}_ms": 1000 * seconds / len(predictions) for name, seconds in watch.seconds.items()
@@ -229,7 +240,7 @@ def _narratives(dataset: NarrativeDataset) -> pl.DataFrame:
 def _evaluation_recipe(run: Run) -> str:
     weights = (run.folder / WEIGHTS).stat()
     settings = {**plain(run.cfg.evaluation), "weights": [weights.st_size, weights.st_mtime_ns]}
-    del settings["batch_size"]
+    del settings["batch_size"], settings["endpoint"]
     return fingerprint(settings)
 
 

@@ -13,10 +13,12 @@ from transformers import GenerationConfig
 from regen.costs import Stopwatch
 from regen.data.batch import Batch
 from regen.data.datamodule import LengthBatches, NarrativeDataset
+from regen.evaluation.decode_at_vllm import VLLMServer, decode_at_vllm
+from regen.models.packed_weights import packed_weights
 from regen.models.row_decoder import RowDecoder, row_bytes
 from regen.models.soft_token_lm import SoftTokenLM
 
-CACHE_BYTES = 1 << 30  # of keys and values; longer rows are decoded fewer at a time
+CACHE_BYTES = 2 << 30  # of keys and values; longer rows are decoded fewer at a time
 
 
 def generation_config(options: Mapping[str, Any], tokenizer: Any) -> GenerationConfig:
@@ -45,6 +47,7 @@ def generate_narratives(
     batch_size: int,
     seed: int = 0,
     watch: Stopwatch | None = None,
+    server: VLLMServer | None = None,
 ) -> pl.DataFrame:
     """One narrative for every example.
 
@@ -55,10 +58,15 @@ def generate_narratives(
         generation: Options of a `GenerationConfig`; greedy where they say nothing.
         batch_size: The most rows decoded at one time.
         seed: Of sampling, where the options ask for it.
-        watch: Takes the time of `prefill` and `generation`; of `generation` alone where the options ask for sampling.
+        watch: Takes the time of `prefill` and `generation`; of `generation` alone where the options ask for sampling
+            or a server decodes.
+        server: Decodes instead of this process.
 
     Returns:
         Columns `user_id`, `feature`, `item_id`, `prediction`, `reference`, in the order of the split.
+
+    Raises:
+        ValueError: If a server is to sample.
     """
     config = generation_config({"do_sample": False, **generation}, tokenizer)
     torch.manual_seed(seed)
@@ -66,7 +74,17 @@ def generate_narratives(
     watch = watch or Stopwatch()
     if greedily:
         limits, stop_ids = [int(config.max_new_tokens)] * len(dataset), {config.eos_token_id}
-        written = decode_rows(model, dataset, limits=limits, stop_ids=stop_ids, rows=batch_size, watch=watch)
+        if server is None:
+            written = decode_rows(model, dataset, limits=limits, stop_ids=stop_ids, rows=batch_size, watch=watch)
+        else:
+            with watch.timing("generation"):
+                at_server = decode_at_vllm(server, model, dataset, limits=limits, stop_ids=stop_ids, rows=batch_size)
+                written = iter(list(at_server))
+    elif server is not None:
+        raise ValueError(
+            f"evaluation.endpoint={server.base_url} decodes greedily, and evaluation.generation asks for "
+            f"{', '.join(sorted(set(generation) - {'max_new_tokens'}))}. Leave one of them out."
+        )
     else:
         written = _sampled(model, dataset, config, batch_size, watch)
     texts = [""] * len(dataset)
@@ -127,18 +145,20 @@ def decode_rows(
     waiting = np.argsort(prefixes, kind="stable").tolist()
     entering = max(1, slots // 8)  # at once, so that reading a prefix is not done row by row
     ids: dict[int, list[int]] = {}
-    while waiting or decoder.keys:
-        tokens = []
-        while waiting and decoder.free >= min(entering, len(waiting)):
-            now, waiting = waiting[:entering], waiting[entering:]
-            with watch.timing("prefill"):
-                tokens += decoder.add(dataset.collate(now).on(device), now, [limits[index] for index in now])
-        with watch.timing("generation"):
-            tokens += decoder.step()
-        for token in tokens:
-            ids.setdefault(token.key, []).append(token.id)
-            if token.last:
-                yield token.key, ids.pop(token.key)
+    with packed_weights(model.lm, backward=False):
+        while waiting or decoder.keys:
+            tokens = []
+            while waiting and decoder.free >= min(entering, len(waiting)):
+                now, waiting = waiting[:entering], waiting[entering:]
+                batch = dataset.collate(now).on(device)
+                with watch.timing("prefill"):
+                    tokens += decoder.add(batch, now, [limits[index] for index in now])
+            with watch.timing("generation"):
+                tokens += decoder.step()
+            for token in tokens:
+                ids.setdefault(token.key, []).append(token.id)
+                if token.last:
+                    yield token.key, ids.pop(token.key)
 
 
 def _sampled(

@@ -25,6 +25,7 @@ from regen.artefacts import fingerprint, write_atomically
 from regen.costs import KEY, TRAINED, PeakMemory
 from regen.data.datamodule import NarrativeDataModule
 from regen.models.language_model import LanguageModel
+from regen.models.packed_weights import packed_weights
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.pipeline import instantiate, plain
 from regen.training.assembly import (
@@ -39,6 +40,7 @@ from regen.training.assembly import (
 logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 RECORD = TRAINED  # inputs, versions, and what training found
+READ_EVERY = 10  # steps after which log and progress bar read the loss, for which a GPU has to be waited
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,8 @@ def fit(run: Run, run_logger: Any) -> LoadedRun:
         logger.info("resuming %s", last)
     started, memory, clock = time.monotonic(), PeakMemory(), StepClock()
     trainer.callbacks.append(clock)
-    trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    with packed_weights(model.lm, backward=True):
+        trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     best = Path(trainer.checkpoint_callbacks[0].best_model_path)
     if is_main_process() and best.is_file():
         state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
@@ -226,7 +229,7 @@ def _check_readable(checkpoint: Path) -> None:
 
 def _trainer(run: Run, run_logger: Any) -> Any:
     import lightning as L
-    from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+    from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 
     training, trainer = run.cfg.training, plain(run.cfg.trainer)
     trainer.pop("num_workers")
@@ -243,13 +246,15 @@ def _trainer(run: Run, run_logger: Any) -> Any:
         EarlyStopping(monitor="val_loss", patience=training.patience, check_on_train_epoch_end=False),
         LearningRateMonitor(),
     ]
+    if trainer["enable_progress_bar"]:
+        callbacks.append(TQDMProgressBar(refresh_rate=READ_EVERY))
     return L.Trainer(
         **trainer,
         max_epochs=training.epochs,
         gradient_clip_val=training.gradient_clip,
         val_check_interval=1 / training.validations_per_epoch,
         num_sanity_val_steps=0,
-        log_every_n_steps=10,
+        log_every_n_steps=READ_EVERY,
         use_distributed_sampler=False,
         enable_model_summary=False,
         logger=run_logger,

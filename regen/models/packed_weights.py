@@ -1,0 +1,91 @@
+"""Linear layers whose weights are laid out once for a CPU's matrix products, not anew in every call.
+
+PyTorch's float32 products on a CPU read a weight as it lies and rearrange it each time. oneDNN can keep it rearranged,
+which is what `torch.compile` does with frozen weights; here without compiling, and with a second copy for the gradient
+of the layer's input. Results differ by rounding alone.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+PACKED_BYTES = 4 << 30  # of all copies together; a larger LM is left as it is
+
+
+@contextmanager
+def packed_weights(model: nn.Module, *, backward: bool) -> Iterator[None]:
+    """Inside, the linear layers of a float32 model on a CPU use packed copies of their weights.
+
+    The weights must not change inside. On other devices, and where the copies would take more than `PACKED_BYTES`,
+    nothing is packed.
+
+    Args:
+        model: Its layers are as before afterwards.
+        backward: Whether gradients pass through: only frozen layers are packed then, each in two copies.
+    """
+    layers = [module for module in model.modules() if type(module) is nn.Linear and _packable(module, backward)]
+    held = sum(layer.weight.nbytes for layer in layers) * (2 if backward else 1)
+    if held > PACKED_BYTES:
+        layers = []
+    try:
+        for layer in layers:
+            vars(layer)["forward"] = PackedLinear(layer, backward=backward)
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+
+
+def _packable(layer: nn.Linear, backward: bool) -> bool:
+    weight = layer.weight
+    frozen = not any(parameter.requires_grad for parameter in layer.parameters())
+    return (
+        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and type(weight) is nn.Parameter  # not a shard of one
+        and weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and (frozen or not backward)
+    )
+
+
+class PackedLinear:
+    """Stands in for the `forward` of one layer."""
+
+    def __init__(self, layer: nn.Linear, *, backward: bool) -> None:
+        self.layer = layer
+        weight = layer.weight.detach()
+        self.packed = _pack(weight)
+        self.packed_back = _pack(weight.t().contiguous()) if backward else None
+
+    def __call__(self, rows: Float[Tensor, "*rows in_dim"]) -> Float[Tensor, "*rows out_dim"]:
+        if rows.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+            return nn.functional.linear(rows, self.layer.weight, self.layer.bias)
+        if self.packed_back is not None and torch.is_grad_enabled() and rows.requires_grad:
+            product: Tensor = _Product.apply(rows, self)  # type: ignore[no-untyped-call]
+            return product
+        return _product(rows, self.packed, self.layer.bias)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, packed: PackedLinear) -> Tensor:
+        ctx.packed_back = packed.packed_back
+        return _product(rows, packed.packed, packed.layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _product(grads[0], ctx.packed_back, None), None
+
+
+def _pack(weight: Float[Tensor, "out_dim in_dim"]) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight, None)
+
+
+def _product(
+    rows: Float[Tensor, "*rows in_dim"], packed: Tensor, bias: Tensor | None
+) -> Float[Tensor, "*rows out_dim"]:
+    return torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
