@@ -43,7 +43,7 @@ lint: setup ## ruff, as linter and formatter
 types: setup ## A strict type check of regen/
 	$(BIN)/mypy
 
-bench: setup ## Speed against the usual loop and the limit, in under 20 minutes on two idle cores; ARGS="only=training growth=false"
+bench: setup ## Speed against the usual loop and the limit, as one table; ARGS="only=training growth=false"
 	$(BIN)/python benchmarks/table.py $(ARGS)
 
 llm-server: setup .venv-llm/installed ## SmolLM2, or MODEL=FOLDER, behind an OpenAI-compatible API on 127.0.0.1; PORT=8000 MAX_MODEL_LEN=4096

@@ -1,6 +1,6 @@
 """Stage `prepare` against the loop a user would otherwise write, on made-up files in Amazon's layout.
 
-    python benchmarks/prepare.py                        800,000 reviews, both ways
+    python benchmarks/prepare.py                        400,000 reviews, both ways
     python benchmarks/prepare.py reviews=11000000 loop=false
 
 The loop: gzip, json.loads on each line, a pandas DataFrame, a merge with the titles, groupby; it ends with histories in
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from harness import Line, save
 from isal import igzip
 from tqdm import tqdm
 
@@ -31,7 +32,7 @@ MARKUP = ("&amp;", "&quot;well&quot;", "<br />", "a < b", "R&D", '<a href="x">th
 
 def main() -> None:
     options = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    count = int(options.get("reviews", 800_000))
+    count = int(options.get("reviews", 400_000))
     folder = Path(options.get("folder") or tempfile.mkdtemp(prefix="regen-prepare-"))
     reviews, metadata = folder / f"reviews-{count}.json.gz", folder / f"meta-{count}.json.gz"
     if not (reviews.exists() and metadata.exists()):
@@ -43,6 +44,8 @@ def main() -> None:
     seconds = {name: report(name, way, reviews, metadata, count) for name, way in ways.items()}
     if "usual loop" in seconds:
         print(f"{'ratio':14} {seconds['usual loop'] / seconds['regen.prepare']:8.1f} times faster")
+        rates = {name: [count / taken] for name, taken in seconds.items()}
+        save("prepare", [Line("preparing reviews", "rows/s", rates["regen.prepare"], rates["usual loop"])])
 
 
 def report(name: str, way: Callable[[Path, Path], int], reviews: Path, metadata: Path, count: int) -> float:

@@ -2,10 +2,11 @@
 
     python benchmarks/table.py [only=training,generation] [growth=true]
 
-Whatever script in this folder has a function `measure` is run; what it saved is a part of the table.
+Whatever script in this folder saves lines is run with its defaults; the lines are the table.
 """
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ def scripts(only: str) -> list[Path]:
     Raises:
         SystemExit: If a named one is none.
     """
-    found = {path.stem: path for path in sorted(HERE.glob("*.py")) if "\ndef measure(" in path.read_text()}
+    found = {path.stem: path for path in sorted(HERE.glob("*.py")) if re.search(r"^ +save\(", path.read_text(), re.M)}
     chosen = only.split(",") if only else list(found)
     if unknown := sorted(set(chosen) - found.keys()):
         raise SystemExit(f"only={unknown[0]}: no such benchmark; there are {', '.join(found)}")

@@ -62,7 +62,8 @@ class PackedLinear:
         self.packed_back = _pack(weight.t().contiguous()) if backward else None
 
     def __call__(self, rows: Float[Tensor, "*rows in_dim"]) -> Float[Tensor, "*rows out_dim"]:
-        if rows.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        elsewhere = rows.device.type != "cpu"  # the layer has moved since
+        if elsewhere or rows.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             return nn.functional.linear(rows, self.layer.weight, self.layer.bias)
         if self.packed_back is not None and torch.is_grad_enabled() and rows.requires_grad:
             product: Tensor = _Product.apply(rows, self)  # type: ignore[no-untyped-call]

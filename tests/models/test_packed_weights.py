@@ -81,3 +81,9 @@ def test_other_dtypes_autocast_and_too_large_an_lm_are_left_alone(monkeypatch):
     monkeypatch.setattr(packing, "PACKED_BYTES", layer.weight.nbytes)
     with packed_weights(layer, backward=True):
         assert not packed_layers(layer)
+
+
+def test_a_layer_that_moved_to_another_device_computes_there():
+    layer = nn.Linear(6, 4).requires_grad_(False)
+    with packed_weights(layer, backward=True):
+        assert layer.to("meta")(torch.randn(3, 6, device="meta")).device.type == "meta"
