@@ -87,7 +87,7 @@ def draw(panels: dict[tuple[str, str], dict[str, Curve]], figure: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     drawn, axes = pyplot.subplots(2, 3, figsize=(10, 6), constrained_layout=True)
     for axis, ((size, cost), curves) in zip(axes.flat, panels.items(), strict=False):
@@ -95,8 +95,15 @@ def draw(panels: dict[tuple[str, str], dict[str, Curve]], figure: Path) -> None:
             slope = np.polyfit(np.log(sizes), np.log(costs), 1)[0]
             axis.plot(sizes, costs, color=colour, marker=marker, label=f"{name} (slope {slope:.2f})")
         axis.set(xscale="log", yscale="log", xlabel=size, ylabel=cost)
-        axis.legend(frameon=False, fontsize=8)
-        axis.grid(alpha=0.3, which="both")
+        ticks = sorted({at for sizes, _ in curves.values() for at in sizes})
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.yaxis.set_minor_locator(ticker.NullLocator())
+        axis.margins(y=0.25)
+        axis.legend(frameon=False, fontsize=8, loc="upper left")
+        axis.grid(alpha=0.3)
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_axis_off()
     figure.parent.mkdir(parents=True, exist_ok=True)

@@ -240,7 +240,8 @@ def _narratives(dataset: NarrativeDataset) -> pl.DataFrame:
 def _evaluation_recipe(run: Run) -> str:
     weights = (run.folder / WEIGHTS).stat()
     settings = {**plain(run.cfg.evaluation), "weights": [weights.st_size, weights.st_mtime_ns]}
-    del settings["batch_size"], settings["endpoint"]
+    for where in ("batch_size", "endpoint"):  # what decodes, and how many at a time
+        settings.pop(where, None)
     return fingerprint(settings)
 
 
