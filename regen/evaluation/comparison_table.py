@@ -22,7 +22,7 @@ Kind = Literal["encoder", "difference", "floor"]
 Status = Literal["failed", "missing"]
 
 LEVEL = 0.05  # of a false claim in a table
-FEW_USERS, FEW_SEEDS, MANY_SEEDS = 20, 3, 5
+FEW_USERS, FEW_SEEDS = 20, 3
 _TERMINAL_WIDTH = 120
 _ABSENT = "—"
 
@@ -105,9 +105,8 @@ class Block:
             sentences.append(f"So few users ({self.users} of at least {FEW_USERS}) make intervals too narrow to trust.")
         if seeds and seeds[0] == 1:
             sentences.append("With one seed an interval covers users only, not training; a claim needs three seeds.")
-        elif seeds and seeds[0] < MANY_SEEDS:
-            sentences.append("With so few seeds, intervals are too narrow where training varies more than users do.")
-            sentences += [f"A claim needs {FEW_SEEDS} seeds."] if seeds[0] < FEW_SEEDS else []
+        elif seeds and seeds[0] < FEW_SEEDS:
+            sentences.append(f"A claim needs {FEW_SEEDS} seeds.")
         return " ".join(sentences)
 
     def estimate_notes(self) -> list[str]:
