@@ -6,8 +6,9 @@ INSTALLED := .venv/installed
 PORT ?= 8000
 MAX_MODEL_LEN ?= 4096
 MODEL ?=
+PAPER := table1 controls adapters xrec
 
-.PHONY: help setup grid train evaluate test test-all lint types bench llm-server clean
+.PHONY: help setup grid paper train evaluate test test-all lint types bench llm-server clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -23,6 +24,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 grid: setup ## The main job: cf, content and both on the synthetic office, then the table
 	$(BIN)/python train.py -m encoder=cf,content,both $(ARGS)
+
+paper: $(PAPER:%=paper-%) ## table1, controls, adapters, xrec: tables, reports, figures in outputs/paper/; hours, resumes
+
+paper-%: setup
+	$(BIN)/python train.py -m experiment=$* hydra.sweep.dir=outputs/paper/$* $(ARGS) || failed=1; \
+	$(BIN)/python -m regen.report runs=outputs/paper/$* && exit $${failed:-0}
 
 train: setup ## One run; ARGS="encoder=cf adapter=linear" as for train.py
 	$(BIN)/python train.py $(ARGS)

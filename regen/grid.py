@@ -47,7 +47,17 @@ def run_cell(cfg: DictConfig) -> float:
 
 
 class GridTable(Callback):
-    """Hydra callback: compares the cells of a multirun of `train.py` after each one, and shows the table at the end."""
+    """Hydra callback: compares the cells of a multirun of `train.py` after each one, and shows the table at the end.
+
+    All cells are noted before the first one starts, so that the table says of those yet to come that they are missing.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        for note in folder.glob(f"*/{CELL}"):  # of an earlier multirun in this folder
+            note.unlink()
+        for number, (overrides, cfg) in enumerate(_planned_cells(config, kwargs["config_name"])):
+            _note(folder / str(number) / CELL, cfg, {"overrides": overrides, "run": None, "error": None})
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         from regen.evaluation.evaluate import compare_cells, grid_cells
@@ -96,6 +106,30 @@ def train_and_evaluate(cfg: DictConfig) -> tuple[Path, float]:
             logger.info("finished before: %s", run.folder)
     loss = json.loads((run.folder / runs.RECORD).read_text()).get("val_loss")
     return run.folder, float("nan") if loss is None else float(loss)
+
+
+def _planned_cells(config: DictConfig, config_name: str) -> list[tuple[list[str], DictConfig]]:
+    """Overrides and config of every cell of a multirun, in order; none where Hydra will refuse them.
+
+    Args:
+        config: With Hydra's own node.
+        config_name: The primary config.
+    """
+    from hydra import compose
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not config.hydra.sweeper._target_.endswith(BasicSweeper.__name__):
+        return []  # another sweeper decides as it goes
+    of_experiment = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
+    try:
+        parsed = OverridesParser.create().parse_overrides([*of_experiment, *config.hydra.overrides.task])
+        jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+        return [(job, compose(config_name, job)) for job in jobs]
+    except (HydraException, OmegaConfBaseException):
+        return []
 
 
 def _note(path: Path, cfg: DictConfig, note: dict[str, Any]) -> None:

@@ -150,7 +150,7 @@ def encoded_artefacts(
 
 def build_engine(cfg: DictConfig) -> Engine:
     """What `engine` names; the config of a run from before there were engines has none."""
-    return LocalEngine() if cfg.engine is None else instantiate(plain(cfg.engine))
+    return LocalEngine() if cfg.get("engine") is None else instantiate(plain(cfg.engine))
 
 
 def encoder_parts(name: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from hydra import compose, initialize_config_dir
 from small import SMALL
 
 from regen.config import CONF, register
-from regen.evaluation.evaluate import evaluate_from_config
+from regen.evaluation.comparison import compare
+from regen.evaluation.evaluate import evaluate_from_config, grid_cells
+from regen.grid import GridTable
 
 register()
 REPOSITORY = Path(__file__).parent.parent
@@ -55,6 +58,44 @@ def test_a_failed_cell_is_shown_and_the_others_are_kept(grid):
     assert "2 of 4 cells failed" in done.stderr
     assert "ROUGE-Lsum" in done.stdout
     assert len(list(folder.glob("outputs/runs/*/scores.json"))) == 2
+
+
+def test_every_cell_is_noted_before_the_first_one_starts(tmp_path):
+    """So that a table that grows with its cells says of the others that they are missing."""
+    stale = tmp_path / "7" / "cell.json"
+    stale.parent.mkdir()
+    stale.write_text("{}")
+    task = ["experiment=table1", "seed=4", "feature=user_profile,purchase_reason"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", [task[0], f"hydra.sweep.dir={tmp_path}"], return_hydra_config=True)
+        config.hydra.overrides.task = task
+        GridTable().on_multirun_start(config, config_name="train")
+    assert not stale.exists()
+    cells = grid_cells(tmp_path)
+    found = {(cell.encoder, cell.seed, cell.settings["feature"]) for cell in cells}
+    features = ("user_profile", "purchase_reason")
+    assert found == {(encoder, 4, feature) for encoder in ("cf", "content", "both") for feature in features}
+    comparison = compare(cells, resamples=100)
+    table = comparison.to_markdown()
+    assert "| BLEU | missing | missing | missing | — | — |" in table
+    assert "- user_profile, encoder=both, seed=4: missing: no examples.parquet in" in table
+    assert len(comparison.problems) == 6
+
+
+def test_a_sweep_that_hydra_refuses_plans_nothing(tmp_path):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", [f"hydra.sweep.dir={tmp_path}"], return_hydra_config=True)
+        config.hydra.overrides.task = ["encoder=cf,contnt"]
+        GridTable().on_multirun_start(config, config_name="train")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_make_paper_runs_experiments_that_exist_each_with_a_report():
+    done = subprocess.run(["make", "-n", "paper"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    experiments = re.findall(r"train.py -m experiment=(\w+) hydra.sweep.dir=outputs/paper/(\w+)", done.stdout)
+    assert experiments == [(name, name) for name in ("table1", "controls", "adapters", "xrec")]
+    assert re.findall(r"regen.report runs=outputs/paper/(\w+)", done.stdout) == [name for name, _ in experiments]
+    assert all((CONF / "experiment" / f"{name}.yaml").is_file() for name, _ in experiments)
 
 
 def test_evaluate_compares_existing_runs_and_writes_csv(grid):

@@ -50,7 +50,7 @@ def compare(cells: Sequence[Cell], *, resamples: int = 2000, seed: int = 0) -> C
     problems = []
     for run in runs:
         if run.examples is None:
-            reason = run.error or f"no {EXAMPLES} in {run.cell.folder}"
+            reason = run.error or f"no {EXAMPLES} in {run.cell.folder} yet"
             problems.append(f"{run.cell.identity(varying)}: {run.status}: {reason}")
     return Comparison(*_corrected(blocks), problems, resamples)
 

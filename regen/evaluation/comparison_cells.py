@@ -88,9 +88,20 @@ def load(cell: Cell) -> Run:
     absent = [name for name in ("system", "user_id", "feature", "examples") if name not in examples.columns]
     if absent:
         return Run(cell, None, f"{path} has no column {absent[0]!r}; evaluate the run again.")
+    if bad := _not_finite(examples):
+        return Run(cell, None, f"{path} has NaN, infinity or nothing in {bad}; evaluate the run again.")
     if examples.filter(pl.col("system") == "model").is_empty():
         return Run(cell, None, f"{path} has 0 rows of the system 'model'; evaluate the run again.")
     return Run(cell, examples, None)
+
+
+def _not_finite(examples: pl.DataFrame) -> str:
+    """The first statistic that is not a number somewhere, and for whom; empty where all are."""
+    for name, kind in examples.schema.items():
+        if kind.is_float() and not (usable := examples[name].is_finite().fill_null(False)).all():
+            rows = examples.filter(~usable)
+            return f"{name!r} for {rows.height:,} of {examples.height:,} rows, the first of user {rows['user_id'][0]!r}"
+    return ""
 
 
 def varying_settings(cells: Sequence[Cell]) -> list[str]:

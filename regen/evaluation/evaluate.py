@@ -13,7 +13,7 @@ import polars as pl
 from omegaconf import DictConfig, OmegaConf
 
 from regen.artefacts import fingerprint, write_atomically
-from regen.costs import EVALUATED, KEY, PeakMemory, Stopwatch
+from regen.costs import EVALUATED, KEY, TRAINED, PeakMemory, Stopwatch
 from regen.data.datamodule import NarrativeDataset
 from regen.data.prepare import load_tables
 from regen.embeddings.content import embed_texts
@@ -145,14 +145,12 @@ def embedder(evaluation: DictConfig) -> Callable[[list[str]], np.ndarray]:
 
 
 def grid_cells(folder: Path) -> list[Cell]:
-    """The cells of a multirun, from the notes they left in its folder."""
+    """The cells of a multirun, from their notes in its folder; one without a run has its job's folder instead."""
     from regen.grid import CELL
 
-    notes = [
-        json.loads(path.read_text())
-        for path in sorted(folder.glob(f"*/{CELL}"), key=lambda path: int(path.parent.name))
-    ]
-    return _cells([(Path(note["run"] or folder), note["config"], note["error"]) for note in notes])
+    paths = sorted(folder.glob(f"*/{CELL}"), key=lambda path: int(path.parent.name))
+    notes = [(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    return _cells([(Path(note["run"] or job), note["config"], note["error"]) for job, note in notes])
 
 
 def run_cells(folder: Path) -> list[Cell]:
@@ -196,17 +194,30 @@ def _cells(found: list[tuple[Path, Mapping[str, Any], str | None]]) -> list[Cell
         verticals = {str(row.get("vertical.name")) for row in flat}
         values = {key: {(str(row.get("vertical.name")), str(row.get(key))) for row in flat} for key in kept}
         kept = [key for key in kept if not key.startswith("source.") or len(values[key]) > len(verticals)]
-    return [
-        Cell(
-            folder=folder,
-            encoder=config["encoder"]["name"],
-            seed=int(config["seed"]),
-            settings={key.removesuffix(".name"): str(row[key]) for key in kept if key in row}
-            | {"feature": ",".join(config["feature"])},
-            error=error,
-        )
-        for (folder, config, error), row in zip(found, flat, strict=True)
+    settings = [
+        {key.removesuffix(".name"): str(row[key]) for key in kept if key in row}
+        | {"feature": ",".join(config["feature"])}
+        for (_, config, _), row in zip(found, flat, strict=True)
     ]
+    return [
+        Cell(folder, config["encoder"]["name"], int(config["seed"]), of_cell, error)
+        for (folder, config, error), of_cell in zip(found, _with_data(found, settings), strict=True)
+    ]
+
+
+def _with_data(
+    found: list[tuple[Path, Mapping[str, Any], str | None]], settings: list[dict[str, str]]
+) -> list[dict[str, str]]:
+    """Adds the fingerprint of a run's data where the same settings made several: files change and configs do not."""
+    records = [json.loads(path.read_text()) if (path := of[0] / TRAINED).is_file() else {} for of in found]
+    data = [record.get("inputs", {}).get("prepared") for record in records]
+    of_settings: dict[tuple[tuple[str, str], ...], set[str]] = {}
+    for one, fingerprint_of in zip(settings, data, strict=True):
+        if fingerprint_of is not None:
+            of_settings.setdefault(tuple(one.items()), set()).add(fingerprint_of)
+    if all(len(known) == 1 for known in of_settings.values()):
+        return settings
+    return [one | ({} if of is None else {"data": of}) for one, of in zip(settings, data, strict=True)]
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:

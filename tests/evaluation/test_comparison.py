@@ -155,6 +155,36 @@ def test_a_damaged_file_fails_its_own_cell_alone(cells):
     assert "cannot be read" in comparison.problems[0]
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None])
+def test_scores_that_are_no_numbers_fail_their_own_cell_alone(cells, bad):
+    path = cells[0].folder / "examples.parquet"
+    rows = pl.read_parquet(path)
+    at = pl.int_range(pl.len()) == 3
+    rows.with_columns(similarity=pl.when(at).then(pl.lit(bad)).otherwise("similarity")).write_parquet(path)
+    comparison = compare(cells, resamples=100)
+    user = rows["user_id"][3]
+    [problem] = comparison.problems
+    assert f"'similarity' for 1 of {len(rows)} rows, the first of user '{user}'; evaluate the run again." in problem
+    assert columns(comparison.blocks[0])["cf"].content == "failed"
+    assert columns(comparison.blocks[0])["content"].seeds == 1
+
+
+def test_runs_on_other_data_are_told_apart_though_their_settings_are_the_same(tmp_path):
+    from regen.evaluation.evaluate import run_cells
+
+    for number, (encoder, data) in enumerate([("cf", "one"), ("both", "one"), ("cf", "other")]):
+        folder = write_run(tmp_path / str(number))
+        (folder / "run.json").write_text(json.dumps({"inputs": {"prepared": data}}))
+        config = {"encoder": {"name": encoder}, "seed": 0, "feature": {"f": {"prompt": "why"}}}
+        (folder / "config.yaml").write_text(json.dumps(config))
+    blocks = compare(run_cells(tmp_path), resamples=100).blocks
+    assert [block.title for block in blocks] == ["f · data=one", "f · data=other"]
+    assert "both vs cf" not in columns(blocks[1])
+    (tmp_path / "2" / "run.json").write_text(json.dumps({"inputs": {"prepared": "one"}}))
+    with pytest.raises(ValueError, match="are both encoder=cf seed=0"):
+        compare(run_cells(tmp_path), resamples=100)
+
+
 def test_seeds_are_pooled_and_counted(tmp_path):
     cells = [
         cell(write_run(tmp_path / f"{encoder}{seed}", shift=shift + 0.01 * seed), encoder, seed)
