@@ -14,7 +14,7 @@ def run(cfg: DictConfig) -> None:
     import polars as pl
 
     from regen.narratives.rate import subjects
-    from regen.narratives.side_by_side import Pair, compare_side_by_side
+    from regen.narratives.side_by_side import Pair, cautions, compare_side_by_side
     from regen.pipeline import HISTORY, build_raters
     from regen.rate import written_by
 
@@ -40,7 +40,7 @@ def run(cfg: DictConfig) -> None:
         for part in summary.values():
             if part:
                 print(pl.DataFrame(part).with_columns(pl.selectors.float().round(3)))  # noqa: T201
-    print(f"\n{artefact.path}")  # noqa: T201
+    print("\n".join([*cautions(summary), "", str(artefact.path)]))  # noqa: T201
 
 
 if __name__ == "__main__":

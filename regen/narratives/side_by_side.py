@@ -6,7 +6,7 @@ Every pair is judged in both orders, so that a rater that prefers a place shows.
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -106,6 +106,16 @@ def compare_side_by_side(
     config = {"raters": {rater.name: {**rater.recipe(), "prompts": PROMPT.hash} for rater in raters}}
     inputs = {"pairs": fingerprint({"pairs": texts})}
     return build(STAGE, root=root, config=config, inputs=inputs, version=1, make=make, force=force)
+
+
+def cautions(found: Mapping[str, Any]) -> list[str]:
+    """A sentence for each feature and rater of a `summary` where the order decided more pairs than the texts did."""
+    return [
+        f"{row['rater']}: what stood first or second decided {row['order_dependent']:.0%} of the {row['feature']} "
+        "pairs; its win rate there says little of the texts."
+        for row in found["features"]
+        if row["order_dependent"] > 0.5
+    ]
 
 
 def summary(verdicts: pl.DataFrame, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:

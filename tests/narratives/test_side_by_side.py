@@ -14,7 +14,7 @@ from regen.narratives.histories import Purchase, UserHistory
 from regen.narratives.prompts import Limits
 from regen.narratives.rate import Rater
 from regen.narratives.runner import Limits as RunLimits
-from regen.narratives.side_by_side import Pair, compare_side_by_side, summary
+from regen.narratives.side_by_side import Pair, cautions, compare_side_by_side, summary
 
 LIMITS = RunLimits(8, None, None, max_attempts=2, price=None, max_cost=None)
 
@@ -80,8 +80,12 @@ def test_swapping_the_runs_swaps_the_outcome(judged):
 
 
 def test_a_rater_that_prefers_a_place_shows(judged):
-    [row] = judged([pair(f"u{at}") for at in range(6)], prefers_the_first)[0]["features"]
+    result = judged([pair(f"u{at}") for at in range(6)], prefers_the_first)[0]
+    [row] = result["features"]
     assert (row["win_rate"], row["order_dependent"]) == (0.5, 1.0)
+    [caution] = cautions(result)
+    assert f"{row['rater']}: what stood first or second decided 100% of the {row['feature']} pairs" in caution
+    assert cautions(judged([pair(f"u{at}") for at in range(6)], prefers_good)[0]) == []
 
 
 def test_equal_texts_tie(judged):
