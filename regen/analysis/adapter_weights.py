@@ -4,77 +4,16 @@ The linear adapter's soft token is `W_cf e + W_content s + b`, so both parts can
 adapter, CF's share is also an attribution, gradient times input; `attribution_share` says how the two relate.
 """
 
-from collections.abc import Collection, Sequence
-from contextlib import chdir
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 from jaxtyping import Bool, Float, Int
-from omegaconf import OmegaConf
 from scipy.linalg import subspace_angles
 from torch import Tensor
 
-from regen.data.datamodule import NarrativeDataset
-from regen.data.histories import Example
-from regen.data.prepare import item_rows, load_tables
-from regen.data.tables import Tables
-from regen.embeddings.encode import Split, cf_interactions
-from regen.embeddings.fusion import CFVectors, Fused
+from regen.analysis.adapter_sample import AdapterSample
 from regen.models.adapter import Adapter, LinearAdapter
-from regen.pipeline import ENCODER_PARTS, plain
-from regen.training.run import WEIGHTS, Run, load, read_run, started_in
-
-POPULARITY_EDGES = (1, 5, 10, 20, 50)
-"""Lower bounds of the popularity buckets after the first, which holds items that CF never saw."""
-
-
-@dataclass(frozen=True)
-class AdapterSample:
-    """A finished run's adapter, the LM's tokens, and a sample of the test users' interactions.
-
-    Attributes:
-        run: Where it comes from.
-        adapter: As trained.
-        cf_dim: How many of the fused dimensions are CF; the others are content.
-        histories: Fused vectors of the histories that hold a sampled interaction, padded on the left.
-        mask: True where `histories` holds an interaction.
-        rows: For each sampled interaction the row of its history in `histories`.
-        positions: Its place there, counted from the end: -1 is the latest.
-        interactions: `user_id`, `item_id`, `title` and `popularity` (interactions that CF was fitted on) of each.
-        available: How many distinct interactions the test users have.
-        seed: Of the sample.
-        token_embeddings: What the run's LM embeds each of its tokens as.
-        tokenizer: The LM's.
-    """
-
-    run: Run
-    adapter: Adapter
-    cf_dim: int
-    histories: Float[Tensor, "histories length in_dim"]
-    mask: Bool[Tensor, "histories length"]
-    rows: Int[Tensor, " sample"]
-    positions: Int[Tensor, " sample"]
-    interactions: pl.DataFrame
-    available: int
-    seed: int
-    token_embeddings: Float[Tensor, "tokens lm_dim"]
-    tokenizer: Any
-
-    @property
-    def fused(self) -> Float[Tensor, "sample in_dim"]:
-        """What enters the adapter for each sampled interaction."""
-        return self.histories[self.rows, self.positions]
-
-    @cached_property
-    def soft(self) -> Float[Tensor, "sample lm_dim"]:
-        """The soft token of each sampled interaction."""
-        with torch.no_grad():
-            return self.adapter(self.histories, self.mask)[self.rows, self.positions]
 
 
 @dataclass(frozen=True)
@@ -113,69 +52,6 @@ class Parts:
     def cosines(self) -> Float[Tensor, " sample"]:
         """Cosine of each CF part with its content part; nan where one of them is zero."""
         return (self.cf * self.content).sum(dim=1) / (self.cf.norm(dim=1) * self.content.norm(dim=1))
-
-
-def newest_run(runs: Path, *, encoders: Collection[str] = tuple(ENCODER_PARTS)) -> Path:
-    """The folder of the run that finished last, of those with one of the given encoders.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    finished = sorted(runs.glob(f"*/{WEIGHTS}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in finished:
-        if OmegaConf.load(path.parent / "config.yaml").encoder.name in encoders:
-            return path.parent
-    raise FileNotFoundError(
-        f"{runs}: no finished run with encoder={' or '.join(encoders)} among {len(finished)}. "
-        "Train one: python train.py encoder=both adapter=linear"
-    )
-
-
-def open_adapter(folder: Path, *, interactions: int = 2000, seed: int = 0) -> AdapterSample:
-    """Opens a finished run and draws interactions of its test users.
-
-    An interaction that several narratives' histories hold counts once, in the first of them. Relative paths in the
-    run's config hold from where it was started, whatever the working folder is now.
-
-    Args:
-        folder: The run's, `outputs/runs/<...>`.
-        interactions: The most to draw.
-        seed: Of the draw.
-
-    Raises:
-        FileNotFoundError: If the folder holds no run.
-        ValueError: If the run is not finished, or its encoder has neither CF nor content.
-    """
-    folder = folder.resolve()
-    with chdir(started_in(folder)):
-        run = read_run(folder)
-        if not run.finished:
-            raise ValueError(f"{folder}: not finished, there is no {WEIGHTS} in it. Run its train.py command again.")
-        if run.cfg.encoder.name not in ENCODER_PARTS:
-            raise ValueError(
-                f"{folder}: encoder={run.cfg.encoder.name} has neither CF nor content in it. "
-                f"Give a run with encoder={', '.join(ENCODER_PARTS)}."
-            )
-        loaded, tables = load(run), load_tables(run.inputs.prepared.path)
-    assert loaded.model.adapter is not None  # only encoder=text has none
-    test = loaded.data.splits["test"]
-    places, available = _places(test.examples, interactions, seed)
-    examples, rows = np.unique(places[:, 1], return_inverse=True)
-    batch = test.collate(examples.tolist())
-    return AdapterSample(
-        run=run,
-        adapter=loaded.model.adapter,
-        cf_dim=_cf_dim(test),
-        histories=batch.fused,
-        mask=batch.history_mask,
-        rows=torch.from_numpy(rows),
-        positions=torch.from_numpy(places[:, 2]),
-        interactions=_described(tables, places[:, 0], Split(**plain(run.cfg.split))),
-        available=available,
-        seed=seed,
-        token_embeddings=_token_embeddings(loaded.model.lm, len(loaded.lm.tokenizer)),
-        tokenizer=loaded.lm.tokenizer,
-    )
 
 
 def split_projection(adapter: Adapter, cf_dim: int) -> Projection:
@@ -237,7 +113,7 @@ def attribution_share(
     """
     contributions = [
         _contributions(adapter, histories[row], mask[row], position, cf_dim)
-        for row, position in zip(_batches(rows, batch_size), _batches(positions, batch_size), strict=True)
+        for row, position in zip(torch.split(rows, batch_size), torch.split(positions, batch_size), strict=True)
     ]
     return _share(*torch.cat(contributions).T)
 
@@ -288,72 +164,6 @@ def chance_angles(projection: Projection, *, seed: int = 0) -> Float[np.ndarray,
     return principal_angles(cf, content)
 
 
-def share_by_popularity(
-    share: Float[Tensor, " sample"], popularity: Sequence[int] | pl.Series, *, edges: Sequence[int] = POPULARITY_EDGES
-) -> pl.DataFrame:
-    """Distribution of a share by how many interactions CF had of the item (paper 6.2).
-
-    Args:
-        share: CF's share of each interaction; nan counts nowhere.
-        popularity: Training interactions of each one's item.
-        edges: Lower bounds of the buckets after the first, ascending.
-
-    Returns:
-        A row per bucket that holds anything, least popular first: `bucket`, `interactions`, `mean`, `median`, `q10`,
-        `q90`.
-    """
-    lows = [0, *edges]
-    names = [_interval(low, high) for low, high in zip(lows, [*edges, None], strict=True)]
-    bucket = np.digitize(np.asarray(popularity), edges)
-    frame = pl.DataFrame({"order": bucket, "bucket": [names[at] for at in bucket], "share": share.numpy()})
-    return _distributions(frame).drop("order")
-
-
-def share_overall(share: Float[Tensor, " sample"]) -> pl.DataFrame:
-    """The same columns as `share_by_popularity`, over all interactions."""
-    return _distributions(pl.DataFrame({"order": 0, "bucket": "all", "share": share.numpy()})).drop("order")
-
-
-def item_soft_tokens(sample: AdapterSample) -> tuple[pl.DataFrame, Float[Tensor, "items lm_dim"]]:
-    """The mean soft token of every sampled item, most popular first.
-
-    Returns:
-        Columns `item_id`, `title`, `popularity`, `interactions` (in the sample), and a row of the tensor for each.
-    """
-    columns = ["item_id", "title", "popularity"]
-    items = sample.interactions.group_by(columns).len("interactions").sort("popularity", "item_id", descending=True)
-    item = sample.interactions.join(items.with_row_index("item"), on="item_id", maintain_order="left")["item"]
-    index = torch.from_numpy(item.to_numpy().astype(np.int64))
-    sums = torch.zeros(len(items), sample.soft.shape[1]).index_add(0, index, sample.soft)
-    return items, sums / torch.bincount(index)[:, None]
-
-
-def nearest_tokens(
-    vectors: Float[Tensor, "vectors lm_dim"], token_embeddings: Float[Tensor, "tokens lm_dim"], *, count: int = 5
-) -> tuple[Float[Tensor, "vectors count"], Int[Tensor, "vectors count"]]:
-    """Cosines and ids of the LM tokens nearest to each vector, nearest first (paper 6.1)."""
-    tokens = torch.nn.functional.normalize(token_embeddings, dim=1)
-    batches = _batches(torch.nn.functional.normalize(vectors, dim=1), 256)
-    cosines, ids = zip(*((batch @ tokens.T).topk(count, dim=1) for batch in batches), strict=True)
-    return torch.cat(cosines), torch.cat(ids)
-
-
-def nearest_token_table(sample: AdapterSample, *, items: int = 20, count: int = 5) -> pl.DataFrame:
-    """The LM tokens nearest to the soft tokens of the most popular sampled items.
-
-    Returns:
-        A row per item: the columns of `item_soft_tokens`, `tokens` as text and their `cosines`, nearest first.
-    """
-    described, soft = item_soft_tokens(sample)
-    cosines, ids = nearest_tokens(soft[:items], sample.token_embeddings, count=count)
-    texts = [[sample.tokenizer.decode([token]) for token in row] for row in ids.tolist()]
-    return described.head(items).with_columns(tokens=pl.Series(texts), cosines=pl.Series(cosines.tolist()))
-
-
-def _batches(rows: Tensor, size: int) -> list[Tensor]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
 def _share(cf: Float[Tensor, " sample"], content: Float[Tensor, " sample"]) -> Float[Tensor, " sample"]:
     return cf.abs() / (cf.abs() + content.abs())
 
@@ -372,58 +182,3 @@ def _contributions(
     (gradient,) = torch.autograd.grad(along, entering)
     by_dim = (gradient * histories * mask[..., None]).sum(dim=1)
     return torch.stack([by_dim[:, :cf_dim].sum(dim=1), by_dim[:, cf_dim:].sum(dim=1)], dim=1)
-
-
-def _distributions(frame: pl.DataFrame) -> pl.DataFrame:
-    share = pl.col("share")
-    return (
-        frame.with_columns(share.fill_nan(None))
-        .group_by("order", "bucket")
-        .agg(
-            share.count().alias("interactions"),
-            share.mean().alias("mean"),
-            share.median().alias("median"),
-            share.quantile(0.1, "linear").alias("q10"),
-            share.quantile(0.9, "linear").alias("q90"),
-        )
-        .sort("order")
-    )
-
-
-def _interval(low: int, high: int | None) -> str:
-    if high is None:
-        return f"{low}+"
-    return str(low) if high == low + 1 else f"{low}-{high - 1}"
-
-
-def _cf_dim(dataset: NarrativeDataset) -> int:
-    assert isinstance(dataset.vectors, Fused)
-    return sum(part.dim for part in dataset.vectors.parts if isinstance(part, CFVectors))
-
-
-def _places(examples: Sequence[Example], most: int, seed: int) -> tuple[Int[np.ndarray, "sample 3"], int]:
-    """Interaction row, example and position from the end of drawn interactions, and how many there were."""
-    first: dict[int, tuple[int, int]] = {}
-    for index, example in enumerate(examples):
-        for at, row in enumerate(example.rows.tolist(), start=-len(example.rows)):
-            first.setdefault(row, (index, at))
-    places = np.array([(row, *place) for row, place in first.items()])
-    drawn = np.random.default_rng(seed).choice(len(places), size=min(most, len(places)), replace=False)
-    return places[np.sort(drawn)], len(places)
-
-
-def _described(tables: Tables, rows: Int[np.ndarray, " sample"], split: Split) -> pl.DataFrame:
-    """User, item, title and popularity of interactions."""
-    item = item_rows(tables)
-    seen = np.bincount(cf_interactions(tables, split)["item"].to_numpy(), minlength=len(tables.items))
-    interactions = tables.interactions.select("user_id", "item_id")[rows]
-    items = item.to_numpy()[rows]
-    return interactions.with_columns(tables.items["title"].gather(items), popularity=pl.Series(seen[items]))
-
-
-@torch.no_grad()
-def _token_embeddings(lm: Any, tokens: int) -> Float[Tensor, "tokens lm_dim"]:
-    """What the embedding module returns for each token; some LMs have spare rows after the last one."""
-    embed = lm.get_input_embeddings()
-    ids = torch.arange(min(tokens, embed.weight.shape[0]))
-    return torch.cat([embed(chunk).float() for chunk in ids.chunk(8)])

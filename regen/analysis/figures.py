@@ -132,31 +132,36 @@ def part_norms(by_part: Mapping[str, Values]) -> Figure:
 
 
 def share_by_popularity(by_measure: Mapping[str, pl.DataFrame]) -> Figure:
-    """CF's share by the item's popularity: medians, and bars from the 10th to the 90th percentile (paper 6.2).
+    """CF's share by the item's popularity: medians with 95 % intervals, and the middle 80 % behind them (paper 6.2).
 
     Args:
-        by_measure: What `share_by_popularity` of the computations gives, by what measured the share.
+        by_measure: What `popularity.share_by_popularity` gives, by what measured the share.
     """
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
     axis = figure.subplots()
     first = next(iter(by_measure.values()))
-    buckets = first["bucket"].to_list()
+    places = np.arange(len(first))
     for number, (name, table) in enumerate(by_measure.items()):
-        middle = table["median"].to_numpy()
-        at = np.arange(len(buckets)) + 0.14 * (number - (len(by_measure) - 1) / 2)
-        spread = np.stack([middle - table["q10"].to_numpy(), table["q90"].to_numpy() - middle])
-        axis.errorbar(at, middle, spread, color=PALETTE[number], label=name, capsize=4, **_line(number))
-    axis.set_xticks(
-        range(len(buckets)),
-        [f"{bucket}\nn = {n:,}" for bucket, n in zip(buckets, first["interactions"], strict=True)],
-    )
+        middle, low, high = (table[of].to_numpy() for of in ("median", "low", "high"))
+        at = places + 0.18 * (number - (len(by_measure) - 1) / 2)
+        axis.vlines(at, table["q10"], table["q90"], color=PALETTE[number], alpha=0.3, linewidth=7)
+        interval = np.stack([middle - low, high - middle])
+        axis.errorbar(at, middle, interval, color=PALETTE[number], label=name, capsize=4, **_line(number))
+    names = zip(*(first[of] for of in ("bucket", "items", "interactions")), strict=True)
+    axis.set_xticks(places, [f"{bucket}\n{items:,} items\nn = {n:,}" for bucket, items, n in names])
     axis.set(
         xlabel="popularity of the item (training interactions; n sampled ones)",
         ylabel="CF's share of the soft token\n(0 to 1)",
         ylim=(-0.03, 1.03),
     )
     axis.grid(axis="y", alpha=0.3)
-    _legend_above(axis)
+    axis.legend(
+        title="median; caps: its 95 % interval over items; band: middle 80 % of interactions",
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1),
+        frameon=False,
+        ncols=len(by_measure),
+    )
     return figure
 
 

@@ -11,7 +11,8 @@ from sklearn.decomposition import PCA  # type: ignore[import-untyped]
 from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 from threadpoolctl import threadpool_limits
 
-from regen.analysis.adapter_weights import AdapterSample, split_projection
+from regen.analysis.adapter_sample import AdapterSample
+from regen.analysis.adapter_weights import split_projection
 from regen.models.adapter import LinearAdapter
 
 Method = Literal["tsne", "pca"]

@@ -21,7 +21,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from regen.analysis.report_commands import grid_command, run_commands
-from regen.analysis.report_figures import Chapter, adapter_chapter, data_chapters
+from regen.analysis.report_figures import Chapter, adapter_chapters, data_chapters, write_files
 from regen.analysis.report_plots import DotPlot, dot_plots
 from regen.analysis.report_runs import (
     ReportedRun,
@@ -39,6 +39,7 @@ from regen.evaluation.statistics import Estimate
 from regen.evaluation.text_metrics import Metric
 
 TEMPLATE = "report.html.j2"
+FIGURES = "figures"  # the folder beside the page that has them as files too
 NO_QUALITY = ("length_ratio", "distinct")  # more of these is not better
 _UNSEEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
 
@@ -70,7 +71,9 @@ class ShownBlock:
 def write_report(
     folder: Path, out: Path | None = None, *, users: int = 20, seed: int = 0, figures: bool = True
 ) -> Path:
-    """Writes the page for a grid's folder or a folder of runs; reads what is there and builds nothing.
+    """Writes the page for a grid's folder or a folder of runs; reads what is there and trains nothing.
+
+    The analysis figures stand in the page, and as files in the folder `figures` beside it.
 
     Args:
         folder: Of a grid, of runs, or a run.
@@ -98,7 +101,7 @@ def write_report(
         **{name: int(evaluation[name]) for name in ("resamples", "seed") if name in evaluation},
     )
     panels = _panels(runs, users=users, seed=seed)
-    chapters = [adapter_chapter(runs, seed=seed), *data_chapters(runs)] if figures else []
+    chapters = [*adapter_chapters(runs, seed=seed), *data_chapters(runs)] if figures else []
     options = [f"runs={folder}", f"users={users}", f"seed={seed}", *([] if figures else ["figures=false"])]
     page = render(
         name="/".join(folder.resolve().parts[-2:]),
@@ -121,6 +124,7 @@ def write_report(
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, partial(Path.write_text, data=page, encoding="utf-8", newline="\n"))
+    write_files(chapters, out.parent / FIGURES)
     return out
 
 

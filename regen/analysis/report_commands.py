@@ -44,12 +44,12 @@ def run_commands(runs: Sequence[ReportedRun]) -> list[str]:
     """
     rows: list[dict[str, tuple[str, ...]]] = []
     others: list[str] = []
-    with _composing() as composed:
-        default = _overrides(composed([]), composed) or {}
+    with _composing():
+        default = _overrides(_composed(())) or {}
         for run in sorted(runs, key=lambda run: (*ENCODERS, run.encoder).index(run.encoder)):
             if not run.config:
                 continue
-            if (overrides := _overrides(run.config, composed)) is not None:
+            if (overrides := _overrides(run.config)) is not None:
                 rows.append({key: (value,) for key, value in overrides.items()})
             else:
                 others.append(
@@ -58,17 +58,17 @@ def run_commands(runs: Sequence[ReportedRun]) -> list[str]:
     return [_command(row, default) for row in _merged(rows)] + others
 
 
-def _overrides(config: Mapping[str, Any], composed: Any) -> Overrides | None:
+def _overrides(config: Mapping[str, Any]) -> Overrides | None:
     """What `train` has to be given to compose this config; None if no options do."""
     chosen = {group: option for group in GROUPS if (option := _option(group, config.get(group)))}
     names = list(config["feature"])
     chosen["feature"] = names[0] if len(names) == 1 else f"[{','.join(names)}]"
     try:
-        for key, value in _differences(config, composed(_joined(chosen))).items():
+        for key, value in _differences(config, _composed(_joined(chosen))).items():
             if (literal := _literal(value)) is None:
                 return None
             chosen[key] = literal
-        if _differences(config, composed(_joined(chosen))):
+        if _differences(config, _composed(_joined(chosen))):
             return None
     except (HydraException, OmegaConfBaseException):
         return None
@@ -143,29 +143,29 @@ def _command(row: Mapping[str, tuple[str, ...]], default: Overrides) -> str:
     return shlex.join(["python", "train.py", *sweep, *words])
 
 
-def _joined(overrides: Overrides) -> list[str]:
-    return [f"{key}={value}" for key, value in overrides.items()]
+def _joined(overrides: Overrides) -> tuple[str, ...]:
+    return tuple(f"{key}={value}" for key, value in overrides.items())
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The config of `train` with overrides; remembered, because runs of a grid share most of them."""
+    container = OmegaConf.to_container(
+        compose("train", list(overrides)), resolve=True, throw_on_missing=False, enum_to_str=True
+    )
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
 
 
 @contextmanager
-def _composing() -> Iterator[Any]:
-    """Gives a function that composes `train` with overrides, also within a Hydra job; remembers what it composed."""
-    known: dict[tuple[str, ...], dict[str, Any]] = {}
-
-    def composed(overrides: Sequence[str]) -> dict[str, Any]:
-        if tuple(overrides) not in known:
-            config = compose("train", list(overrides))
-            container = OmegaConf.to_container(config, resolve=True, throw_on_missing=False, enum_to_str=True)
-            assert isinstance(container, dict)
-            known[tuple(overrides)] = {str(key): value for key, value in container.items()}
-        return known[tuple(overrides)]
-
+def _composing() -> Iterator[None]:
+    """Lets `_composed` compose, also within a Hydra job."""
     register()
     job = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            yield composed
+            yield
     finally:
         GlobalHydra.instance().clear()
         GlobalHydra.instance().hydra = job

@@ -1,9 +1,10 @@
-"""The analysis figures of a report, as images that stand in the page itself, each with its content in words."""
+"""The analysis figures of a report: images for the page itself and for files, each with its content in words."""
 
 import base64
 import io
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from regen.analysis.report_runs import ReportedRun
-from regen.artefacts import Artefact
+from regen.artefacts import Artefact, write_atomically
 from regen.data.prepare import load_tables
 from regen.training.run import WEIGHTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from regen.analysis.adapter_weights import AdapterSample
+    from regen.analysis.adapter_sample import AdapterSample
 
 logger = logging.getLogger(__name__)
 INTERACTIONS = 2000  # sampled of the test users'
+POINTS = 500  # of each group in a plane
+LINEAR = "linear"  # the adapter whose weights can be read
 SALT = "regen"  # of the identifiers in an SVG, which are otherwise new every time
 
 
@@ -33,16 +36,29 @@ class Picture:
     Attributes:
         title: What it shows.
         alt: What is to be seen, in words.
-        source: A `data:` address that holds the image.
+        image: SVG or PNG.
+        file: What it is called among the files, without an ending.
         note: How to read it.
         broad: Whether it needs the whole width of the page.
     """
 
     title: str
     alt: str
-    source: str
+    image: bytes
+    file: str
     note: str = ""
     broad: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The ending of its file."""
+        return "png" if self.image.startswith(b"\x89PNG") else "svg"
+
+    @property
+    def source(self) -> str:
+        """A `data:` address that holds the image."""
+        media = {"png": "png", "svg": "svg+xml"}[self.kind]
+        return f"data:image/{media};base64,{base64.b64encode(self.image).decode()}"
 
 
 @dataclass(frozen=True)
@@ -60,19 +76,37 @@ def data_chapters(runs: Sequence[ReportedRun]) -> list[Chapter]:
     return [_drawn(f"Data {path.name}", partial(_of_data, data)) for path, data in found.items()]
 
 
-def adapter_chapter(runs: Sequence[ReportedRun], *, seed: int) -> Chapter:
-    """What the adapter of a finished `both` run makes of CF and content; the newest, linear if there is one."""
+def adapter_chapters(runs: Sequence[ReportedRun], *, seed: int) -> list[Chapter]:
+    """What adapters make of CF and content: a chapter per kind of adapter, of its newest finished `both` run."""
     both = [run for run in runs if run.encoder == "both" and run.finished]
     if not both:
-        return Chapter("CF and content in the adapter", [], ["There is no finished run with encoder=both."])
-    run = max(both, key=lambda run: (_adapter(run) == "linear", (run.folder / WEIGHTS).stat().st_mtime))
-    of = f" (one of {len(both)} finished runs with encoder=both)" if len(both) > 1 else ""
+        return [Chapter("CF and content in the adapter", [], ["There is no finished run with encoder=both."])]
+    kinds = sorted({_adapter(run) for run in both}, key=lambda kind: (kind != LINEAR, kind))
+    return [_adapter_chapter([run for run in both if _adapter(run) == kind], seed) for kind in kinds]
+
+
+def write_files(chapters: Sequence[Chapter], folder: Path) -> list[Path]:
+    """Writes every picture into a folder, and gives their paths."""
+    paths = []
+    for picture in (picture for chapter in chapters for picture in chapter.pictures):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{picture.file}.{picture.kind}"
+        write_atomically(path, partial(Path.write_bytes, data=picture.image))
+        paths.append(path)
+    return paths
+
+
+def _adapter_chapter(alike: Sequence[ReportedRun], seed: int) -> Chapter:
+    """The newest of finished runs with the same kind of adapter."""
+    run = max(alike, key=lambda run: (run.folder / WEIGHTS).stat().st_mtime)
+    kind = _adapter(run)
+    of = f", the newest of {len(alike)} finished runs with encoder=both and adapter={kind}" if len(alike) > 1 else ""
     title = f"CF and content in the adapter of {run.folder.name}{of}"
     if isinstance(run.inputs, str):
         return Chapter(title, [], [f"Not drawn: {run.inputs}"])
-    chapter = _drawn(title, partial(_of_adapter, run.folder, seed))
-    if _adapter(run) != "linear" and not chapter.problems:
-        reason = f"Singular values are not drawn: adapter={_adapter(run)} has no CF and content blocks; linear has."
+    chapter = _drawn(title, partial(_of_adapter, run.folder, kind, seed))
+    if kind != LINEAR and not chapter.problems:
+        reason = f"Singular values are not drawn: adapter={kind} has no CF and content blocks; linear has."
         return Chapter(title, chapter.pictures, [reason])
     return chapter
 
@@ -110,6 +144,7 @@ def _of_data(data: Artefact) -> Iterator[Picture]:
             "Length of the reference narratives",
             f"Box plots of words per narrative. Medians: {words}.",
             image(boxes),
+            f"{data.path.name}-narrative_lengths",
             "Boxes: quartiles; whiskers: 5th to 95th percentile.",
         )
     items, users = items_per_user(tables.interactions), users_per_item(tables.interactions)
@@ -119,37 +154,40 @@ def _of_data(data: Artefact) -> Iterator[Picture]:
         f"Two histograms. {len(items):,} users bought a median of {bought:g} items; {len(users):,} "
         f"items were bought by a median of {buyers:g} users.",
         image(figures.interaction_counts(items, users)),
+        f"{data.path.name}-users_and_items",
         broad=True,
     )
 
 
-def _of_adapter(folder: Path, seed: int) -> Iterator[Picture]:
+def _of_adapter(folder: Path, kind: str, seed: int) -> Iterator[Picture]:
     from regen.analysis import figures
-    from regen.analysis.adapter_weights import cf_shares, open_adapter, share_by_popularity, share_overall
+    from regen.analysis.adapter_sample import open_adapter
+    from regen.analysis.adapter_weights import cf_shares
+    from regen.analysis.popularity import share_by_popularity, share_overall
 
     sample = open_adapter(folder, interactions=INTERACTIONS, seed=seed)
     shares = cf_shares(sample)
     drawn = f"{len(sample.interactions):,} of the test users' {sample.available:,} interactions."
-    overall = {name: share_overall(share).row(0, named=True) for name, share in shares.items()}
-    words = "; ".join(f"by {name} {_number(of['median'])}" for name, of in overall.items())
+    overall = [share_overall(share, sample.interactions).row(0, named=True) for share in shares.values()]
+    words = "; ".join(f"by {name} {_median(of)}" for name, of in zip(shares, overall, strict=True))
     yield Picture(
         "CF's share of each interaction's soft token",
         f"Histogram over {drawn} Median share of CF: {words}.",
         image(figures.share_distribution(shares)),
+        f"{kind}-cf_share",
         f"{drawn} 0: content alone, 1: CF alone.",
     )
-    tables = {name: share_by_popularity(share, sample.interactions["popularity"]) for name, share in shares.items()}
+    tables = {name: share_by_popularity(share, sample.interactions) for name, share in shares.items()}
     name, table = next(iter(tables.items()))
-    medians = "; ".join(
-        f"{bucket} {_number(median)}" for bucket, median in table.select("bucket", "median").iter_rows()
-    )
+    medians = "; ".join(f"{row['bucket']} {_median(row)}" for row in table.iter_rows(named=True))
     yield Picture(
         "CF's share by the item's popularity",
-        f"Medians with bars from the 10th to the 90th percentile. By {name}, by training interactions: {medians}.",
+        f"Medians with 95 % intervals over items. By {name}, by training interactions: {medians}.",
         image(figures.share_by_popularity(tables)),
+        f"{kind}-cf_share_by_popularity",
         "0: items that no training user bought, whose CF vector is zero.",
     )
-    yield from _planes(sample)
+    yield from _planes(sample, kind)
     yield from _of_linear(sample)
 
 
@@ -167,43 +205,62 @@ def _of_linear(sample: "AdapterSample") -> Iterator[Picture]:
         "Singular values of the projection's blocks",
         f"Two falling curves on a logarithmic scale. {words}.",
         image(figures.singular_values(values)),
+        f"{LINEAR}-singular_values",
+    )
+    around = {
+        "from zero": projection.parts(sample.fused).cosines,
+        "from their means": projection.parts(sample.fused, centred=True).cosines,
+    }
+    medians = "; ".join(f"{name} {_number(of.nanmedian().item())}" for name, of in around.items())
+    yield Picture(
+        "Do the CF part and the content part point the same way?",
+        f"Histograms of the cosine of both parts of a soft token. Medians, measured {medians}.",
+        image(figures.part_cosines(around, lm_dim=sample.soft.shape[1])),
+        f"{LINEAR}-part_cosines",
+        "1: the same way, 0: at right angles. From their means: in what tells one interaction from another.",
     )
 
 
-def _planes(sample: "AdapterSample") -> Iterator[Picture]:
+def _planes(sample: "AdapterSample", kind: str) -> Iterator[Picture]:
     from regen.analysis import figures
     from regen.analysis.projections import embed_in_plane, embedding_groups
 
     groups = embedding_groups(sample)
-    tsne = embed_in_plane(groups, method="tsne", seed=sample.seed)
+    tsne = embed_in_plane(groups, method="tsne", most=POINTS, seed=sample.seed)
     sizes = ", ".join(f"{size:,} {name}" for name, size in tsne.sizes.items())
     yield Picture(
         "Soft tokens among the language model's tokens, t-SNE",
         f"Scatter plot of {sizes}, placed by t-SNE.",
         image(figures.planes(tsne), vector=False),
+        f"{kind}-tsne",
         "Keeps neighbourhoods; how far apart clusters lie means nothing.",
     )
-    pca = embed_in_plane(groups, method="pca", seed=sample.seed)
+    pca = embed_in_plane(groups, method="pca", most=POINTS, seed=sample.seed)
     assert pca.explained is not None
     yield Picture(
         "The same, PCA",
         f"Scatter plot of {sizes}, along two principal components with {sum(pca.explained):.0%} of the variance.",
         image(figures.planes(pca), vector=False),
+        f"{kind}-pca",
         "Keeps distances, as far as two axes go.",
     )
 
 
-def image(figure: "Figure", *, vector: bool = True) -> str:
-    """A figure as a `data:` address: SVG, or PNG where there are too many points for one."""
+def image(figure: "Figure", *, vector: bool = True) -> bytes:
+    """A figure as SVG, or as PNG where there are too many points for one."""
     import matplotlib as mpl
 
     buffer = io.BytesIO()
-    options: dict[str, Any] = {"metadata": {"Date": None}} if vector else {"dpi": 110}
+    options: dict[str, Any] = {"metadata": {"Date": None}} if vector else {"dpi": 150}
     with mpl.rc_context({"svg.hashsalt": SALT}):
         figure.savefig(buffer, format="svg" if vector else "png", **options)
-    kind = "svg+xml" if vector else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return buffer.getvalue()
 
 
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.2f}"
+def _median(of: Mapping[str, Any]) -> str:
+    """A row's median with its interval."""
+    return "undefined" if of["median"] is None else f"{of['median']:.2f} [{of['low']:.2f}, {of['high']:.2f}]"
+
+
+def _number(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.2f}"

@@ -15,6 +15,7 @@ from regen.artefacts import Artefact, open_artefact
 from regen.evaluation.comparison import Cell
 from regen.evaluation.evaluate import PREDICTIONS, grid_cells, run_cells
 from regen.evaluation.prediction_files import read_predictions
+from regen.grid import CELL
 from regen.pipeline import plain
 from regen.training.run import RECORD, WEIGHTS
 
@@ -39,6 +40,11 @@ class ReportedRun:
     @property
     def folder(self) -> Path:
         return self.cell.folder
+
+    @property
+    def name(self) -> str:
+        """Its folder's; of a cell of a grid that has no run its number, and what became of it."""
+        return f"cell {self.folder.name}, {self.status}" if (self.folder / CELL).is_file() else self.folder.name
 
     @property
     def encoder(self) -> str:
@@ -172,8 +178,12 @@ def leaves(node: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tup
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.yaml"
-    return _without_credentials(plain(OmegaConf.load(path))) if path.is_file() else {}
+    """As resolved by the run, or noted in a grid by a cell that has none."""
+    for name in ("config.yaml", CELL):
+        if (path := folder / name).is_file():
+            config = plain(OmegaConf.load(path))
+            return _without_credentials(config["config"] if name == CELL else config)
+    return {}
 
 
 def _record(folder: Path) -> dict[str, Any]:

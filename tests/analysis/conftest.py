@@ -2,6 +2,7 @@
 
 import pytest
 from jaxtyping import install_import_hook
+from small import quick_embeddings
 
 install_import_hook(["regen.analysis"], "beartype.beartype")
 
@@ -31,14 +32,15 @@ def trained_runs(tmp_path_factory):
     for name, options in ADAPTERS.items():
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("train", [*base, *options])
-        folders[name] = train_and_evaluate(cfg)[0]
+        with quick_embeddings():
+            folders[name] = train_and_evaluate(cfg)[0]
     return folders
 
 
 @pytest.fixture(scope="session")
 def samples(trained_runs):
     """A sample of every run's test interactions, by adapter."""
-    from regen.analysis.adapter_weights import open_adapter
+    from regen.analysis.adapter_sample import open_adapter
 
     return {name: open_adapter(folder, interactions=20, seed=1) for name, folder in trained_runs.items()}
 

@@ -2,6 +2,8 @@
 
 import json
 
+from small import quick_embeddings
+
 SCRIPT = "<script>window.hacked = true</script>"
 MARKUP = [
     SCRIPT,
@@ -75,7 +77,8 @@ def train_hostile(root, *encoders):
     for encoder in encoders:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("train", [*HOSTILE, *paths, f"encoder={encoder}"])
-        folders[encoder] = train_and_evaluate(cfg)[0]
+        with quick_embeddings():
+            folders[encoder] = train_and_evaluate(cfg)[0]
         path = folders[encoder] / "predictions.jsonl"
         rows = [json.loads(line) for line in path.read_text().rstrip("\n").split("\n")]
         for number, row in enumerate(rows):

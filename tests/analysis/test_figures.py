@@ -10,8 +10,8 @@ import torch
 from matplotlib.colors import to_rgb
 
 from regen.analysis import figures
-from regen.analysis.adapter_weights import share_by_popularity
 from regen.analysis.data_figures import rating_shares
+from regen.analysis.popularity import share_by_popularity
 from regen.analysis.projections import embed_in_plane
 
 RNG = np.random.default_rng(0)
@@ -23,7 +23,8 @@ RATINGS = pl.DataFrame(
         "score": [7, 6, 2, 7, 5, 3, 4, 4, 1],
     }
 )
-POPULARITY = share_by_popularity(torch.rand(50), RNG.integers(0, 80, 50).tolist())
+INTERACTIONS = pl.DataFrame({"item_id": [f"i{at % 20}" for at in range(50)], "popularity": RNG.integers(0, 80, 50)})
+POPULARITY = share_by_popularity(torch.rand(50), INTERACTIONS)
 GROUPS = {name: RNG.normal(size=(20, 6)) for name in ("soft tokens", "CF parts", "content parts", "LM tokens")}
 
 FIGURES = {

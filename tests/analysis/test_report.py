@@ -253,7 +253,8 @@ def test_a_grids_failed_cell_and_its_command_are_shown(trained, tmp_path):
     assert page.says(f"failed: ValueError: no such thing {MARKUP[0]}")
     assert page.says("python train.py -m encoder=cf,content,both 'feature=[purchase_reason]' seed=0,7")
     assert page.says("4 runs, of which 3 finished")
-    assert page.says("failed cell")
+    assert page.says("cell 3, failed")
+    assert page.says("max_new_tokens: 4")  # what all four share, the failed one too
     assert len(page.of("script")) == 1
 
 
@@ -282,16 +283,31 @@ def test_the_command_writes_the_page_and_refuses_a_bad_folder_in_a_line(trained,
     assert "Traceback" not in message
 
 
-def test_figures_of_a_both_run_and_its_data_stand_in_the_page(trained_runs, tmp_path):
+@pytest.fixture
+def few_points(monkeypatch):
+    """t-SNE of so few points takes no time."""
+    monkeypatch.setattr(report_figures, "POINTS", 25)
+
+
+ADAPTER_PICTURES = ["cf_share", "cf_share_by_popularity", "pca", "tsne"]
+
+
+def test_figures_of_every_adapter_and_of_the_data_stand_in_the_page_and_as_files(trained_runs, tmp_path, few_points):
     page = page_of(trained_runs["mlp"].parent, out=tmp_path / "page.html", users=2, figures=True)
     images = page.of("img")
-    assert len(images) == 7
+    assert len(images) == 16
     assert all(len(image["alt"]) > 40 for image in images)
-    assert {re.match(r"data:image/(svg\+xml|png);base64,", image["src"])[1] for image in images} == {"svg+xml", "png"}
     for text in ("CF's share of each", "by the item's popularity", "Singular values", "t-SNE", "PCA", "users per item"):
         assert page.says(text)
-    assert page.says("(one of 3 finished runs with encoder=both)")
+    for adapter, folder in trained_runs.items():
+        assert page.says(f"CF and content in the adapter of {folder.name}")
+        blocks = ["part_cosines", "singular_values"] if adapter == "linear" else []
+        files = {path.stem for path in (tmp_path / "figures").glob(f"{adapter}-*")}
+        assert files == {f"{adapter}-{picture}" for picture in ADAPTER_PICTURES + blocks}
     assert not page.says("Not drawn")
+    shown = {image["src"].partition(",")[2] for image in images}
+    assert shown == {base64.b64encode(path.read_bytes()).decode() for path in (tmp_path / "figures").iterdir()}
+    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".svg", ".png"}
 
 
 def test_an_image_is_the_same_every_time():
@@ -300,26 +316,28 @@ def test_an_image_is_the_same_every_time():
     lengths = pl.DataFrame({"feature": ["a"] * 5, "words": [1, 2, 3, 4, 5]})
     one, two = (report_figures.image(figures.narrative_lengths(lengths)) for _ in range(2))
     assert one == two
-    svg = base64.b64decode(one.partition(",")[2]).decode()
+    svg = one.decode()
     assert svg.lstrip().startswith("<?xml")
     assert "<script" not in svg
 
 
-def test_an_adapter_that_is_not_linear_has_no_singular_values(trained_runs):
+def test_an_adapter_that_is_not_linear_has_no_singular_values(trained_runs, few_points):
     runs = [run for run in open_runs(trained_runs["mlp"].parent) if run.folder == trained_runs["mlp"]]
-    chapter = report_figures.adapter_chapter(runs, seed=0)
+    (chapter,) = report_figures.adapter_chapters(runs * 2, seed=0)
     assert chapter.problems == ["Singular values are not drawn: adapter=mlp has no CF and content blocks; linear has."]
     assert len(chapter.pictures) == 4
+    assert "the newest of 2 finished runs with encoder=both and adapter=mlp" in chapter.title
 
 
-def test_a_figure_that_cannot_be_drawn_is_named_and_the_others_stay(trained_runs, monkeypatch, tmp_path):
+def test_a_figure_that_cannot_be_drawn_is_named_and_the_others_stay(trained_runs, monkeypatch):
     def broken(*arguments, **options):
         raise RuntimeError("no plane today")
 
     monkeypatch.setattr("regen.analysis.projections.embed_in_plane", broken)
-    page = page_of(trained_runs["mlp"].parent, out=tmp_path / "page.html", users=2, figures=True)
-    assert page.says("Not drawn: RuntimeError: no plane today")
-    assert len(page.of("img")) == 4
+    runs = [run for run in open_runs(trained_runs["mlp"].parent) if run.folder == trained_runs["mlp"]]
+    (chapter,) = report_figures.adapter_chapters(runs, seed=0)
+    assert chapter.problems == ["Not drawn: RuntimeError: no plane today"]
+    assert [picture.file for picture in chapter.pictures] == ["mlp-cf_share", "mlp-cf_share_by_popularity"]
 
 
 @pytest.mark.slow

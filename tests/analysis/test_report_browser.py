@@ -68,7 +68,7 @@ def test_the_page_fits_and_its_images_are_drawn(opened, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert shown(page) == 6
     sizes = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth)")
-    assert len(sizes) == 7
+    assert len(sizes) == 8
     assert all(sizes)
     if folder := os.environ.get("REGEN_SCREENSHOTS"):  # to be looked at
         height = page.evaluate("document.documentElement.scrollHeight")
