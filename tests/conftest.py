@@ -17,7 +17,7 @@ import sys  # noqa: E402
 
 import pytest  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
-from small import SMALL  # noqa: E402
+from small import SMALL, quick_embeddings  # noqa: E402
 
 # Hydra shuts all handlers down, and that of absl (behind rouge-score) would close the stream that pytest captures.
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
@@ -55,6 +55,13 @@ def small_config(tmp_path):  # type: ignore[no-untyped-def]
             return compose("train", [*kept, *overrides])
 
     return composed
+
+
+@pytest.fixture
+def no_sentence_encoder():  # type: ignore[no-untyped-def]
+    """What the test embeds is hashed, see `small`."""
+    with quick_embeddings():
+        yield
 
 
 @pytest.fixture

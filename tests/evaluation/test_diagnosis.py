@@ -16,6 +16,7 @@ from regen.pipeline import plain
 from regen.training.assembly import build_data, build_inputs, load_language_model
 from regen.training.run import LoadedRun, Run, open_run
 
+pytestmark = pytest.mark.usefixtures("no_sentence_encoder")
 TINY = ["source.narrated_users=50", "trainer.max_steps=1"]
 
 

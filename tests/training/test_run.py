@@ -11,6 +11,8 @@ from regen.grid import train_and_evaluate
 from regen.training import run as runs
 from regen.training.module import NarrativeModule
 
+pytestmark = pytest.mark.usefixtures("no_sentence_encoder")
+
 
 class Killed(Exception):
     pass

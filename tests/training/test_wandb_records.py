@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 from safetensors.torch import load_file
-from small import SMALL
+from small import SMALL, quick_embeddings
 from wandb_files import offline_files, read_offline
 
 from regen import dashboard
@@ -25,12 +25,6 @@ from regen.training.wandb_records import final_metrics, grid_name, input_artifac
 
 CELLS = (["encoder=cf"], ["encoder=cf", "split.test=0"], ["encoder=noise", "tuning=frozen"])  # the second one fails
 GROUP = "2026-01-31_12-00-00"
-
-
-def embed(texts, *, pretrained):
-    """Unit vectors that depend on a text's length, in no time."""
-    angles = np.array([len(text) for text in texts], dtype=np.float64)
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
 def composed(root, *overrides, job=None):
@@ -55,8 +49,7 @@ def composed(root, *overrides, job=None):
 def grid(tmp_path_factory):
     """A multirun of three cells: their run folders, and where all of it lies."""
     root = tmp_path_factory.mktemp("wandb")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("regen.evaluation.evaluate.embed_texts", embed)
+    with pytest.MonkeyPatch.context() as patched, quick_embeddings():
         patched.setattr(HydraConfig.instance(), "cfg", None)
         losses = [run_cell(composed(root, *options, job=job)) for job, options in enumerate(CELLS)]
     notes = [json.loads((root / f"grids/2026-01-31/12-00-00/{job}/cell.json").read_text()) for job in range(3)]
@@ -95,6 +88,7 @@ def test_config_and_tags(grid, cells):
     assert cell.run.job_type == "train"
     assert list(cell.run.tags) == ["encoder:cf", "adapter:linear", "feature:purchase_reason"]
     assert cell.config["encoder"] == {"name": "cf"}
+    assert cell.config["training"]["epochs"] == 1
     assert cell.config["inputs"] == json.loads((grid[1][0] / "run.json").read_text())["inputs"]
     assert cells[2].config["tuning"]["name"] == "frozen"
 
@@ -110,7 +104,10 @@ def test_metrics_are_those_of_the_scores_file(grid, cells, cell):
             expected |= {name: [score["value"]], f"{name}/low": [score["low"]], f"{name}/high": [score["high"]]}
     assert logged == {name: pytest.approx(values) for name, values in expected.items() if values != [None]}
     assert {"test/purchase_reason/need_recovery/shuffled", "test/purchase_reason/bleu/high"} <= logged.keys()
-    assert cells[cell].history["val_loss"]
+    assert len(cells[cell].history["train_loss"]) >= 1
+    assert min(cells[cell].history["val_loss"]) == pytest.approx(
+        json.loads((grid[1][cell] / "run.json").read_text())["val_loss"]
+    )
     assert not cells[1].history
 
 
