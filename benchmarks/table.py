@@ -50,11 +50,11 @@ def main(only: str, growth: bool) -> None:
             lines += [Line(**line) for line in json.loads(saved.read_text())]
         else:
             failed.append(script.stem)
-    if growth:
-        subprocess.run([sys.executable, "-W", "ignore", str(HERE / "growth.py")], check=True)
     table = markdown(lines, (time.monotonic() - started) / 60)
     (FOLDER / "table.md").write_text(table)
     print(f"\n{table}\n{FOLDER / 'table.md'}")
+    if growth:
+        subprocess.run([sys.executable, "-W", "ignore", str(HERE / "growth.py")], check=True)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
