@@ -41,6 +41,7 @@ def main(only: str, growth: bool) -> None:
     started = time.monotonic()
     lines: list[Line] = []
     failed = []
+    FOLDER.mkdir(parents=True, exist_ok=True)
     for script in scripts(only):
         print(f"== {script.stem}", flush=True)
         saved = FOLDER / f"{script.stem}.json"
