@@ -8,7 +8,7 @@ MAX_MODEL_LEN ?= 4096
 MODEL ?=
 PAPER := table1 controls adapters xrec
 
-.PHONY: help setup grid paper train evaluate test test-all lint types bench llm-server clean
+.PHONY: help setup grid paper train evaluate test test-all lint types bench llm-server serve clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ types: setup ## A strict type check of regen/
 
 bench: setup ## Speed against the usual loop and the limit, as one table; ARGS="only=training growth=false"
 	$(BIN)/python benchmarks/table.py $(ARGS)
+
+serve: setup ## ARGS="checkpoint=FOLDER": its narratives over HTTP on 127.0.0.1:8080, see python -m regen.serve --help
+	exec $(BIN)/python -m regen.serve $(ARGS)
 
 llm-server: setup .venv-llm/installed ## SmolLM2, or MODEL=FOLDER, behind an OpenAI-compatible API on 127.0.0.1; PORT=8000 MAX_MODEL_LEN=4096
 	exec $(BIN)/python -m regen.narratives.llm_server port=$(PORT) max_model_len=$(MAX_MODEL_LEN) $(if $(MODEL),model=$(MODEL))

@@ -430,6 +430,27 @@ class ExportConfig:
     private: bool = True
 
 
+class BackendName(Enum):
+    transformers = "transformers"
+    vllm = "vllm"
+
+
+@dataclass
+class ServeConfig:
+    checkpoint: str = MISSING
+    data: str | None = None
+    backend: BackendName = BackendName.transformers
+    vllm: str = MISSING
+    host: str = MISSING
+    port: int = MISSING
+    rows: int = MISSING
+    queue: int = MISSING
+    timeout: float = MISSING
+    max_body_bytes: int = MISSING
+    api_key_env: str = MISSING
+    dry_run: bool = False
+
+
 @dataclass
 class ReportConfig:
     runs: str = MISSING
@@ -463,6 +484,7 @@ def register() -> None:
             TrainConfig,
             EvaluateConfig,
             ReportConfig,
+            ServeConfig,
             ExportConfig,
         ],
         "source": [SyntheticSource, FolderSource, AmazonSource, ReleaseSource],

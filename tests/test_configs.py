@@ -19,6 +19,7 @@ NEEDED = {
     "narrator/openai": ["narrator.model=some"],
     "rater/openai": ["rater.openai.model=some"],
     "export": ["run=one", "out=two"],
+    "serve": ["checkpoint=somewhere"],
     "rate": ["rater.openai.model=some"],
     "side_by_side": ["a=one", "b=two", "rater.openai.model=some"],
 }

@@ -72,7 +72,8 @@ class VLLMClient:
             VLLMError: If it is not there, serves another model, or too short a one.
         """
         try:
-            response = await self._http.get(f"{self.base_url}/models")
+            async with httpx.AsyncClient(trust_env=False) as http:  # the other may be busy on all its connections
+                response = await http.get(f"{self.base_url}/models")
             response.raise_for_status()
             served = {model["id"]: int(model["max_model_len"]) for model in response.json()["data"]}
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:

@@ -1,0 +1,75 @@
+"""What every request passes first: the key, the size of its body, the time that the body takes to arrive."""
+
+import asyncio
+import hmac
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+OPEN = frozenset({"/health", "/docs", "/openapi.json"})  # without a key
+
+
+class Gate:
+    """ASGI middleware in front of the service.
+
+    Args:
+        app: The service.
+        key: That clients have to send as `Authorization: Bearer KEY`; None lets everyone in.
+        max_body_bytes: Of a request.
+        body_timeout: Seconds in which a body has to arrive.
+    """
+
+    def __init__(self, app: ASGIApp, *, key: str | None, max_body_bytes: int, body_timeout: float) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+        self.body_timeout = body_timeout
+        self._expected = None if key is None else f"Bearer {key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "0")
+        if not self._lets_in(scope["path"], headers):
+            problem = JSONResponse(
+                {"detail": "Send the service's key as 'Authorization: Bearer KEY'."},
+                status_code=401,
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+            await problem(scope, receive, send)
+        elif length.isdecimal() and int(length[:20]) > self.max_body_bytes:
+            await JSONResponse({"detail": self._too_large()}, status_code=413)(scope, receive, send)
+        else:
+            await self.app(scope, self._limited(receive), send)
+
+    def _lets_in(self, path: str, headers: Headers) -> bool:
+        if self._expected is None or path in OPEN:
+            return True
+        return hmac.compare_digest(headers.get("authorization", "").encode("utf-8", "replace"), self._expected)
+
+    def _limited(self, receive: Receive) -> Receive:
+        left, whole = self.max_body_bytes, False
+        deadline = asyncio.get_running_loop().time() + self.body_timeout
+
+        async def limited() -> Message:
+            nonlocal left, whole
+            if whole:  # what comes now is the client leaving, whenever that is
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"The body did not arrive within {self.body_timeout:g} s.") from None
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise HTTPException(413, self._too_large())
+            whole = not message.get("more_body", False)
+            return message
+
+        return limited
+
+    def _too_large(self) -> str:
+        return f"The body is larger than {self.max_body_bytes:,} bytes. Send fewer or shorter reviews."

@@ -1,0 +1,179 @@
+"""The HTTP service over one engine: routes, refusals, limits."""
+
+import logging
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from regen.serving.answers import NarrativesAnswer, Wanted
+from regen.serving.engine import Engine, EngineError, QueueFullError
+from regen.serving.gate import Gate
+from regen.serving.interactions import RequestError
+from regen.serving.metrics import Metrics
+from regen.serving.requests import (
+    IDENTIFIER,
+    OF_HISTORY,
+    OF_USER,
+    Health,
+    ItemsResponse,
+    KnownItem,
+    NarrativesResponse,
+    OfUser,
+    Problem,
+    request_model,
+)
+from regen.serving.users import Users
+
+logger = logging.getLogger(__name__)
+MOST_ITEMS = 100  # of one search
+MESSAGE = 400  # characters of a complaint about a request
+KEY = {"Key": {"type": "http", "scheme": "bearer"}}
+EVENTS = {
+    "description": "JSON, or with stream=true the events `piece` (narrative, text), `narrative` (all of one), `error` "
+    "(narrative, detail) and, last, `done`.",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
+
+
+def create_app(
+    engine: Engine,
+    *,
+    users: Users | None = None,
+    key: str | None = None,
+    timeout: float = 60.0,
+    max_body_bytes: int = 2 << 20,
+) -> ASGIApp:
+    """The service.
+
+    Args:
+        engine: Running; the service does not end it.
+        users: Known users; without them every request brings its history.
+        key: That clients have to send; None lets everyone in.
+        timeout: Seconds for a request, from its whole body to its last piece; as many for the body to arrive.
+        max_body_bytes: Of a request.
+    """
+    metrics = Metrics(lambda: engine.under_way)
+    app = FastAPI(
+        title="regen",
+        summary="Narratives from purchase histories.",
+        description=f"Model `{engine.model.spec.run}` on data `{engine.model.data_fingerprint}`.",
+        redoc_url=None,
+    )
+    _add_routes(app, engine, users, metrics, timeout)
+    _add_refusals(app, timeout)
+    if key is not None:
+        _tell_of_key(app)
+    return _Counted(Gate(app, key=key, max_body_bytes=max_body_bytes, body_timeout=timeout), app, metrics)
+
+
+def _add_routes(app: FastAPI, engine: Engine, users: Users | None, metrics: Metrics, timeout: float) -> None:
+    wanted_of: Any = request_model(engine.model.features)
+    problems = _problems(400, 404, 408, 413, 422, 429, 503, 504)
+
+    @app.post("/v1/narratives", response_model=NarrativesResponse, responses={200: EVENTS, **problems})
+    async def narratives(body: wanted_of) -> Response:
+        """Writes narratives for known users or given histories."""
+        wanted = [_wanted(at, one, engine, users) for at, one in enumerate(body.narratives)]
+        return NarrativesAnswer(engine, wanted, stream=body.stream, timeout=timeout, metrics=metrics)
+
+    @app.get("/v1/items", responses=_problems(422))
+    def items(
+        query: Annotated[str, Query(min_length=1, max_length=IDENTIFIER, description="Words or parts of words.")],
+        limit: Annotated[int, Query(ge=1, le=MOST_ITEMS)] = 20,
+    ) -> ItemsResponse:
+        """Items whose title, brand or category hold every word."""
+        return ItemsResponse(items=[KnownItem(**vars(item)) for item in engine.model.items.search(query, limit)])
+
+    @app.get("/health", responses=_problems(503))
+    async def health() -> Health:
+        """Whether narratives can be written."""
+        try:
+            await engine.check()
+        except EngineError as error:
+            logger.warning("%s", error)
+            raise HTTPException(503, "Nothing can be written now; the service's log says why.") from error
+        return Health(status="ok")
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    def counters() -> Response:
+        """Counters for Prometheus."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _wanted(at: int, one: Any, engine: Engine, users: Users | None) -> Wanted:
+    """Finds the history of a user, and the items of one that is given by item ids."""
+    if isinstance(one, OfUser):
+        if users is None:
+            raise HTTPException(404, "This service knows no users: it was started without data=. Send a history.")
+        history = users.history(one.user_id)
+        if history is None:
+            raise HTTPException(404, f"narratives[{at}].user_id: no user {one.user_id!r:.80} among {len(users):,}.")
+        return Wanted(history, one.feature)
+    for position, purchase in enumerate(one.history):
+        if not (purchase.title or "").strip() and purchase.item_id not in engine.model.items:
+            where = f"narratives[{at}].history[{position}]"
+            raise HTTPException(404, f"{where}.item_id: no item {purchase.item_id!r:.80}. Give its title.")
+    return Wanted([purchase.interaction() for purchase in one.history], one.feature)
+
+
+def _add_refusals(app: FastAPI, timeout: float) -> None:
+    def refuse(kind: type[Exception], status: int, message: str | None = None) -> None:
+        @app.exception_handler(kind)
+        async def answer(_: Request, error: Exception) -> Response:
+            after = {"Retry-After": str(error.after)} if isinstance(error, QueueFullError) else None
+            return _problem(status, message or str(error), after)
+
+    refuse(RequestError, 422)
+    refuse(QueueFullError, 429)
+    refuse(EngineError, 503)
+    refuse(TimeoutError, 504, f"not written within {timeout:g} s. Ask for fewer narratives, or later.")
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        """The first complaint, without repeating what was sent."""
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part not in (OF_USER, OF_HISTORY))
+        more = f" ({len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+        return _problem(422, f"{where}: {first['msg'].removeprefix('Value error, ')}{more}")
+
+
+def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+    told = detail[:MESSAGE].encode("utf-8", "replace").decode()  # halves of surrogate pairs fit into no answer
+    return JSONResponse(Problem(detail=told).model_dump(), status, headers)
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": Problem} for status in statuses}
+
+
+def _tell_of_key(app: FastAPI) -> None:
+    """Describes the key that `Gate` asks for."""
+    document = app.openapi()
+    document["components"]["securitySchemes"] = KEY
+    for path in ("/v1/narratives", "/v1/items", "/metrics"):
+        for operation in document["paths"][path].values():
+            operation["security"] = [{"Key": []}]
+            operation["responses"]["401"] = {"description": "No key, or another one."}
+
+
+class _Counted:
+    """Counts requests by path and status, with all that the gate refuses."""
+
+    def __init__(self, inner: ASGIApp, app: FastAPI, metrics: Metrics) -> None:
+        self.inner = inner
+        self.paths = frozenset(app.openapi()["paths"])
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                path = scope["path"] if scope["path"] in self.paths else "other"
+                self.metrics.requests.labels(path, str(message["status"])).inc()
+            await send(message)
+
+        await self.inner(scope, receive, counting if scope["type"] == "http" else send)

@@ -1,0 +1,71 @@
+"""The engine that has the LM elsewhere on this machine: vLLM decodes what adapter and embeddings give it."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from regen.evaluation.vllm_client import VLLMClient, VLLMError
+from regen.models.merged_lm import merged_folder
+from regen.serving.engine import Engine, EngineError, longest_row
+from regen.serving.model import NarrativeModel
+from regen.serving.narrative import Prepared
+
+
+class VLLMEngine(Engine):
+    """Decodes in a vLLM server on this machine, which has to serve this model's LM with its LoRA merged.
+
+    Args:
+        model: Gives histories, adapter and embeddings.
+        base_url: Of the server's API, on a loopback address.
+        rows: The most requests to the server at one time.
+        queue: The most that wait for one of them; more are refused.
+        timeout: Seconds without a token after which the server is taken for dead.
+
+    Raises:
+        ValueError: If the address is not loopback.
+    """
+
+    def __init__(
+        self, model: NarrativeModel, *, base_url: str, rows: int = 32, queue: int = 128, timeout: float = 60.0
+    ) -> None:
+        super().__init__(model, places=rows + queue)
+        folder = merged_folder(model.soft_token_lm, model.tokenizer, name=model.spec.run)
+        self.needs = f"make llm-server MODEL={folder}"
+        self._client = VLLMClient(base_url, name=folder.name, timeout=timeout, connections=rows)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.check()
+        except EngineError:
+            await self._client.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.__aexit__()
+        await super().__aexit__()
+
+    async def check(self) -> None:
+        try:
+            await self._client.check(positions=longest_row(self.model))
+        except VLLMError as error:
+            raise EngineError(f"{error} Start the right one: {self.needs}") from error
+
+    async def _tokens(self, prepared: Prepared, *, limit: int) -> AsyncGenerator[int, None]:
+        embeds = await self._off_loop(lambda: self._embedded(prepared))
+        try:
+            async with aclosing(self._client.stream(embeds, limit=limit, stop_ids=self.model.stop_ids)) as parts:
+                async for ids in parts:
+                    for token in ids:
+                        yield token
+        except VLLMError as error:
+            raise EngineError(str(error)) from error
+
+    @torch.no_grad()
+    def _embedded(self, prepared: Prepared) -> Float[Tensor, "positions lm_dim"]:
+        embeds, _ = self.model.soft_token_lm.prefix(self.model.collate([prepared]))
+        return embeds[0]
