@@ -8,7 +8,7 @@ MAX_MODEL_LEN ?= 4096
 MODEL ?=
 PAPER := table1 controls adapters xrec
 
-.PHONY: help setup grid paper train evaluate test test-all lint types bench llm-server serve clean
+.PHONY: help setup grid paper train evaluate demo test test-all lint types bench llm-server serve clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ train: setup ## One run; ARGS="encoder=cf adapter=linear" as for train.py
 
 evaluate: setup ## ARGS="run=FOLDER", "runs=FOLDER" or "predictions=FILE"
 	$(BIN)/python evaluate.py $(ARGS)
+
+demo: setup ## The models of make grid side by side on a page in the browser; ARGS="runs=FOLDER port=7860"
+	$(BIN)/python -m regen.demo $(ARGS)
 
 test: setup ## The default tests: no network, under three minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)

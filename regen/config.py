@@ -460,6 +460,13 @@ class ReportConfig:
     figures: bool = MISSING
 
 
+@dataclass
+class DemoConfig:
+    runs: str = MISSING
+    host: str = MISSING
+    port: int = MISSING
+
+
 def groups_help() -> str:
     """Every group of `conf/` with its values, for `--help`; the schema's own groups are no one's choice."""
     groups: dict[str, list[str]] = {}
@@ -486,6 +493,7 @@ def register() -> None:
             ReportConfig,
             ServeConfig,
             ExportConfig,
+            DemoConfig,
         ],
         "source": [SyntheticSource, FolderSource, AmazonSource, ReleaseSource],
         "narrator": [Narrator, WritingNarrator, OpenAINarrator],

@@ -43,10 +43,15 @@ class FinishedRun:
         return [self.histories[at] for at in chosen], [self.predictions[at] for at in chosen]
 
 
-def trained(config, *overrides):
-    """The folder of a run that hears its history, though it has learned little."""
+def cell(config, *overrides):
+    """The config of a run that hears its history, though it has learned little."""
     world = ["source.narrated_users=40", "source.purchases=4", "trainer.max_steps=8"]
-    return train_and_evaluate(config(*world, FEATURES, *overrides))[0]
+    return config(*world, FEATURES, *overrides)
+
+
+def trained(config, *overrides):
+    """The folder of such a run."""
+    return train_and_evaluate(cell(config, *overrides))[0]
 
 
 @pytest.fixture(scope="session")
@@ -83,3 +88,13 @@ def exported(finished, tmp_path_factory):
 @pytest.fixture(scope="session")
 def model(exported):
     return NarrativeModel.from_pretrained(exported)
+
+
+@pytest.fixture(scope="session")
+def grid(session_config, finished):
+    """The folder that holds that run and its grid's others, which have been trained and not evaluated."""
+    for encoder in ("cf", "content"):
+        run = runs.open_run(cell(session_config, f"encoder={encoder}", "tuning=lora", "adapter=mlp"))
+        with runs.experiment_logger(run) as run_logger:
+            runs.fit(run, run_logger)
+    return finished.folder.parent

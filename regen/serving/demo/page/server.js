@@ -1,0 +1,45 @@
+/** What the server said no to, in its own words. */
+export class Refusal extends Error {}
+
+/** A JSON answer to a question of names and values. */
+export async function ask(path, parameters = {}) {
+  const response = await reached(`api/${path}?${new URLSearchParams(parameters)}`);
+  return response.json();
+}
+
+/**
+ * The events of a narrative request, one by one, as the models write.
+ *
+ * @param {{feature: string, history: Object[]}} request
+ * @param {AbortSignal} signal
+ */
+export async function* narrate(request, signal) {
+  const response = await reached("api/narratives", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(request),
+    signal,
+  });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop();
+    for (const line of lines) yield JSON.parse(line);
+  }
+}
+
+async function reached(address, options) {
+  let response;
+  try {
+    response = await fetch(address, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refusal("The server does not answer. Is `python -m regen.demo` still running?");
+  }
+  if (response.ok) return response;
+  const answer = await response.json().catch(() => ({}));
+  throw new Refusal(answer.detail ?? `The server answered ${response.status}.`);
+}

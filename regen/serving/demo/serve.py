@@ -1,0 +1,77 @@
+"""From a folder of runs to the demo's page on this machine."""
+
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import uvicorn
+
+from regen.data.prepare import load_tables
+from regen.embeddings.encode import Split
+from regen.evaluation.vllm_client import is_loopback
+from regen.serving import NarrativeModel
+from regen.serving.demo.app import Shown, build_app, withholds_review
+from regen.serving.demo.narrated_users import NarratedUsers
+from regen.serving.demo.runs import newest_grid
+
+
+def serve(runs: Path, *, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serves the page until it is interrupted.
+
+    Args:
+        runs: Folder of runs, or of a grid.
+        host: A loopback address, because the page has no key.
+        port: To listen on; 0 takes a free one.
+        ready: Is given the page's address once models and data are loaded.
+
+    Raises:
+        FileNotFoundError: If the folder holds no runs.
+        ValueError: If the address is no loopback one, the port is taken, or the runs cannot be shown.
+    """
+    with _listening(host, port) as listening:  # first, because models take longer to load than this takes to fail
+        app = build_app(load_shown(runs), hosts=[host, "localhost"])
+        ready(f"http://{host}:{listening.getsockname()[1]}")
+        with suppress(KeyboardInterrupt):  # how a reader ends it
+            uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off")).run(sockets=[listening])
+
+
+def load_shown(runs: Path) -> Shown:
+    """Models and users of the newest grid in a folder.
+
+    Raises:
+        FileNotFoundError: If the folder holds no runs.
+        ValueError: If it holds no `cf`, `content` and `both` of one grid and the same data, or one cannot be read.
+    """
+    trios = newest_grid(runs)
+    first = trios[0]["both"]
+    if first.data is None:
+        raise ValueError(f"{first.folder}: {first.inputs}")
+    models: dict[str, dict[str, NarrativeModel]] = {}
+    for trio in trios:
+        loaded = {encoder: NarrativeModel.from_run(run.folder) for encoder, run in trio.items()}
+        models |= dict.fromkeys(loaded["both"].features, loaded)
+    users = NarratedUsers(
+        load_tables(first.data.path),
+        withhold={name: withholds_review(models[name], name) for name in models},
+        max_history=int(first.config["data"]["max_history"]),
+        split=Split(**first.config["split"]),
+    )
+    return Shown(models, users, [run.folder.name for trio in trios for run in trio.values()], first.data.fingerprint)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket on a loopback address.
+
+    Raises:
+        ValueError: If the address is another one, or taken.
+    """
+    if not is_loopback(host) or ":" in host:
+        raise ValueError(
+            f"host={host}: the page shows reviews without a key, so it stays on this machine. Give host=127.0.0.1, and "
+            f"from another machine: ssh -L {port}:127.0.0.1:{port} THIS_MACHINE"
+        )
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        raise ValueError(f"port={port} of {host}: {error.strerror}. Give another: port={port + 1}") from error
