@@ -67,6 +67,7 @@ def model_card(spec: Spec, scores: Mapping[str, Mapping[str, Any]]) -> str:
         tags=["recommendation", "narratives", "soft-tokens", "regen"],
     )
     features = ", ".join(spec.features)
+    narrator = "the source itself" if spec.data["narrator"] == "source" else f"`narrator={spec.data['narrator']}`"
     parts = [
         f"# Narratives on purchase histories: {features} ({spec.encoder})",
         "Reads a customer's purchase history, one soft token per purchase, and writes a narrative about it. For "
@@ -74,7 +75,7 @@ def model_card(spec: Spec, scores: Mapping[str, Mapping[str, Any]]) -> str:
         "```python\nfrom regen import NarrativeModel\n\nmodel = NarrativeModel.from_pretrained(FOLDER_OR_HUB_ID)\n"
         f"print(model.narrate(HISTORY, feature={next(iter(spec.features))!r}))\n```",
         f"## Model\n\n{_model(spec)}",
-        f"## Data\n\n{origin}; vertical {spec.data['vertical']}, narratives by {spec.data['narrator']}. Fingerprint "
+        f"## Data\n\n{origin}; vertical {spec.data['vertical']}, narratives by {narrator}. Fingerprint "
         f"`{spec.data['fingerprint']}`. Users are split by a hash of their id: none was both trained on and tested.",
         f"## Scores\n\n{_scores(scores)}",
         f"## Licences\n\nBase LM: {licence}. It is not in this repository.\n\nData: {terms}",

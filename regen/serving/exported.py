@@ -62,6 +62,8 @@ def _write(model: "NarrativeModel", folder: Path) -> None:
         save_file({"vectors": model.items.factors}, folder / FACTORS)
     (folder / CARD).write_text(model.card, encoding="utf-8")
     write_manifest(folder)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)  # safetensors makes files that only their owner may read
 
 
 def read_parts(

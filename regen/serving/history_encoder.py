@@ -1,7 +1,7 @@
 """From a history as written to the vectors that training would have made of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -12,7 +12,7 @@ from regen.data.tables import INTERACTIONS, ITEMS
 from regen.embeddings.content import embed_texts, interaction_text, item_text, review_text
 from regen.embeddings.fusion import random_vector
 from regen.embeddings.vector_store import VECTOR_DTYPE
-from regen.serving.interactions import Interaction, RequestError
+from regen.serving.interactions import Interaction
 from regen.serving.items import Items
 
 SERVED = ("cf", "content", "both", "none", "random")
@@ -56,7 +56,7 @@ class HistoryEncoder:
         """Encodes histories together, so that the sentence encoder reads all their texts at once.
 
         Args:
-            histories: Completed ones (`complete`), each with at least one interaction.
+            histories: As `read_history` gives them.
             withhold_final_review: Whether the feature keeps the final review, and copies of it, from the model.
         """
         flat = [one for history in histories for one in history]
@@ -112,26 +112,3 @@ class HistoryEncoder:
 
     def _random(self, row: int | None) -> Float[np.ndarray, " dim"]:
         return np.zeros(self.dim, dtype=np.float32) if row is None else random_vector(row, self.dim, seed=self.seed)
-
-
-def complete(history: Sequence[Interaction], items: Items, *, first: int) -> list[Interaction]:
-    """Fills in what an interaction leaves out about its item, where the model knows the item.
-
-    Args:
-        history: Checked interactions.
-        items: The training data's.
-        first: Position of the first one in the history as it was given, for messages.
-
-    Raises:
-        RequestError: If an item has no title, given or known.
-    """
-    completed = []
-    for at, one in enumerate(history, start=first):
-        item = None if one.item_id is None else items.get(one.item_id)
-        if item is not None:
-            one = replace(one, **{name: value for name, value in vars(item).items() if getattr(one, name) is None})
-        if one.title is None:
-            whose = "no item_id" if one.item_id is None else f"item_id={one.item_id!r:.60}, which has no title here,"
-            raise RequestError(f"history[{at}]: no title, and {whose} to take one from. Give the item's title.")
-        completed.append(one)
-    return completed

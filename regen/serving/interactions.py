@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from regen.data.tables import nearest
+from regen.serving.items import Items
 
 TEXT_CHARACTERS = 20_000  # far beyond the window of any sentence encoder, so that a cut changes no vector
 MOST = 1e12  # of a rating or price
@@ -47,25 +48,29 @@ NAMES = tuple(field.name for field in fields(Interaction))
 _NUMBERS = ("rating", "price")
 
 
-def checked_history(history: Any, *, latest: int) -> list[Interaction]:
-    """The latest interactions of a history, oldest first, with their texts cleaned.
+def read_history(history: Any, items: Items, *, latest: int) -> list[Interaction]:
+    """The latest interactions of a history, oldest first, their texts cleaned, completed from the items that are known.
 
     Control characters become spaces, halves of surrogate pairs question marks; texts are cut at `TEXT_CHARACTERS`,
-    and what is blank is left out.
+    and what is blank is left out. What an interaction says of its item goes before what the table says.
 
     Args:
         history: Interactions, or mappings with the names of an `Interaction`'s attributes.
+        items: The training data's.
         latest: How many are kept; older ones are not looked at.
 
     Raises:
-        RequestError: If it is no sequence, empty, or one of the interactions kept is not as described.
+        RequestError: If it is no sequence, empty, or one of the interactions kept is not as described or has no title.
     """
     if not is_sequence(history):
         raise RequestError(f"a history is a list of interactions, not {_said(history)}.")
     if not history:
         raise RequestError("the history is empty; at least one interaction is needed.")
     first = max(0, len(history) - latest)
-    return [_checked(one, f"history[{at}]") for at, one in enumerate(history[first:], start=first)]
+    return [
+        _completed(_checked(one, f"history[{at}]"), items, f"history[{at}]")
+        for at, one in enumerate(history[first:], start=first)
+    ]
 
 
 def is_sequence(value: Any) -> bool:
@@ -87,6 +92,16 @@ def _checked(one: Any, where: str) -> Interaction:
         name: (_number if name in _NUMBERS else _text)(value, f"{where}.{name}") for name, value in given.items()
     }
     return Interaction(**checked)
+
+
+def _completed(one: Interaction, items: Items, where: str) -> Interaction:
+    item = None if one.item_id is None else items.get(one.item_id)
+    if item is not None:
+        one = replace(one, **{name: value for name, value in vars(item).items() if getattr(one, name) is None})
+    if one.title is None:
+        known = "no item_id" if one.item_id is None else f"item_id={one.item_id!r:.60} has none here"
+        raise RequestError(f"{where}: no title, and {known}. Give the item's title.")
+    return one
 
 
 def _number(value: Any, where: str) -> float | None:

@@ -11,7 +11,7 @@ CARD = "README.md"  # may be edited after the export, so it is not in the manife
 
 def write_manifest(folder: Path) -> None:
     """Writes size and SHA-256 of every file in the folder but the card."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CARD)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, CARD))
     entries = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_hash(path)} for path in files
     }

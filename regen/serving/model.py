@@ -1,29 +1,24 @@
 """A trained model as its user sees it: load, narrate, save, share (paper 4.2, from a finished run on)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self, cast, overload
 
 import torch
 from transformers import GenerationConfig
 
-from regen.costs import Stopwatch
 from regen.data.batch import Batch
 from regen.data.tables import nearest
-from regen.evaluation.generate import decode_rows, generation_config
 from regen.models.adapter import Adapter
 from regen.models.language_model import LanguageModel
-from regen.models.row_decoder import RowDecoder
 from regen.models.soft_token_lm import SoftTokenLM
-from regen.serving.history_encoder import HistoryEncoder, complete
-from regen.serving.interactions import Interaction, RequestError, checked_history, is_sequence
+from regen.serving.decoding import Decoding
+from regen.serving.history_encoder import HistoryEncoder
+from regen.serving.interactions import Interaction, RequestError, is_sequence, read_history
 from regen.serving.items import Items
-from regen.serving.narrative import Narrative, Prepared, collate
+from regen.serving.narrative import Narrative, Prepared
 from regen.serving.spec import Spec
-from regen.serving.text_pieces import TextPieces, decoded
 
-ROWS = 64  # histories decoded at one time
 History = Sequence[Interaction | Mapping[str, Any]]
 
 
@@ -62,6 +57,7 @@ class NarrativeModel:
         self.generation = generation
         self.card = card
         self._lm = lm
+        self._decoding = Decoding(soft_token_lm, lm.tokenizer, generation, lm.window)
         self._encode = HistoryEncoder(spec.encoder, spec.dim, items, spec.sentence_encoder, spec.seed)
         prompts = {name: str(options["prompt"]) for name, options in spec.features.items()}
         self._prompts = {
@@ -155,18 +151,12 @@ class NarrativeModel:
     @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end a narrative."""
-        return frozenset([int(self.tokenizer.eos_token_id)])
+        return self._decoding.stop_ids
 
     @property
     def max_new_tokens(self) -> int:
         """The most tokens of a narrative."""
-        return int(self.generation.max_new_tokens)
-
-    @property
-    def greedy(self) -> bool:
-        """Whether its generation settings take the likeliest token each time and say nothing else."""
-        simple = generation_config({"do_sample": False, "max_new_tokens": self.max_new_tokens}, self.tokenizer)
-        return _settings(simple) == _settings(self.generation)
+        return self._decoding.max_new_tokens
 
     @overload
     def narrate(
@@ -198,11 +188,11 @@ class NarrativeModel:
             RequestError: If the model has no such feature, or a history cannot be read.
         """
         several = is_sequence(history) and len(history) > 0 and is_sequence(history[0])
-        prepared = self.prepare_all(history if several else [history], feature=feature)  # type: ignore[list-item, arg-type]
-        if temperature is None and self.greedy:
-            texts = self._greedy(prepared)
+        if several:
+            prepared = self.prepare_all(cast("Sequence[History]", history), feature=feature)
         else:
-            texts = self._sampled(prepared, temperature, seed)
+            prepared = [self.prepare(cast("History", history), feature=feature)]
+        texts = self._decoding.texts(prepared, temperature=temperature, seed=seed)
         narratives = [
             Narrative(text, one.confidence, one.unknown_items) for text, one in zip(texts, prepared, strict=True)
         ]
@@ -212,22 +202,9 @@ class NarrativeModel:
         """The text of `narrate` in pieces, as they are written; in one piece where its settings are not greedy.
 
         Raises:
-            RequestError: As `narrate`, at the first piece.
+            RequestError: As `narrate`, before the first piece.
         """
-        if not self.greedy:
-            yield self.narrate(history, feature).text
-            return
-        prepared = self.prepare(history, feature=feature)
-        limit = min(self.max_new_tokens, self.window_left(prepared))
-        decoder = RowDecoder(self.soft_token_lm, slots=1, length=prepared.prefix + limit, stop_ids=self.stop_ids)
-        pieces = TextPieces(self.tokenizer)
-        tokens = decoder.add(self.collate([prepared]), [0], [limit])
-        while tokens:
-            if piece := pieces.add(tokens[0].id):
-                yield piece
-            tokens = decoder.step()
-        if rest := pieces.end():
-            yield rest
+        return self._decoding.stream(self.prepare(history, feature=feature))
 
     def prepare(self, history: History, *, feature: str = "purchase_reason") -> Prepared:
         """A history, checked and encoded: what the model reads for it.
@@ -235,29 +212,38 @@ class NarrativeModel:
         Raises:
             RequestError: If the model has no such feature, or the history cannot be read.
         """
-        return self._prepare([checked_history(history, latest=self.spec.max_history)], [history], feature)[0]
+        read = read_history(history, self.items, latest=self.spec.max_history)
+        return self._prepare([read], feature)[0]
 
     def prepare_all(self, histories: Sequence[History], *, feature: str = "purchase_reason") -> list[Prepared]:
         """Several histories, encoded together, which is faster than one by one.
 
         Raises:
-            RequestError: As `prepare`.
+            RequestError: As `prepare`; the message begins with the history's position.
         """
-        checked = [checked_history(history, latest=self.spec.max_history) for history in histories]
-        return self._prepare(checked, histories, feature)
+        read = []
+        for at, history in enumerate(histories):
+            try:
+                read.append(read_history(history, self.items, latest=self.spec.max_history))
+            except RequestError as error:
+                raise RequestError(f"histories[{at}]: {error}") from error
+        return self._prepare(read, feature)
 
     def collate(self, prepared: Sequence[Prepared]) -> Batch:
         """Histories as the batch that `RowDecoder.add` and `SoftTokenLM.generate` take, on the model's device."""
-        return collate(list(prepared), pad=int(self.tokenizer.pad_token_id)).on(self.soft_token_lm.device)
+        return self._decoding.collate(prepared)
 
     def window_left(self, prepared: Prepared) -> int:
-        """Positions that the LM has left for the narrative."""
-        return self._lm.window - prepared.prefix
+        """Positions that the LM has left for the narrative; at least one."""
+        return self._decoding.window - prepared.prefix
 
     def cf_shares(self, history: History, *, feature: str = "purchase_reason") -> list[float] | None:
         """CF's share of the soft token of each interaction read, 0 to 1; None unless the encoder is `both`.
 
         By gradient times input (`regen.analysis.adapter_weights.attribution_share`), for any adapter.
+
+        Raises:
+            RequestError: As `prepare`.
         """
         if self.encoder != "both":
             return None
@@ -276,17 +262,18 @@ class NarrativeModel:
         )
         return [float(one) for one in share.nan_to_num()]
 
-    def _prepare(self, checked: Sequence[list[Interaction]], given: Sequence[History], feature: str) -> list[Prepared]:
+    def _prepare(self, histories: Sequence[list[Interaction]], feature: str) -> list[Prepared]:
         if not isinstance(feature, str) or feature not in self.spec.features:
             hint = nearest(str(feature)[:80], self.features)
             raise RequestError(f"feature={feature!r:.80}: this model does not write it. {hint}")
-        completed = [
-            complete(history, self.items, first=len(whole) - len(history))
-            for history, whole in zip(checked, given, strict=True)
-        ]
-        withhold = bool(self.spec.features[feature]["withhold_final_review"])
         prompt = self._prompts[feature]
         before = len(prompt) + (self.soft_token_lm.bos_token_id is not None)
+        window = self._decoding.window
+        if (longest := before + max(map(len, histories))) >= window:
+            raise RequestError(
+                f"history and prompt take {longest} positions; the LM reads {window}. Give fewer purchases."
+            )
+        withhold = bool(self.spec.features[feature]["withhold_final_review"])
         return [
             Prepared(
                 feature=feature,
@@ -296,54 +283,10 @@ class NarrativeModel:
                 confidence=float(encoded.known.mean()),
                 unknown_items=_unknown(history, encoded.known.tolist()),
             )
-            for history, encoded in zip(completed, self._encode(completed, withhold_final_review=withhold), strict=True)
+            for history, encoded in zip(histories, self._encode(histories, withhold_final_review=withhold), strict=True)
         ]
-
-    def _greedy(self, prepared: list[Prepared]) -> list[str]:
-        texts = [""] * len(prepared)
-        limits = [min(self.max_new_tokens, self.window_left(one)) for one in prepared]
-        rows = _Rows(self, prepared)
-        for at, ids in decode_rows(
-            self.soft_token_lm, rows, limits=limits, stop_ids=self.stop_ids, rows=ROWS, watch=Stopwatch()
-        ):
-            texts[at] = decoded(self.tokenizer, ids)
-        return texts
-
-    def _sampled(self, prepared: list[Prepared], temperature: float | None, seed: int) -> list[str]:
-        config = self.generation
-        if temperature is not None:
-            if not temperature > 0:
-                raise RequestError(f"temperature={temperature}: it has to be above 0; leave it out for greedy text.")
-            options = {"max_new_tokens": self.max_new_tokens, "do_sample": True, "temperature": float(temperature)}
-            config = generation_config(options, self.tokenizer)
-        texts: list[str] = []
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            for first in range(0, len(prepared), ROWS):
-                ids = self.soft_token_lm.generate(self.collate(prepared[first : first + ROWS]), config)
-                texts += [decoded(self.tokenizer, row) for row in ids.tolist()]
-        return texts
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Histories as `decode_rows` reads them."""
-
-    model: NarrativeModel
-    prepared: list[Prepared]
-
-    @property
-    def prefixes(self) -> list[int]:
-        return [one.prefix for one in self.prepared]
-
-    def collate(self, indices: Sequence[int]) -> Batch:
-        return self.model.collate([self.prepared[index] for index in indices])
 
 
 def _unknown(history: list[Interaction], known: list[bool]) -> tuple[str, ...]:
     named = (str(one.item_id or one.title) for one, is_known in zip(history, known, strict=True) if not is_known)
     return tuple(dict.fromkeys(named))
-
-
-def _settings(config: GenerationConfig) -> dict[str, Any]:
-    return {name: value for name, value in config.to_dict().items() if name != "transformers_version"}

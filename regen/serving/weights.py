@@ -1,5 +1,6 @@
 """The trained weights of an exported folder: the adapter, and LoRA as PEFT writes it or the LM that was tuned whole."""
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,10 +52,9 @@ def save_weights(model: SoftTokenLM, folder: Path, *, base_model: str) -> None:
             folder / LORA / "adapter_model.safetensors",
             metadata={"format": "pt"},
         )
-        config = dict(model.lm.peft_config)["default"]
-        named, config.base_model_name_or_path = config.base_model_name_or_path, base_model
+        config = copy.copy(model.lm.peft_config["default"])
+        config.base_model_name_or_path, config.inference_mode = base_model, True
         config.save_pretrained(folder / LORA)
-        config.base_model_name_or_path = named
     elif tuned := {name: tensor for name, tensor in state.items() if name.startswith(OF_LM)}:
         save_file(tuned, folder / LM)
 

@@ -1,57 +1,10 @@
-"""Small finished runs, and the histories of their test users as a person would write them."""
-
-import json
+"""A finished run with both encoders, its exported folder and the model in it."""
 
 import pytest
+from serving.finished_runs import FinishedRun, cell, quick_sentence_encoder, trained
 
-from regen.data.prepare import load_tables
-from regen.grid import train_and_evaluate
 from regen.serving import NarrativeModel
 from regen.training import run as runs
-
-FEATURES = "feature=[purchase_reason,product_endorsement]"
-
-
-def written(tables, example):
-    """The history of an example as a person would write it, who knows the items' ids but repeats no metadata."""
-    return [
-        {
-            "item_id": row["item_id"],
-            "rating": row["rating"],
-            "review": row["review_text"],
-            "review_title": row["review_title"],
-        }
-        for row in tables.interactions[example.rows].to_dicts()
-    ]
-
-
-class FinishedRun:
-    """A run, what evaluation found it to predict, and the histories it predicted from."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        loaded = runs.load(runs.read_run(folder))
-        self.tables = load_tables(loaded.run.inputs.prepared.path)
-        self.examples = loaded.data.splits["test"].examples
-        self.histories = [written(self.tables, example) for example in self.examples]
-        lines = (folder / "predictions.jsonl").read_text().splitlines()
-        self.predictions = [json.loads(line)["prediction"] for line in lines]
-
-    def of(self, feature):
-        """Histories and predictions of one feature."""
-        chosen = [at for at, example in enumerate(self.examples) if example.feature == feature]
-        return [self.histories[at] for at in chosen], [self.predictions[at] for at in chosen]
-
-
-def cell(config, *overrides):
-    """The config of a run that hears its history, though it has learned little."""
-    world = ["source.narrated_users=40", "source.purchases=4", "trainer.max_steps=8"]
-    return config(*world, FEATURES, *overrides)
-
-
-def trained(config, *overrides):
-    """The folder of such a run."""
-    return train_and_evaluate(cell(config, *overrides))[0]
 
 
 @pytest.fixture(scope="session")
@@ -73,10 +26,21 @@ def session_config(tmp_path_factory):
     return composed
 
 
+@pytest.fixture(autouse=True)
+def no_minilm(request):
+    """Default tests encode texts without weights; slow ones as users do."""
+    if request.node.get_closest_marker("slow"):
+        yield
+        return
+    with quick_sentence_encoder():
+        yield
+
+
 @pytest.fixture(scope="session")
 def finished(session_config):
     """A run with both encoders and LoRA."""
-    return FinishedRun(trained(session_config, "encoder=both", "tuning=lora", "adapter=mlp"))
+    with quick_sentence_encoder():
+        return FinishedRun(trained(session_config, "encoder=both", "tuning=lora", "adapter=mlp"))
 
 
 @pytest.fixture(scope="session")
@@ -93,8 +57,9 @@ def model(exported):
 @pytest.fixture(scope="session")
 def grid(session_config, finished):
     """The folder that holds that run and its grid's others, which have been trained and not evaluated."""
-    for encoder in ("cf", "content"):
-        run = runs.open_run(cell(session_config, f"encoder={encoder}", "tuning=lora", "adapter=mlp"))
-        with runs.experiment_logger(run) as run_logger:
-            runs.fit(run, run_logger)
+    with quick_sentence_encoder():
+        for encoder in ("cf", "content"):
+            run = runs.open_run(cell(session_config, f"encoder={encoder}", "tuning=lora", "adapter=mlp"))
+            with runs.experiment_logger(run) as run_logger:
+                runs.fit(run, run_logger)
     return finished.folder.parent

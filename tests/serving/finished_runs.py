@@ -1,0 +1,69 @@
+"""Small finished runs, and the histories of their test users as a person would write them."""
+
+import json
+import zlib
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from regen.data.prepare import load_tables
+from regen.embeddings import content
+from regen.grid import train_and_evaluate
+from regen.training import run as runs
+
+FEATURES = "feature=[purchase_reason,product_endorsement]"
+
+
+class QuickEncoder:
+    """A sentence encoder that needs no weights: a random vector per text, the same at every call."""
+
+    def encode(self, texts, **_):
+        drawn = [np.random.default_rng(zlib.crc32(text.encode())).standard_normal(24) for text in texts]
+        return np.array([vector / np.linalg.norm(vector) for vector in drawn], dtype=np.float32)
+
+
+@contextmanager
+def quick_sentence_encoder():
+    """Inside, no text goes through MiniLM."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(content, "load_sentence_encoder", lambda pretrained: QuickEncoder())
+        yield
+
+
+def written(tables, example):
+    """The history of an example as a person would write it, who knows the items' ids but repeats no metadata."""
+    return [
+        {
+            "item_id": row["item_id"],
+            "rating": row["rating"],
+            "review": row["review_text"],
+            "review_title": row["review_title"],
+        }
+        for row in tables.interactions[example.rows].to_dicts()
+    ]
+
+
+class FinishedRun:
+    """A run, what evaluation found it to predict, and the histories it predicted from."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        loaded = runs.load(runs.read_run(folder))
+        self.data = loaded.data.splits["test"]
+        self.tables = load_tables(loaded.run.inputs.prepared.path)
+        self.examples = self.data.examples
+        self.histories = [written(self.tables, example) for example in self.examples]
+        lines = (folder / "predictions.jsonl").read_text().splitlines()
+        self.predictions = [json.loads(line)["prediction"] for line in lines]
+
+    def of(self, feature):
+        """Histories and predictions of one feature."""
+        chosen = [at for at, example in enumerate(self.examples) if example.feature == feature]
+        return [self.histories[at] for at in chosen], [self.predictions[at] for at in chosen]
+
+
+def trained(config, *overrides):
+    """The folder of a run that hears its history, though it has learned little."""
+    world = ["source.narrated_users=40", "source.purchases=4", "trainer.max_steps=8"]
+    return train_and_evaluate(config(*world, FEATURES, *overrides))[0]
