@@ -11,8 +11,8 @@ REAL = ["encoder=both", "tuning=lora", "adapter=mlp"]
 
 
 @pytest.mark.slow
-def test_three_lines_in_a_fresh_process(session_config, tmp_path):
-    run = FinishedRun(trained(session_config, *REAL, "seed=3"))
+def test_three_lines_in_a_fresh_process(small_config, tmp_path):
+    run = FinishedRun(trained(small_config, *REAL))
     made = subprocess.run(
         [sys.executable, "-m", "regen.export", f"run={run.folder}", "out=model", "hydra.run.dir=logs"],
         cwd=tmp_path,
@@ -38,7 +38,7 @@ def test_three_lines_in_a_fresh_process(session_config, tmp_path):
         check=False,
     )
     assert told.returncode == 0, told.stderr
-    assert told.stdout == f"{predictions[0]}\n"
+    assert told.stdout.splitlines()[-1] == predictions[0]  # wandb may say above it that it is offline
 
 
 def test_the_package_itself_loads_no_torch():
