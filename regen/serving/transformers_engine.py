@@ -104,6 +104,7 @@ class TransformersEngine(Engine):
     def _take_orders(self, waiting: dict[int, _Enter], decoder: RowDecoder) -> bool:
         """Takes all orders there are, and waits for one where there is nothing to do; False if told to stop."""
         while not self._orders.empty() or not (waiting or decoder.keys):
+            self.writing = len(decoder.keys)  # before it waits: the last rows may just have been given up
             match self._orders.get():
                 case _Enter() as order:
                     waiting[order.key] = order

@@ -1,10 +1,9 @@
 """A finished run with both encoders, its exported folder and the model in it."""
 
 import pytest
-from serving.finished_runs import FinishedRun, cell, quick_sentence_encoder, trained
+from serving.finished_runs import FinishedRun, quick_sentence_encoder, trained
 
 from regen.serving import NarrativeModel
-from regen.training import run as runs
 
 
 @pytest.fixture(scope="session")
@@ -56,10 +55,8 @@ def model(exported):
 
 @pytest.fixture(scope="session")
 def grid(session_config, finished):
-    """The folder that holds that run and its grid's others, which have been trained and not evaluated."""
+    """The folder that holds that run and its grid's others."""
     with quick_sentence_encoder():
         for encoder in ("cf", "content"):
-            run = runs.open_run(cell(session_config, f"encoder={encoder}", "tuning=lora", "adapter=mlp"))
-            with runs.experiment_logger(run) as run_logger:
-                runs.fit(run, run_logger)
+            trained(session_config, f"encoder={encoder}", "tuning=lora", "adapter=mlp")
     return finished.folder.parent

@@ -63,12 +63,7 @@ class FinishedRun:
         return [self.histories[at] for at in chosen], [self.predictions[at] for at in chosen]
 
 
-def cell(config, *overrides):
-    """The config of a run that hears its history, though it has learned little."""
-    world = ["source.narrated_users=40", "source.purchases=4", "trainer.max_steps=8"]
-    return config(*world, FEATURES, *overrides)
-
-
 def trained(config, *overrides):
-    """The folder of such a run."""
-    return train_and_evaluate(cell(config, *overrides))[0]
+    """The folder of a run that hears its history, though it has learned little."""
+    world = ["source.narrated_users=40", "source.purchases=4", "trainer.max_steps=8"]
+    return train_and_evaluate(config(*world, FEATURES, *overrides))[0]
