@@ -70,7 +70,7 @@ def speed(interactions: int, rounds: int) -> Line:
     with tempfile.TemporaryDirectory() as place:
         prepared = prepare(Reviews(interactions), {"rows": interactions}, root=Path(place))
         more = prepare(Reviews(interactions * 101 // 100), {"rows": interactions * 101 // 100}, root=Path(place))
-        shards = encode_content.user_shards(prepared.path)
+        shards = encode_content.user_shards(prepared.path, LocalEngine().interactions)
         texts = sorted({text for rows in shards for text in encode_content.shard_texts(prepared.path, rows).texts})
 
         def ours() -> float:

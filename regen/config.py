@@ -276,11 +276,12 @@ class Paths:
 @dataclass
 class LocalEngine:
     _target_: str = MISSING
+    interactions: int = MISSING
 
 
 @dataclass
-class RayEngine:
-    _target_: str = MISSING
+class RayEngine(LocalEngine):
+    narratives: int = MISSING
     address: str | None = None
     cpus: float = MISSING
     gpus: float = MISSING
@@ -418,6 +419,7 @@ class EvaluateConfig:
     predictions: str | None = None
     diagnose: bool = False
     evaluation: Evaluation = MISSING
+    engine: Any = MISSING
     paths: Paths = MISSING
     force: bool = False
 

@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from regen.artefacts import write_atomically
+from regen.threads import share_cores
 
 logger = logging.getLogger(__name__)
 CELL = "cell.json"  # in the job's folder of a multirun: where its run lies, or why there is none
@@ -24,6 +25,7 @@ def run_cell(cfg: DictConfig) -> float:
         The best validation loss; nan for a cell of a grid that failed.
     """
     job = HydraConfig.get()
+    share_cores(job.launcher)
     _warn_of_idle_overrides(cfg, list(job.overrides.task))
     if job.mode is not RunMode.MULTIRUN:
         return train_and_evaluate(cfg)[1]

@@ -1,5 +1,6 @@
 """Examples to batches: tokens, padding, batches of similar lengths, and a loader that can stop and go on."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -77,6 +78,13 @@ class NarrativeDataset(Dataset[int]):
     def prefixes(self) -> list[int]:
         """Positions before the narrative of each example."""
         return [length - len(target) for length, target in zip(self.lengths, self.targets, strict=True)]
+
+    def part(self, start: int, end: int) -> "NarrativeDataset":
+        """The examples from one to before another, as a dataset of its own."""
+        part = copy.copy(self)
+        for name in ("examples", "targets", "prompts", "lengths"):
+            setattr(part, name, getattr(self, name)[start:end])
+        return part
 
     def __len__(self) -> int:
         return len(self.examples)

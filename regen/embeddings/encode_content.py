@@ -24,8 +24,6 @@ from regen.embeddings.fusion import ContentVectors
 from regen.embeddings.vector_store import VECTOR_DTYPE, VectorStore, text_keys
 from regen.engine import Engine
 
-SHARD_ROWS = 16_384  # interactions; what a killed job encodes again at most
-
 
 @dataclass(frozen=True)
 class ShardTexts:
@@ -81,7 +79,7 @@ def encode_content(
     """
 
     def make(folder: Path) -> dict[str, int]:
-        shards = user_shards(prepared.path)
+        shards = user_shards(prepared.path, engine.interactions)
         work = EncodeShard(prepared.path, root, config, pretrained, batch_size)
         texts, encoded = map(sum, zip(*engine.map(work, shards, name="encode"), strict=True))
         return {"encoded": encoded, **_assemble(folder, prepared.path, shards, VectorStore(root, config), texts)}
@@ -101,13 +99,13 @@ def load_content(artefact: Artefact) -> ContentVectors:
     return ContentVectors(vectors, reviewed, unreviewed)
 
 
-def user_shards(prepared: Path) -> list[tuple[int, int]]:
-    """Ranges of about `SHARD_ROWS` interactions that cut no user's history in two."""
+def user_shards(prepared: Path, size: int) -> list[tuple[int, int]]:
+    """Ranges of at least `size` interactions, the last one aside, that cut no user's history in two."""
     bounds, last, row = [0], None, 0
-    for batch in pq.ParquetFile(prepared / "interactions.parquet").iter_batches(SHARD_ROWS, columns=["user_id"]):
+    for batch in pq.ParquetFile(prepared / "interactions.parquet").iter_batches(size, columns=["user_id"]):
         users = pl.Series(batch.column(0).cast("large_string"))
         starts = np.flatnonzero((users != users.shift(1, fill_value=last)).fill_null(True).to_numpy()) + row
-        if len(late := starts[starts >= bounds[-1] + SHARD_ROWS]):
+        if len(late := starts[starts >= bounds[-1] + size]):
             bounds.append(int(late[0]))
         last, row = users[-1], row + len(users)
     return list(zip(bounds, [*bounds[1:], row], strict=True))

@@ -17,6 +17,7 @@ from regen.costs import EVALUATED, KEY, TRAINED, PeakMemory, Stopwatch
 from regen.data.datamodule import NarrativeDataset
 from regen.data.prepare import load_tables
 from regen.embeddings.content import embed_texts
+from regen.engine import RayEngine
 from regen.evaluation.comparison import Cell, compare
 from regen.evaluation.scoring import (
     EXAMPLES,
@@ -27,7 +28,7 @@ from regen.evaluation.scoring import (
     score_run_files,
     scores_to_text,
 )
-from regen.pipeline import plain
+from regen.pipeline import build_engine, plain
 from regen.training.run import WEIGHTS, LoadedRun, Run, load, locked, read_run
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def evaluate_from_config(cfg: DictConfig) -> None:
         compare_cells(cells, folder, resamples=cfg.evaluation.resamples, seed=cfg.evaluation.seed)
     if cfg.run is not None:
         run = read_run(Path(cfg.run))
-        run.cfg.evaluation = cfg.evaluation
+        run.cfg.evaluation, run.cfg.engine = cfg.evaluation, cfg.engine
         with locked(run):
             if cfg.force or not evaluation_is_current(run):
                 evaluate_run(load(run), run_logger=None)
@@ -88,31 +89,10 @@ def evaluation_is_current(run: Run) -> bool:
 
 def evaluate_run(loaded: LoadedRun, run_logger: Any) -> None:
     """Generates for the test users and scores; leaves predictions, per-example statistics and scores in the folder."""
-    from regen.evaluation.decode_at_vllm import server_of
-    from regen.evaluation.generate import generate_narratives
-
     run, evaluation = loaded.run, loaded.run.cfg.evaluation
     (run.folder / EVALUATION).unlink(missing_ok=True)
     watch, memory = Stopwatch(), PeakMemory()
-    server = None
-    if evaluation.endpoint is not None:
-        server = server_of(
-            loaded.model,
-            evaluation.endpoint,
-            tokenizer=loaded.lm.tokenizer,
-            lm=run.cfg.lm.name,
-            run=run.folder.name,
-        )
-    predictions = generate_narratives(
-        loaded.model,
-        loaded.data.splits["test"],
-        tokenizer=loaded.lm.tokenizer,
-        generation=plain(evaluation.generation),
-        batch_size=evaluation.batch_size,
-        seed=evaluation.seed,
-        watch=watch,
-        server=server,
-    )
+    predictions = _generate(loaded, watch)
     costs: dict[str, float | None] = {
         f"{name}_ms": 1000 * seconds / len(predictions) for name, seconds in watch.seconds.items()
     }
@@ -132,6 +112,35 @@ def evaluate_run(loaded: LoadedRun, run_logger: Any) -> None:
     logger.info("scored: %s", run.folder)
     if run_logger is not None:
         _log_to(run_logger, loaded, predictions, scores)
+
+
+def _generate(loaded: LoadedRun, watch: Stopwatch) -> pl.DataFrame:
+    """Narratives for the test users: here, at a server, or on a cluster.
+
+    Raises:
+        ValueError: If both a server and a cluster are to generate.
+    """
+    from regen.evaluation.decode_at_vllm import server_of
+    from regen.evaluation.generate import generate_narratives
+    from regen.evaluation.generate_shards import generate_in_shards
+
+    run, test, engine = loaded.run, loaded.data.splits["test"], build_engine(loaded.run.cfg)
+    evaluation, tokenizer = run.cfg.evaluation, loaded.lm.tokenizer
+    settings: dict[str, Any] = {"generation": plain(evaluation.generation)}
+    settings |= {name: evaluation[name] for name in ("batch_size", "seed")}
+    server = None
+    if evaluation.endpoint is not None:
+        if isinstance(engine, RayEngine):
+            raise ValueError(
+                f"evaluation.endpoint={evaluation.endpoint} and engine=ray would both generate. Leave one of them out."
+            )
+        server = server_of(
+            loaded.model, evaluation.endpoint, tokenizer=tokenizer, lm=run.cfg.lm.name, run=run.folder.name
+        )
+    if isinstance(engine, RayEngine):
+        size, recipe = engine.narratives, _evaluation_recipe(run)
+        return generate_in_shards(run.folder, examples=len(test), size=size, engine=engine, recipe=recipe, **settings)
+    return generate_narratives(loaded.model, test, tokenizer=tokenizer, watch=watch, server=server, **settings)
 
 
 def options(evaluation: DictConfig) -> ScoringOptions:

@@ -19,6 +19,7 @@ from regen.models.row_decoder import RowDecoder, row_bytes
 from regen.models.soft_token_lm import SoftTokenLM
 
 CACHE_BYTES = 2 << 30  # of keys and values; longer rows are decoded fewer at a time
+PREDICTION_COLUMNS = dict.fromkeys(("user_id", "feature", "item_id", "prediction", "reference"), pl.String())
 
 
 def generation_config(options: Mapping[str, Any], tokenizer: Any) -> GenerationConfig:

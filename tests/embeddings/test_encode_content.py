@@ -38,7 +38,6 @@ class Hashed:
 def encoder(monkeypatch):
     encoder = Hashed()
     monkeypatch.setattr(content, "load_sentence_encoder", lambda pretrained: encoder)
-    monkeypatch.setattr(encode_content, "SHARD_ROWS", 300)
     return encoder
 
 
@@ -74,14 +73,14 @@ class Purchases:
 
 def encoded(users, root, *, force=False):
     prepared = prepare(Purchases(users), {"users": users}, root=root)
-    options = {"pretrained": "minilm", "batch_size": 64, "engine": LocalEngine(), "force": force}
+    options = {"pretrained": "minilm", "batch_size": 64, "engine": LocalEngine(interactions=300), "force": force}
     made = encode_content.encode_content({"name": "minilm"}, prepared=prepared, root=root, **options)
     return made, prepared
 
 
 def test_shards_cut_no_user_in_two_and_cover_every_row(small_config, encoder):
     prepared = prepared_artefact(small_config())
-    shards = user_shards(prepared.path)
+    shards = user_shards(prepared.path, 300)
     users = pl.read_parquet(prepared.path / "interactions.parquet")["user_id"]
     assert len(shards) > 3
     assert shards[0][0] == 0
@@ -92,12 +91,11 @@ def test_shards_cut_no_user_in_two_and_cover_every_row(small_config, encoder):
     assert all(300 <= end - start < 600 for start, end in shards[:-1])
 
 
-def test_many_shards_give_what_one_gives(small_config, encoder, monkeypatch, tmp_path):
-    cfg = small_config()
+def test_many_shards_give_what_one_gives(small_config, encoder):
+    cfg = small_config("engine.interactions=300")
     prepared = prepared_artefact(cfg)
     many = load_content(encoded_artefacts(cfg, ("content",), prepared)["content"])
-    monkeypatch.setattr(encode_content, "SHARD_ROWS", 10**6)
-    one = load_content(encoded_artefacts(cfg, ("content",), prepared, force=True)["content"])
+    one = load_content(encoded_artefacts(small_config(), ("content",), prepared, force=True)["content"])
     for name in ("reviewed", "unreviewed"):
         rows, of_one = getattr(many, name), getattr(one, name)
         assert np.array_equal(rows >= 0, of_one >= 0)
@@ -149,7 +147,6 @@ def encode_until_the_third_shard(root):
         return encoder.encode(texts, **options)
 
     content.load_sentence_encoder = lambda pretrained: SimpleNamespace(encode=encode)
-    encode_content.SHARD_ROWS = 300
     encoded(200, root)
 
 
@@ -160,7 +157,7 @@ def test_shards_that_were_done_before_a_kill_are_not_encoded_again(encoder, tmp_
     assert process.exitcode == -signal.SIGKILL
     assert not list(tmp_path.glob("content-*"))
     made, prepared = encoded(200, tmp_path)
-    shards = user_shards(prepared.path)
+    shards = user_shards(prepared.path, 300)
     done = {text for rows in shards[:2] for text in shard_texts(prepared.path, rows).texts}
     assert len(shards) == 4
     assert not done & set(encoder.asked)
