@@ -60,6 +60,7 @@ def run_hydra(task: Task, *, config_name: str, config_dir: Path = CONF) -> None:
             purpose, 130 for an interrupt; a message is on stderr. Other errors of the task pass through.
     """
     register()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before hydra/launcher=ray starts it
     full_error = os.environ.get(FULL_ERROR) == "1"
     job = _guarded(task, full_error=full_error)
     command = hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name=config_name)(job)

@@ -93,7 +93,6 @@ class RayEngine:
 @contextmanager
 def _connected(address: str | None) -> Iterator[Any]:
     """Ray Data of a cluster; disconnects at the end where this made the connection."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
         import ray.data

@@ -2,13 +2,14 @@
 
 import functools
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 from jaxtyping import Float
+from tqdm import tqdm
 
 
 def minilm_folder() -> str:
@@ -20,6 +21,7 @@ def minilm_folder() -> str:
 
 
 MINILM = "minilm"
+CHARACTERS = 128  # of a text, on average, in a step of the largest batch; about 32 tokens
 
 
 @functools.cache
@@ -46,16 +48,40 @@ def load_sentence_encoder(pretrained: str) -> Any:
 def embed_texts(
     texts: Sequence[str], *, pretrained: str = MINILM, batch_size: int = 64, progress: bool = False
 ) -> Float[np.ndarray, "texts dim"]:
-    """Unit-norm sentence embeddings; each distinct text is encoded once. An empty text has the zero vector."""
+    """Unit-norm sentence embeddings; each distinct text is encoded once. An empty text has the zero vector.
+
+    Args:
+        texts: In any order; they are encoded longest first, beside others of their length.
+        pretrained: As for `load_sentence_encoder`.
+        batch_size: The most texts of a step; of long texts fewer, `CHARACTERS` times as many characters together.
+        progress: Whether to show a bar.
+    """
     distinct = list(dict.fromkeys(texts))
     row_of = {text: row for row, text in enumerate(distinct)}
     encoder = load_sentence_encoder(pretrained)
-    vectors = encoder.encode(
-        distinct, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=progress, convert_to_numpy=True
-    )
-    vectors = np.asarray(vectors, dtype=np.float32).reshape(len(distinct), -1)
+    rows: list[int] = []
+    parts: list[np.ndarray] = []
+    with tqdm(total=len(distinct), desc="embed", unit="text", disable=not progress) as bar:
+        for step in _steps([len(text) for text in distinct], batch_size):
+            part = [distinct[row] for row in step]
+            parts.append(encoder.encode(part, batch_size=len(part), normalize_embeddings=True, show_progress_bar=False))
+            rows += step
+            bar.update(len(part))
+    if not parts:
+        return np.zeros((0, 0), dtype=np.float32)
+    vectors = np.empty((len(distinct), parts[0].shape[1]), dtype=np.float32)
+    vectors[rows] = np.concatenate(parts)
     vectors[[not text.strip() for text in distinct]] = 0
     return vectors[[row_of[text] for text in texts]]
+
+
+def _steps(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Rows of each step, longest first, no step larger than its first row allows."""
+    order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
+    while order:
+        size = max(1, min(batch_size, CHARACTERS * batch_size // max(1, lengths[order[0]])))
+        yield order[:size]
+        order = order[size:]
 
 
 def interaction_text(item: str, review: str) -> str:

@@ -4,16 +4,17 @@ At no time are more texts or vectors in memory than those of one shard; items ar
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
-from numpy.lib.format import open_memmap
+from numpy.lib.format import write_array_header_1_0
 
 from regen.artefacts import Artefact, build
 from regen.data.histories import build_examples
@@ -135,24 +136,33 @@ def _assemble(
     folder: Path, prepared: Path, shards: list[tuple[int, int]], store: VectorStore, texts: int
 ) -> dict[str, int]:
     """Writes vectors and the row of each interaction's vector, shard by shard; rows of one user lie together."""
-    reviewed, unreviewed = (
-        open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.int32, shape=(shards[-1][1],))
-        for name in ("reviewed", "unreviewed")
-    )
-    vectors = open_memmap(folder / "vectors.npy", mode="w+", dtype=VECTOR_DTYPE, shape=(texts, store.dim))
     counts = {"texts": 0, "interactions": 0, "withheld_somewhere": 0}
-    for start, end in shards:
-        part, first = shard_texts(prepared, (start, end)), counts["texts"]
-        vectors[first : first + len(part.texts)] = store.vectors(text_keys(part.texts))
-        for row_of, (rows, of) in ((reviewed, part.reviewed), (unreviewed, part.unreviewed)):
-            row_of[start:end] = -1
-            row_of[rows] = first + of
-        counts["texts"] += len(part.texts)
-        counts["interactions"] += len(part.reviewed[0])
-        counts["withheld_somewhere"] += len(part.unreviewed[0])
-    for written in (vectors, reviewed, unreviewed):
-        written.flush()
+    rows = shards[-1][1]
+    with (
+        _growing(folder / "vectors.npy", VECTOR_DTYPE, (texts, store.dim)) as vectors,
+        _growing(folder / "reviewed.npy", np.int32, (rows,)) as reviewed,
+        _growing(folder / "unreviewed.npy", np.int32, (rows,)) as unreviewed,
+    ):
+        for start, end in shards:
+            part = shard_texts(prepared, (start, end))
+            store.vectors(text_keys(part.texts)).tofile(vectors)
+            for file, (interactions, of) in ((reviewed, part.reviewed), (unreviewed, part.unreviewed)):
+                row_of = np.full(end - start, -1, dtype=np.int32)
+                row_of[interactions - start] = counts["texts"] + of
+                row_of.tofile(file)
+            counts["texts"] += len(part.texts)
+            counts["interactions"] += len(part.reviewed[0])
+            counts["withheld_somewhere"] += len(part.unreviewed[0])
     return counts
+
+
+@contextmanager
+def _growing(path: Path, dtype: type, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
+    """An `.npy` file of known shape whose rows are still to be written, one after the other."""
+    with path.open("wb") as file:
+        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+        write_array_header_1_0(file, header)
+        yield file
 
 
 @functools.lru_cache(maxsize=1)
