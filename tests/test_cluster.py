@@ -93,7 +93,7 @@ def test_a_grid_and_generation_on_the_cluster_score_the_same(cluster, tmp_path):
     local = tmp_path / "local"
     run(local, *grid)
     places = [f"paths.data_dir={tmp_path}/data", f"paths.runs_dir={tmp_path}/runs", f"hydra.sweep.dir={tmp_path}/grid"]
-    launcher = ["hydra/launcher=ray", f"hydra.launcher.ray.init.address='{cluster.address}'"]
+    launcher = ["hydra/launcher=ray_cluster", f"hydra.launcher.ray.init.address='{cluster.address}'"]
     run(tmp_path, *grid, *places, *launcher)
     ours = {path.name: path for path in (tmp_path / "runs").glob("purchase_reason-*")}
     theirs = {path.name: path for path in local.glob("outputs/runs/purchase_reason-*")}

@@ -49,7 +49,7 @@ def test_a_job_keeps_to_its_share(monkeypatch):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "ray", "submitit_local", "submitit_slurm"])
+@pytest.mark.parametrize("launcher", ["joblib", "ray", "ray_cluster", "submitit_local", "submitit_slurm"])
 def test_launchers_compose(launcher):
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
