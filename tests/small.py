@@ -1,6 +1,6 @@
 """What makes tests quick: a world and an LM that train in a second, and sentence embeddings that need no model."""
 
-import hashlib
+import zlib
 from contextlib import contextmanager
 
 import numpy as np
@@ -22,20 +22,17 @@ SMALL = [
 ]
 
 
-def hashed_embeddings(texts, *, pretrained="", batch_size=64, progress=False):
-    """Like `embed_texts`, but a text's vector is drawn by its hash: equal texts are equal, others are not alike."""
-    vectors = np.zeros((len(texts), 16), dtype=np.float32)
-    for row, text in enumerate(texts):
-        if text.strip():
-            digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
-            vectors[row] = np.random.default_rng(int.from_bytes(digest[:8])).normal(size=16)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+class QuickEncoder:
+    """A sentence encoder without weights, as wide as MiniLM: a random vector per text, the same at every call."""
+
+    def encode(self, texts, **_):
+        drawn = [np.random.default_rng(zlib.crc32(text.encode("utf-8", "replace"))).normal(size=384) for text in texts]
+        return np.array([vector / np.linalg.norm(vector) for vector in drawn], dtype=np.float32)
 
 
 @contextmanager
 def quick_embeddings():
     """Within it no sentence encoder is loaded, neither for content nor for the similarity."""
     with pytest.MonkeyPatch.context() as patched:
-        for user in ("regen.embeddings.encode_content", "regen.evaluation.evaluate"):
-            patched.setattr(f"{user}.embed_texts", hashed_embeddings)
+        patched.setattr("regen.embeddings.content.load_sentence_encoder", lambda pretrained: QuickEncoder())
         yield

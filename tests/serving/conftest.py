@@ -1,7 +1,8 @@
 """A finished run with both encoders, its exported folder and the model in it."""
 
 import pytest
-from serving.finished_runs import FinishedRun, quick_sentence_encoder, trained
+from serving.finished_runs import FinishedRun, trained
+from small import quick_embeddings
 
 from regen.serving import NarrativeModel
 
@@ -31,14 +32,14 @@ def no_minilm(request):
     if request.node.get_closest_marker("slow"):
         yield
         return
-    with quick_sentence_encoder():
+    with quick_embeddings():
         yield
 
 
 @pytest.fixture(scope="session")
 def finished(session_config):
     """A run with both encoders and LoRA."""
-    with quick_sentence_encoder():
+    with quick_embeddings():
         return FinishedRun(trained(session_config, "encoder=both", "tuning=lora", "adapter=mlp"))
 
 
@@ -56,7 +57,7 @@ def model(exported):
 @pytest.fixture(scope="session")
 def grid(session_config, finished):
     """The folder that holds that run and its grid's others."""
-    with quick_sentence_encoder():
+    with quick_embeddings():
         for encoder in ("cf", "content"):
             trained(session_config, f"encoder={encoder}", "tuning=lora", "adapter=mlp")
     return finished.folder.parent

@@ -1,34 +1,12 @@
 """Small finished runs, and the histories of their test users as a person would write them."""
 
 import json
-import zlib
-from contextlib import contextmanager
-
-import numpy as np
-import pytest
 
 from regen.data.prepare import load_tables
-from regen.embeddings import content
 from regen.grid import train_and_evaluate
 from regen.training import run as runs
 
 FEATURES = "feature=[purchase_reason,product_endorsement]"
-
-
-class QuickEncoder:
-    """A sentence encoder without weights, as wide as MiniLM: a random vector per text, the same at every call."""
-
-    def encode(self, texts, **_):
-        drawn = [np.random.default_rng(zlib.crc32(text.encode())).standard_normal(384) for text in texts]
-        return np.array([vector / np.linalg.norm(vector) for vector in drawn], dtype=np.float32)
-
-
-@contextmanager
-def quick_sentence_encoder():
-    """Inside, no text goes through MiniLM."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(content, "load_sentence_encoder", lambda pretrained: QuickEncoder())
-        yield
 
 
 def written(tables, example):

@@ -7,6 +7,7 @@ import time
 import pytest
 import uvicorn
 from hostile import MARKUP, train_hostile
+from small import quick_embeddings
 
 from regen.serving.demo.app import build_app
 from regen.serving.demo.serve import load_shown
@@ -36,15 +37,16 @@ def address(tmp_path_factory):
     """The demo of a grid over hostile data, served from this process."""
     root = tmp_path_factory.mktemp("demo")
     train_hostile(root, "cf", "content", "both")
-    app = build_app(load_shown(root / "runs"), hosts=["127.0.0.1"])
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    server.should_exit = True
-    thread.join()
+    with quick_embeddings():  # as the grid was trained
+        app = build_app(load_shown(root / "runs"), hosts=["127.0.0.1"])
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture
