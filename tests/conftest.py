@@ -59,7 +59,7 @@ def small_config(tmp_path):  # type: ignore[no-untyped-def]
 
 @pytest.fixture
 def no_sentence_encoder():  # type: ignore[no-untyped-def]
-    """What the test embeds is hashed, see `small`."""
+    """What the test embeds goes through a stand-in, see `small`."""
     with quick_embeddings():
         yield
 

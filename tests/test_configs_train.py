@@ -7,6 +7,7 @@ import yaml
 
 from regen.config import CONF
 
+pytestmark = pytest.mark.usefixtures("no_sentence_encoder")  # that MiniLM runs is shown by test_grid.py
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 

@@ -98,6 +98,7 @@ def test_make_paper_runs_experiments_that_exist_each_with_a_report():
     assert all((CONF / "experiment" / f"{name}.yaml").is_file() for name, _ in experiments)
 
 
+@pytest.mark.slow  # a process of its own that loads torch
 def test_evaluate_compares_existing_runs_and_writes_csv(grid):
     folder, _ = grid
     done = command("evaluate.py", folder, "runs=outputs/runs", "evaluation.resamples=100", small=False)
@@ -106,6 +107,7 @@ def test_evaluate_compares_existing_runs_and_writes_csv(grid):
     assert {"bleu", "need_recovery"} <= {value for row in rows for value in row.values()}
 
 
+@pytest.mark.slow  # a process of its own that loads torch
 def test_evaluate_scores_a_run_again(grid):
     folder, _ = grid
     run = next(folder.glob("outputs/runs/*-cf-*/scores.json")).parent
@@ -192,12 +194,14 @@ def test_two_processes_give_the_loss_of_one(tmp_path):
     assert losses["one"][1] == pytest.approx(losses["two"][1], rel=1e-3)
 
 
+@pytest.mark.slow  # a process of its own that loads torch
 def test_a_sweep_over_several_processes_is_refused(tmp_path):
     done = command("train.py", tmp_path, "-m", "encoder=cf", "trainer=ddp")
     assert done.returncode != 0
     assert "Sweep single-device jobs" in done.stderr
 
 
+@pytest.mark.slow  # a process of its own that loads torch
 def test_an_option_without_effect_is_warned_of(tmp_path):
     done = command("train.py", tmp_path, "encoder=noise", "cf=bpr", "cf.model.factors=16", "trainer.max_steps=1")
     assert done.returncode == 0, done.stderr
