@@ -151,14 +151,17 @@ class Bootstrap:
         return ResampledSums(columns, sums, by_user != 0)
 
     def interval(self, metric: Metric, runs: Sequence[ResampledSums]) -> Estimate:
-        """The metric, averaged over runs (seeds), with its interval.
+        """The metric, averaged over runs (seeds), with its interval; that of a share is cut off at 0 and 1.
 
         Args:
             metric: which metric.
             runs: one per seed, each from this bootstrap's `resample`.
         """
         values = self._resampled(metric, [runs], lambda value: value)
-        return _estimate(values, _contributors(metric, runs), metric.display)
+        estimate = _estimate(values, _contributors(metric, runs), metric.display)
+        if metric.is_share:
+            return replace(estimate, low=max(0.0, estimate.low), high=min(1.0, estimate.high))
+        return estimate
 
     def difference(
         self, metric: Metric, runs_a: Sequence[ResampledSums], runs_b: Sequence[ResampledSums], *, relative: bool

@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_random
+
 Outcome = Literal["answered", "invalid", "refused"]
 _BUSY = 60.0  # seconds to wait for another process that writes
 
@@ -40,16 +42,25 @@ class Ledger:
         self.path = path
         try:
             self._db = sqlite3.connect(path, timeout=_BUSY, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")  # on the disk before the next request is sent
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS attempts (key TEXT, outcome TEXT, text TEXT, detail TEXT, model TEXT, "
-                "prompt_tokens INTEGER, completion_tokens INTEGER, dollars REAL, created TEXT)"
-            )
-            self._db.execute("CREATE UNIQUE INDEX IF NOT EXISTS answered ON attempts (key) WHERE outcome = 'answered'")
-            self._db.execute("CREATE INDEX IF NOT EXISTS keys ON attempts (key)")
+            self._set_up()
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{path}: not a ledger of regen ({error}). Move it away or set another path.") from error
+
+    @retry(
+        retry=retry_if_exception_message(match="database is locked"),  # SQLite does not wait for who sets the mode
+        wait=wait_random(0.01, 0.1),
+        stop=stop_after_delay(_BUSY),
+        reraise=True,
+    )
+    def _set_up(self) -> None:
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")  # on the disk before the next request is sent
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS attempts (key TEXT, outcome TEXT, text TEXT, detail TEXT, model TEXT, "
+            "prompt_tokens INTEGER, completion_tokens INTEGER, dollars REAL, created TEXT)"
+        )
+        self._db.execute("CREATE UNIQUE INDEX IF NOT EXISTS answered ON attempts (key) WHERE outcome = 'answered'")
+        self._db.execute("CREATE INDEX IF NOT EXISTS keys ON attempts (key)")
 
     def record(
         self,

@@ -3,6 +3,8 @@
 import math
 import time
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -118,6 +120,15 @@ def test_seeds_that_disagree_widen_the_interval():
     one, three = bootstrap.interval(MEAN, sums[1:2]), bootstrap.interval(MEAN, sums)
     assert three.value == pytest.approx(one.value)
     assert three.high - three.low > 50 * (one.high - one.low)
+
+
+def test_the_interval_of_a_share_stays_between_0_and_1():
+    run = normal_run(0, mean=0.5, spread=0.0)
+    bootstrap = Bootstrap(run["user_id"], resamples=300)
+    sums = [bootstrap.resample(run.with_columns(x=pl.lit(share))) for share in (0.02, 0.5, 0.98)]
+    unbounded, share = (bootstrap.interval(replace(MEAN, is_share=is_share), sums) for is_share in (False, True))
+    assert unbounded.low < 0 and unbounded.high > 1
+    assert (share.value, share.low, share.high) == (unbounded.value, 0.0, 1.0)
 
 
 def test_runs_with_another_number_of_seeds_can_be_compared():
