@@ -2,7 +2,6 @@
 
 import math
 import time
-
 from dataclasses import replace
 
 import numpy as np
@@ -127,7 +126,8 @@ def test_the_interval_of_a_share_stays_between_0_and_1():
     bootstrap = Bootstrap(run["user_id"], resamples=300)
     sums = [bootstrap.resample(run.with_columns(x=pl.lit(share))) for share in (0.02, 0.5, 0.98)]
     unbounded, share = (bootstrap.interval(replace(MEAN, is_share=is_share), sums) for is_share in (False, True))
-    assert unbounded.low < 0 and unbounded.high > 1
+    assert unbounded.low < 0
+    assert unbounded.high > 1
     assert (share.value, share.low, share.high) == (unbounded.value, 0.0, 1.0)
 
 
