@@ -7,6 +7,7 @@ whose frozen tensors are the same memory.
 
 import copy
 import functools
+import hashlib
 import importlib
 import importlib.util
 import logging
@@ -27,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaC
 from regen.data.download import user_cache
 
 logger = logging.getLogger(__name__)
+DIGESTED = 256  # values of each parameter that enter the digest of an LM's weights
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,16 @@ class LanguageModel:
         return int(self.model.get_input_embeddings().weight.shape[1])
 
     @property
+    def vocabulary(self) -> int:
+        """Rows of the input embeddings."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def layers(self) -> int:
+        """How many the LM has."""
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    @property
     def window(self) -> int:
         """The most positions the LM reads."""
         return int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
@@ -62,6 +74,16 @@ class LanguageModel:
         embed = self.model.get_input_embeddings()
         chunks = torch.arange(embed.weight.shape[0], device=embed.weight.device).chunk(8)
         return float(torch.cat([embed(chunk).float().norm(dim=-1) for chunk in chunks]).mean())
+
+    @torch.no_grad()
+    def weights_digest(self) -> str:
+        """A digest of the first values of every parameter, the same for weights in float32 and in bfloat16."""
+        digest = hashlib.sha256()
+        for name, parameter in self.model.named_parameters():
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            first = parameter.flatten()[:DIGESTED].to("cpu", torch.bfloat16)
+            digest.update(first.contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def working_copy(self, *, trainable: bool) -> "LanguageModel":
         """A module tree of its own; its tensors are shared with this one unless all of them are to be trained."""

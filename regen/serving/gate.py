@@ -8,7 +8,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-OPEN = frozenset({"/health", "/docs", "/openapi.json"})  # without a key
+DOCS_FILES = "/docs-files"  # scripts and styles of the documentation page, served from here and not by a CDN
+OPEN = ("/health", "/docs", "/openapi.json", DOCS_FILES)  # without a key, and what lies below
 
 
 class Gate:
@@ -46,7 +47,7 @@ class Gate:
             await self.app(scope, self._limited(receive), send)
 
     def _lets_in(self, path: str, headers: Headers) -> bool:
-        if self._expected is None or path in OPEN:
+        if self._expected is None or any(path == one or path.startswith(f"{one}/") for one in OPEN):
             return True
         return hmac.compare_digest(headers.get("authorization", "").encode("utf-8", "replace"), self._expected)
 

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import os
+import signal
 import socket
+import sys
 from pathlib import Path
 
 import uvicorn
@@ -24,7 +26,7 @@ GRACE = 5  # seconds for requests under way when the service is told to stop
 
 
 def serve(cfg: DictConfig) -> None:
-    """Listens until it is told to stop.
+    """Listens until it is told to stop, by SIGINT or SIGTERM; requests under way are then given `GRACE` seconds.
 
     Raises:
         ValueError: If checkpoint, data, engine or address cannot be used; nothing listens then.
@@ -40,6 +42,7 @@ def serve(cfg: DictConfig) -> None:
     if cfg.dry_run:
         logger.info("serve: start first: %s", engine.needs or "nothing; dry_run=false serves the model")
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it once more after its own, graceful end
     asyncio.run(_listen(cfg, engine, users, key))
 
 
@@ -94,6 +97,8 @@ async def _listen(cfg: DictConfig, engine: Engine, users: Users | None, key: str
 class Server(uvicorn.Server):
     """uvicorn as this service runs it: logs go where Hydra sends them, requests are counted and not logged.
 
+    The address is logged once connections are accepted.
+
     Args:
         app: The service.
     """
@@ -110,6 +115,12 @@ class Server(uvicorn.Server):
             )
         )
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listening in sockets or []:
+            host, port = listening.getsockname()[:2]
+            logger.info("serve: http://%s:%d/docs", f"[{host}]" if ":" in host else host, port)
+
 
 def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -120,5 +131,4 @@ def _bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise ValueError(f"host={host} port={port}: {error.strerror}. Take another port.") from error
-    logger.info("serve: http://%s:%d/docs", host, listening.getsockname()[1])
     return listening

@@ -6,13 +6,14 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from regen.serving.answers import NarrativesAnswer, Wanted
 from regen.serving.engine import Engine, EngineError, QueueFullError
-from regen.serving.gate import Gate
+from regen.serving.gate import DOCS_FILES, Gate
 from regen.serving.interactions import RequestError
 from regen.serving.metrics import Metrics
 from regen.serving.requests import (
@@ -58,11 +59,12 @@ def create_app(
         max_body_bytes: Of a request.
     """
     metrics = Metrics(lambda: engine.under_way)
-    app = FastAPI(
+    app = FastAPIOffline(
         title="regen",
         summary="Narratives from purchase histories.",
         description=f"Model `{engine.model.spec.run}` on data `{engine.model.data_fingerprint}`.",
         redoc_url=None,
+        static_url=DOCS_FILES,
     )
     _add_routes(app, engine, users, metrics, timeout)
     _add_refusals(app, timeout)

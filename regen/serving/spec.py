@@ -33,6 +33,9 @@ class Spec:
         lm: What loads the base LM, and its options.
         lm_width: Width of the LM's input embeddings.
         embedding_norm: Mean L2 norm of what the LM embeds its tokens as.
+        lm_layers: How many the LM has.
+        lm_vocabulary: Rows of its embedding table.
+        lm_digest: Of its weights before training.
         tuning: `lora`, `full` or `frozen`.
         features: Of each feature the prompt and whether the final review is withheld.
         max_history: Interactions that are read, the latest ones.
@@ -51,6 +54,9 @@ class Spec:
     lm: dict[str, Any]
     lm_width: int
     embedding_norm: float
+    lm_layers: int
+    lm_vocabulary: int
+    lm_digest: str
     tuning: str
     features: dict[str, dict[str, Any]]
     max_history: int
@@ -68,22 +74,32 @@ class Spec:
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     def check_language_model(self, lm: LanguageModel) -> None:
-        """Refuses an LM that the adapter was not trained in front of.
+        """Refuses an LM that the adapter was not trained in front of; warns where only its weights are others.
 
         Raises:
-            ValueError: If its width or the scale of its embeddings is another one.
+            ValueError: If its width, depth, vocabulary or the scale of its embeddings is another one.
         """
         trained_on = f"the adapter was trained in front of lm={self.lm['name']}"
-        if lm.width != self.lm_width:
-            raise ValueError(
-                f"lm={lm.name} has embeddings of width {lm.width}, and {trained_on}, whose width is {self.lm_width}. "
-                "Load that one."
-            )
+        for what, name, here, there in (
+            ("embeddings of width", "width", lm.width, self.lm_width),
+            ("a depth of", "depth", lm.layers, self.lm_layers),
+            ("a vocabulary of", "vocabulary", lm.vocabulary, self.lm_vocabulary),
+        ):
+            if here != there:
+                raise ValueError(
+                    f"lm={lm.name} has {what} {here}, and {trained_on}, whose {name} is {there}. Load that one."
+                )
         norm = lm.embedding_norm()
         if abs(norm - self.embedding_norm) > SCALE_TOLERANCE * self.embedding_norm:
             raise ValueError(
                 f"lm={lm.name} has embeddings of mean norm {norm:.4g}, and {trained_on}, whose mean norm is "
                 f"{self.embedding_norm:.4g} (within {SCALE_TOLERANCE:.0%}). Load that one, at the same revision."
+            )
+        if lm.weights_digest() != self.lm_digest:
+            warnings.warn(
+                f"lm={lm.name} has the shape of the LM that {self.run} was trained in front of, but other weights: "
+                "narratives may differ or fail. Load the same revision, not quantized.",
+                stacklevel=3,
             )
 
     def warn_of_versions(self) -> None:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import uvicorn
+from axe_playwright_python.sync_playwright import Axe
 from hostile import MARKUP, train_hostile
 from small import quick_embeddings
 
@@ -232,6 +233,18 @@ def test_a_screen_reader_finds_names_roles_and_news(opened):
     page.click("#choose-user")
     assert page.get_by_role("dialog", name="Choose a user").count() == 1
     assert unnamed(page) == []
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_axe_finds_nothing_to_complain_of(opened, width):
+    page = opened(width)
+    for state in ("empty", "written", "choosing"):
+        if state == "written":
+            write(page)
+        if state == "choosing":
+            page.click("#choose-user")
+        found = Axe().run(page)
+        assert found.violations_count == 0, f"{state}: {found.generate_report()}"
 
 
 def test_markup_in_reviews_is_read_as_text(opened):

@@ -137,6 +137,30 @@ def test_an_lm_of_another_width_is_refused_by_name(exported):
         NarrativeModel.from_pretrained(exported, lm=other)
 
 
+def test_an_lm_of_another_depth_is_refused_by_name(exported):
+    other = load_tiny("deeper", width=32, layers=3, heads=4, seed=0)
+    with pytest.raises(ValueError, match="lm=deeper has a depth of 3, and .* lm=tiny, whose depth is 2"):
+        NarrativeModel.from_pretrained(exported, lm=other)
+
+
+def test_an_lm_of_another_vocabulary_is_refused_by_name(exported, tiny_lm):
+    other = tiny_lm.working_copy(trainable=True)
+    size = tiny_lm.vocabulary
+    other.model.resize_token_embeddings(size + 8, mean_resizing=False)
+    with pytest.raises(ValueError, match=f"lm=more has a vocabulary of {size + 8}, and .*, whose vocabulary is {size}"):
+        NarrativeModel.from_pretrained(exported, lm=LanguageModel("more", other.model, tiny_lm.tokenizer))
+
+
+def test_other_weights_of_the_same_shape_are_warned_of(exported, tiny_lm):
+    other = tiny_lm.working_copy(trainable=True)
+    with torch.no_grad():
+        other.model.model.layers[1].mlp.up_proj.weight.mul_(1.1)
+    with pytest.warns(UserWarning, match="lm=tuned has the shape of the LM that .* but other weights"):
+        NarrativeModel.from_pretrained(exported, lm=LanguageModel("tuned", other.model, tiny_lm.tokenizer))
+    halved = LanguageModel("tiny", tiny_lm.working_copy(trainable=True).model.to(torch.bfloat16), tiny_lm.tokenizer)
+    assert halved.weights_digest() == tiny_lm.weights_digest()
+
+
 def test_an_lm_of_another_embedding_scale_is_refused_by_name(exported, tiny_lm, tmp_path):
     louder = tiny_lm.working_copy(trainable=True)
     with torch.no_grad():

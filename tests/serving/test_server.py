@@ -1,10 +1,17 @@
-"""What the command refuses before it listens, and that it listens."""
+"""What the command refuses before it listens, and that it listens; services on two versions of the data."""
 
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
 import pytest
 from hydra import compose, initialize_config_dir
+from serving.finished_runs import FinishedRun, trained
+from serving.services import service
 
 from regen.config import CONF, register
-from regen.serving import server
+from regen.serving import NarrativeModel, server
+from regen.serving.users import Users
 from regen.training import run as runs
 
 
@@ -60,3 +67,52 @@ def test_a_run_is_served_like_its_export(finished):
 def test_a_checkpoint_that_is_none_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no exported model"):
         server.serve(config(f"checkpoint={tmp_path}"))
+
+
+@pytest.mark.slow
+def test_the_command_listens_and_ends_when_told(exported, tmp_path):
+    with service(tmp_path, exported) as served:
+        assert httpx.get(f"{served.url}/health", timeout=60).json() == {"status": "ok"}
+        page = httpx.get(f"{served.url}/docs").text
+        files = re.findall(r'(?:src|href)="([^"]+)"', page)
+        assert len(files) >= 3
+        for file in files:  # from this service, so that the page opens without a network
+            assert file.startswith("/")
+            assert httpx.get(f"{served.url}{file}").status_code == 200
+    assert "Traceback" not in "".join(served.said)
+
+
+@pytest.mark.slow
+def test_services_on_two_versions_of_the_data_never_mix_them_up(finished, exported, session_config, tmp_path):
+    later = FinishedRun(trained(session_config, "encoder=both", "tuning=lora", "adapter=mlp", "source.seed=1"))
+    versions = []
+    for run, folder in ((finished, exported), (later, None)):
+        model = NarrativeModel.from_pretrained(
+            folder or NarrativeModel.from_run(later.folder).save_pretrained(tmp_path / "m")
+        )
+        prepared = runs.read_run(run.folder).inputs.prepared
+        users = Users(run.tables, latest=50)
+        versions.append((run.folder if folder is None else folder, model, prepared, users))
+    assert versions[0][2].fingerprint != versions[1][2].fingerprint
+    ids = sorted(set(finished.tables.interactions["user_id"]) & set(later.tables.interactions["user_id"]))[:24]
+    assert len(ids) == 24
+    histories = [[users.history(one) for one in ids] for *_, users in versions]
+    assert histories[0] != histories[1]
+
+    def ask(at):
+        which, user = divmod(at, len(ids))
+        body = {"narratives": [{"user_id": ids[user], "feature": "purchase_reason"}]}
+        reply = httpx.post(f"{served[which].url}/v1/narratives", json=body, timeout=60).json()
+        return reply["data"], reply["narratives"][0]["text"]
+
+    data = [f"data={prepared.path.resolve()}" for _, _, prepared, _ in versions]
+    with (
+        service(tmp_path, versions[0][0], data[0]) as first,
+        service(tmp_path, versions[1][0], data[1]) as second,
+        ThreadPoolExecutor(8) as clients,
+    ):
+        served = [first, second]
+        answers = list(clients.map(ask, range(2 * len(ids))))
+    for which, (_, model, prepared, _) in enumerate(versions):
+        expected = [model.narrate(history, "purchase_reason").text for history in histories[which]]
+        assert answers[which * len(ids) :][: len(ids)] == [(prepared.fingerprint, text) for text in expected]
