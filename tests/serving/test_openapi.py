@@ -1,28 +1,35 @@
 """What the OpenAPI document promises holds for whatever schemathesis makes of it."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
-import schemathesis
 from serving.services import service
 
 from regen.training import run as runs
 
-KEY = {"Authorization": "Bearer secret"}
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("default"),  # of its own libraries
-]
 
-
-@pytest.fixture(scope="module")
-def document(exported, finished, tmp_path_factory):
+@pytest.mark.slow
+def test_schemathesis_finds_nothing(exported, finished, tmp_path):
     data = runs.read_run(finished.folder).inputs.prepared.path.resolve()
-    with service(tmp_path_factory.mktemp("service"), exported, f"data={data}", REGEN_API_KEY="secret") as served:
-        yield schemathesis.openapi.from_url(f"{served.url}/openapi.json")
-
-
-schema = schemathesis.pytest.from_fixture("document")
-
-
-@schema.parametrize()
-def test_nothing_contradicts_the_document(case):
-    case.call_and_validate(headers=KEY, timeout=60)
+    with service(tmp_path, exported, f"data={data}", REGEN_API_KEY="secret") as served:
+        found = subprocess.run(
+            [
+                str(Path(sys.executable).with_name("schemathesis")),
+                "run",
+                f"{served.url}/openapi.json",
+                "--header=Authorization: Bearer secret",
+                "--max-examples=40",
+                "--request-timeout=60",
+                "--seed=1",
+                "--no-color",
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=560,
+            check=False,
+        )
+    assert found.returncode == 0, found.stdout[-6000:] + found.stderr[-2000:]
+    assert "Test cases:" in found.stdout  # it did send some
