@@ -127,7 +127,10 @@ def read_spec(path: Path) -> Spec:
             raise ValueError(f"format {found!r}, and this version of regen reads format {FORMAT}")
         return Spec(**written)
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not the configuration of an exported model ({error}).") from error
+        raise ValueError(
+            f"{path}: not the configuration of an exported model ({error}). "
+            "Export the run again, with this version of regen."
+        ) from error
 
 
 def _minor(version: str) -> tuple[str, ...]:
