@@ -31,7 +31,7 @@ def small_world(narrated):
 def command(script, folder, *arguments, small=True, narrated=80, **environment):
     """Runs a script of the repository's top level in the given folder."""
     return subprocess.run(
-        [sys.executable, str(REPOSITORY / script), *arguments, *(small_world(narrated) if small else [])],
+        [sys.executable, str(REPOSITORY / script), *(small_world(narrated) if small else []), *arguments],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
@@ -174,14 +174,16 @@ def test_killed_in_the_middle_the_same_command_finishes_and_repeats_nothing(tmp_
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_loss_of_one(tmp_path):
+@pytest.mark.parametrize(("trainer", "tuning"), [("ddp", "full"), ("fsdp", "full"), ("fsdp", "lora")])
+def test_two_processes_give_the_loss_of_one(tmp_path, trainer, tuning):
     losses = {}  # 56 training narratives: batches of four that two processes can share to the last
-    for name, trainer in (("one", []), ("two", ["trainer=ddp", "trainer.accelerator=cpu"])):
+    for name, options in (("one", []), ("two", [f"trainer={trainer}", "trainer.accelerator=cpu"])):
         folder = tmp_path / name
         folder.mkdir()
-        done = command("train.py", folder, "encoder=cf", "training.epochs=2", *trainer, narrated=78)
+        learned = ["encoder=cf", "training.epochs=2", f"tuning={tuning}"]
+        done = command("train.py", folder, *learned, *options, narrated=78)
         assert done.returncode == 0, done.stderr
-        (run,) = folder.glob("outputs/runs/*/run.json")
+        (run,) = folder.glob(f"outputs/runs/*-{tuning}-*/run.json")
         (metrics,) = run.parent.glob("logs/*/metrics.csv")
         steps = [
             float(row["train_loss"])
@@ -192,6 +194,36 @@ def test_two_processes_give_the_loss_of_one(tmp_path):
     assert losses["one"][0] == pytest.approx(losses["two"][0], rel=1e-4)
     assert len(losses["one"][1]) >= 2
     assert losses["one"][1] == pytest.approx(losses["two"][1], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_sharded_training_goes_on_where_it_was_killed(tmp_path):
+    options = ["encoder=cf", "training.epochs=40", "trainer=fsdp", "trainer.accelerator=cpu", "tuning=lora"]
+    options.append("training.checkpoint_seconds=1")
+    losses = []
+    for name in ("killed", "whole"):
+        folder = tmp_path / name
+        folder.mkdir()
+        if name == "killed":
+            arguments = [sys.executable, str(REPOSITORY / "train.py"), *small_world(78), *options]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            job = subprocess.Popen(
+                arguments, cwd=folder, env=environment, start_new_session=True, stderr=subprocess.DEVNULL
+            )
+            deadline = time.monotonic() + 200
+            while not list(folder.glob("outputs/runs/*/checkpoints/last.ckpt")):
+                assert job.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            os.killpg(job.pid, signal.SIGKILL)
+            job.wait()
+            assert not list(folder.glob("outputs/runs/*/model.safetensors"))
+        done = command("train.py", folder, *options, narrated=78)
+        assert done.returncode == 0, done.stderr
+        assert ("resuming" in done.stdout + done.stderr) == (name == "killed")
+        (run,) = folder.glob("outputs/runs/*/run.json")
+        losses.append(json.loads(run.read_text())["val_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.slow  # a process of its own that loads torch

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from regen.data.batch import Batch, Layout
 from regen.models.adapter import Adapter
@@ -108,8 +109,11 @@ class SoftTokenLM(nn.Module):
         return ids
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The tensors that training changes: adapter, LoRA, learned positions; never frozen weights."""
-        return {name: p.detach().cpu() for name, p in self.named_parameters() if p.requires_grad}
+        """The tensors that training changes: adapter, LoRA, learned positions; never frozen weights.
+
+        Where they are spread over processes, all of these have to ask, and each gets them whole.
+        """
+        return {name: _whole(p.detach()).cpu() for name, p in self.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
@@ -131,7 +135,17 @@ class SoftTokenLM(nn.Module):
                     f"{tuple(parameter.shape)} here. Load it with the configuration (encoder, adapter, lm) it was "
                     "trained with."
                 )
-            parameter.copy_(state[name])
+            parameter.copy_(_spread_like(parameter, state[name]))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _spread_like(parameter: Tensor, whole: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return whole
+    return distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
 def flush_order(mask: Bool[Tensor, "batch padded"]) -> tuple[Int[Tensor, "batch length"], Int[Tensor, " batch"]]:

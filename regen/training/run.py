@@ -11,7 +11,7 @@ import pickle
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -40,6 +40,7 @@ from regen.training.assembly import (
 logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 RECORD = TRAINED  # inputs, versions, and what training found
+SHARDED = "fsdp2"  # the strategy of trainer=fsdp
 READ_EVERY = 10  # steps after which log and progress bar read the loss, for which a GPU has to be waited
 
 
@@ -132,8 +133,13 @@ def fit(run: Run, run_logger: Any) -> LoadedRun:
         logger.info("resuming %s", last)
     started, memory, clock = time.monotonic(), PeakMemory(), StepClock()
     trainer.callbacks.append(clock)
-    with packed_weights(model.lm, backward=True):
+    packed = packed_weights(model.lm, backward=True) if cfg.trainer.strategy != SHARDED else nullcontext()
+    with packed:
         trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    if cfg.trainer.strategy == SHARDED:  # every process gives its part; what follows wants a model in one piece
+        state = model.trained_state()
+        model = build_model(cfg, data, lm, start=False)
+        model.load_trained_state(state)
     best = Path(trainer.checkpoint_callbacks[0].best_model_path)
     if is_main_process() and best.is_file():
         state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
@@ -233,6 +239,12 @@ def _trainer(run: Run, run_logger: Any) -> Any:
 
     training, trainer = run.cfg.training, plain(run.cfg.trainer)
     trainer.pop("num_workers")
+    if trainer["strategy"] == SHARDED:
+        from lightning.pytorch.strategies import ModelParallelStrategy
+
+        trainer["strategy"] = ModelParallelStrategy(
+            data_parallel_size=trainer["devices"], tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
     folder = run.folder / "checkpoints"
     callbacks = [
         ModelCheckpoint(folder, "best", monitor="val_loss", save_top_k=1, enable_version_counter=False),
