@@ -282,6 +282,8 @@ class LocalEngine:
 @dataclass
 class RayEngine(LocalEngine):
     narratives: int = MISSING
+    requests: int = MISSING
+    asking: int = MISSING
     address: str | None = None
     cpus: float = MISSING
     gpus: float = MISSING
@@ -346,6 +348,7 @@ class NarratedConfig(PrepareConfig):
 @dataclass
 class NarrateConfig(NarratedConfig):
     dry_run: bool = False
+    engine: Any = MISSING
 
 
 @dataclass
@@ -362,6 +365,7 @@ class SideBySideConfig:
     b: str = MISSING
     rater: dict[str, Endpoint] = MISSING
     users: int | None = None
+    engine: Any = MISSING
     paths: Paths = MISSING
     max_cost: float | None = None
     force: bool = False

@@ -58,6 +58,8 @@ class RayEngine:
     Attributes:
         interactions: About how many make a shard of the stage that encodes.
         narratives: How many make a shard of the stage that generates.
+        requests: How many to an endpoint make a shard of the stages that narrate and rate.
+        asking: How many of those shards ask at one time; rates are shared among them, concurrency is each one's.
         address: Of a running cluster; None starts Ray on this machine, or joins $RAY_ADDRESS.
         cpus: Cores of each shard's process.
         gpus: GPUs of each shard's process.
@@ -65,12 +67,16 @@ class RayEngine:
 
     interactions: int
     narratives: int
+    requests: int
+    asking: int
     address: str | None
     cpus: float
     gpus: float
 
-    def map(self, work: Callable[[Shard], Record], shards: Sequence[Shard], *, name: str) -> Iterator[Record]:
-        """As `Engine.map`; processes on all machines work in the folder of this one.
+    def map(
+        self, work: Callable[[Shard], Record], shards: Sequence[Shard], *, name: str, at_once: int | None = None
+    ) -> Iterator[Record]:
+        """As `Engine.map`; processes on all machines work in the folder of this one, `at_once` at most.
 
         Raises:
             ModuleNotFoundError: Ray is not installed.
@@ -85,7 +91,7 @@ class RayEngine:
 
         with _connected(self.address) as data:
             rows = data.from_items(list(range(len(shards))), override_num_blocks=len(shards))
-            done = rows.map(run, num_cpus=self.cpus, num_gpus=self.gpus).iter_rows()
+            done = rows.map(run, num_cpus=self.cpus, num_gpus=self.gpus, concurrency=at_once).iter_rows()
             for row in tqdm(done, desc=name, unit="shard", total=len(shards)):
                 yield pickle.loads(row["record"])
 

@@ -72,7 +72,8 @@ def build_narrator(cfg: DictConfig) -> "Narrator":
     if name == "template":
         return TemplateNarrator()
     if name == "openai":
-        return OpenAINarrator(**endpoint_parts(plain(cfg.narrator), max_cost=cfg.max_cost, where="narrator"))
+        parts = endpoint_parts(plain(cfg.narrator), max_cost=cfg.max_cost, where="narrator")
+        return OpenAINarrator(**parts, engine=build_engine(cfg))
     raise ValueError(f"narrator={name}: it writes nothing. Choose template or openai.")
 
 

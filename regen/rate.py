@@ -20,7 +20,7 @@ def run(cfg: DictConfig) -> None:
     from regen.narrate import estimate_table
     from regen.narratives.narrate import estimate
     from regen.narratives.rate import rate, requests_of, subjects
-    from regen.pipeline import HISTORY, build_raters, data_artefact
+    from regen.pipeline import HISTORY, build_engine, build_raters, data_artefact
 
     _refuse_to_narrate(cfg)
     data, narratives = (data_artefact(cfg), None) if cfg.run is None else written_by(Path(cfg.run))
@@ -42,6 +42,7 @@ def run(cfg: DictConfig) -> None:
         root=Path(cfg.paths.data_dir),
         narratives=narratives,
         force=cfg.force,
+        engine=build_engine(cfg),
     )
     ratings = pl.read_parquet(artefact.path / "ratings.parquet")
     means = ratings.group_by("rater", "stage", "attribute").agg(

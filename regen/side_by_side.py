@@ -15,7 +15,7 @@ def run(cfg: DictConfig) -> None:
 
     from regen.narratives.rate import subjects
     from regen.narratives.side_by_side import Pair, cautions, compare_side_by_side
-    from regen.pipeline import HISTORY, build_raters
+    from regen.pipeline import HISTORY, build_engine, build_raters
     from regen.rate import written_by
 
     (data, a), (other, b) = written_by(Path(cfg.a)), written_by(Path(cfg.b))
@@ -33,7 +33,12 @@ def run(cfg: DictConfig) -> None:
         and (history := histories[user] if item is None else histories[user].ending_with(item)) is not None
     ]
     artefact = compare_side_by_side(
-        pairs, build_raters(cfg), max_cost=cfg.max_cost, root=Path(cfg.paths.data_dir), force=cfg.force
+        pairs,
+        build_raters(cfg),
+        max_cost=cfg.max_cost,
+        root=Path(cfg.paths.data_dir),
+        force=cfg.force,
+        engine=build_engine(cfg),
     )
     summary = json.loads((artefact.path / "summary.json").read_text())
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):

@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
+from narratives.bad_server import BadServer
 from small import SMALL
 
 from regen.artefacts import open_artefact
@@ -86,6 +88,31 @@ def test_encode_gives_the_same_vectors_while_a_node_dies(cluster, tmp_path):
     assert np.array_equal(ours["unreviewed"], theirs["unreviewed"])
     # Which texts share a batch depends on what the store holds by then: the last bit of half precision, no more.
     assert np.allclose(ours["vectors"].astype(np.float32), theirs["vectors"].astype(np.float32), rtol=0, atol=1e-3)
+
+
+def test_narrating_and_rating_on_the_cluster_ask_and_write_the_same(cluster, tmp_path):
+    world = [option for option in SMALL if option.startswith("source")] + ["source=synthetic", "vertical=office"]
+    written, asked = {}, {}
+    for name in ("local", "ray"):
+        engine = [] if name == "local" else ["engine=ray", f"engine.address={cluster.address}", "engine.requests=20"]
+        with BadServer(["none", "500", "truncated JSON"]) as server:
+            narrator = ["narrator=openai", "narrator.model=m", f"narrator.base_url={server.url}", "narrator.users=30"]
+            run(tmp_path / name, "-m", "regen.narrate", *world, *narrator, *engine)
+            asked[name] = len(server.asked)
+            rater = ["rater=[local]", f"rater.local.base_url={server.url}", "draws=1", "users=10"]
+            run(tmp_path / name, "-m", "regen.rate", *world, "narrator=template", *rater, *engine)
+            asked[name] = (asked[name], len(server.asked))
+        paths = [*(tmp_path / name).glob("outputs/data/narrated-*/narratives.parquet")]
+        tables = [
+            pl.read_parquet(path) for path in (*paths, *(tmp_path / name).glob("outputs/data/rated-*/ratings.parquet"))
+        ]
+        assert len(tables) == 3  # the endpoint's narratives, those of templates, ratings of the latter
+        tables.sort(key=lambda table: (table.columns, table.rows()[0]))
+        written[name] = [table.drop("written", "sampling", strict=False) for table in tables]
+    assert asked["local"] == asked["ray"]
+    for ours, theirs in zip(written["ray"], written["local"], strict=True):
+        assert len(ours) > 20
+        assert ours.equals(theirs)
 
 
 def test_a_grid_and_generation_on_the_cluster_score_the_same(cluster, tmp_path):

@@ -67,7 +67,7 @@ def test_a_local_engine_works_on_one_shard_after_the_other():
 
 def test_ray_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    engine = RayEngine(interactions=1, narratives=1, address=None, cpus=1, gpus=0)
+    engine = RayEngine(interactions=1, narratives=1, requests=1, asking=1, address=None, cpus=1, gpus=0)
     with pytest.raises(ModuleNotFoundError, match=r"engine=ray needs Ray. Run: pip install 'regen\[cluster\]'"):
         list(engine.map(str, [1], name="nothing"))
     assert list(engine.map(str, [], name="nothing")) == []

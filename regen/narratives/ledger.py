@@ -95,6 +95,24 @@ class Ledger:
         query = "SELECT COALESCE(SUM(dollars), 0) FROM attempts WHERE key = ?"
         return float(self._db.execute(query, (key,)).fetchone()[0])
 
+    def take_in(self, other: Path) -> None:
+        """Adds what another ledger holds and this one does not.
+
+        Raises:
+            ValueError: If the file is no ledger.
+        """
+        Ledger(other).close()
+        self._db.execute("ATTACH DATABASE ? AS other", (str(other),))
+        try:
+            here = (
+                "SELECT 1 FROM main.attempts AS a WHERE (a.key, a.created, a.outcome) = (o.key, o.created, o.outcome)"
+            )
+            self._db.execute(
+                f"INSERT OR IGNORE INTO attempts SELECT * FROM other.attempts AS o WHERE NOT EXISTS ({here})"
+            )
+        finally:
+            self._db.execute("DETACH DATABASE other")
+
     def close(self) -> None:
         """Ends the connection."""
         self._db.close()

@@ -14,13 +14,15 @@ import polars as pl
 from regen.artefacts import Artefact, build
 from regen.data.prepare import load_tables
 from regen.data.tables import FEATURES, ITEM_FEATURES, NARRATIVE_KEY, NARRATIVES, DataError
+from regen.engine import Engine, LocalEngine
 from regen.narratives import answers, template
+from regen.narratives.ask_shards import ask
 from regen.narratives.endpoint import CHARACTERS_PER_TOKEN, Endpoint
 from regen.narratives.histories import UserHistory, user_histories
 from regen.narratives.ledger import Ledger
 from regen.narratives.prompts import Limits, Prompt, Request
 from regen.narratives.runner import Limits as RunLimits
-from regen.narratives.runner import Report, ask_all
+from regen.narratives.runner import Report
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +94,19 @@ class OpenAINarrator:
         ledger: Where answers are kept.
         request_limits: How much of a history a request holds.
         run_limits: Concurrency, rates, attempts, money.
+        engine: Where requests are sent from.
     """
 
-    def __init__(self, *, endpoint: Endpoint, ledger: Path, request_limits: Limits, run_limits: RunLimits) -> None:
+    def __init__(
+        self,
+        *,
+        endpoint: Endpoint,
+        ledger: Path,
+        request_limits: Limits,
+        run_limits: RunLimits,
+        engine: Engine | None = None,
+    ) -> None:
+        self.engine = engine or LocalEngine()
         self.endpoint = endpoint
         self.ledger = ledger
         self.request_limits = request_limits
@@ -122,13 +134,14 @@ class OpenAINarrator:
             ValueError: If `max_cost` would be passed, or nothing was answered.
         """
         with Ledger(self.ledger) as ledger:
-            report = ask_all(
+            report = ask(
                 lambda: self.requests(histories),
                 total=2 * total,
                 endpoint=self.endpoint,
                 ledger=ledger,
                 limits=self.run_limits,
                 name="narrate",
+                engine=self.engine,
             )
             check_report(report, self.run_limits)
             rows = [row for history in histories() for row in self._rows(history, ledger)]

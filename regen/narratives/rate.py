@@ -17,14 +17,16 @@ from pydantic import BaseModel, create_model
 from regen.artefacts import Artefact, build
 from regen.data.prepare import load_tables
 from regen.data.tables import DataError
+from regen.engine import Engine, LocalEngine
 from regen.fingerprints import fingerprint
+from regen.narratives.ask_shards import ask
 from regen.narratives.endpoint import Endpoint
 from regen.narratives.histories import UserHistory, user_histories
 from regen.narratives.ledger import Ledger
 from regen.narratives.narrate import FAILURES, check_report
 from regen.narratives.prompts import Limits, Prompt, Request, fenced
 from regen.narratives.runner import Limits as RunLimits
-from regen.narratives.runner import Report, ask_all
+from regen.narratives.runner import Report
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +85,14 @@ def answer_model(stage: str) -> type[BaseModel]:
         fields[attribute] = (Level, ...)
         fields[f"{attribute}_confidence"] = (Level, ...)
     return create_model(f"Rate_{stage}", **fields)
+
+
+def __getattr__(name: str) -> Any:
+    """`Rate_<stage>`, so that requests can be pickled: their forms are found by name as other classes are."""
+    stage = name.removeprefix("Rate_")
+    if stage == name or stage not in ATTRIBUTES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return answer_model(stage)
 
 
 @functools.cache
@@ -202,6 +212,7 @@ def rate(
     root: Path,
     narratives: pl.DataFrame | None = None,
     force: bool = False,
+    engine: Engine | None = None,
 ) -> Artefact:
     """Builds or reuses the ratings of a narrated data set, or of what a model wrote about its users.
 
@@ -217,6 +228,7 @@ def rate(
         root: Folder that holds artefacts.
         narratives: Other texts (`user_id`, `feature`, `item_id`, `text`) than the data's own.
         force: Build again; what a ledger holds is not asked again.
+        engine: Where requests are sent from.
 
     Raises:
         DataError: If there are no narratives.
@@ -232,7 +244,12 @@ def rate(
         counts: Counter[str] = Counter()
         total = sum(1 for subject in people for _ in subject.stages()) * draws
         asked = ask_raters(
-            raters, lambda rater: requests_of(rater, people, draws), total=total, max_cost=max_cost, name="rate"
+            raters,
+            lambda rater: requests_of(rater, people, draws),
+            total=total,
+            max_cost=max_cost,
+            name="rate",
+            engine=engine or LocalEngine(),
         )
         for rater, ledger, report in asked:
             rows += [row for subject in people for row in _judgements(subject, rater, ledger, draws)]
@@ -271,6 +288,7 @@ def ask_raters(
     total: int,
     max_cost: float | None,
     name: str,
+    engine: Engine,
 ) -> Iterator[tuple[Rater, Ledger, Report]]:
     """Asks each rater in turn; gives it with its open ledger and what the run did.
 
@@ -280,6 +298,7 @@ def ask_raters(
         total: How many requests that are.
         max_cost: Dollars for all raters together; null for no limit.
         name: On the progress bar.
+        engine: Where requests are sent from.
 
     Raises:
         ValueError: If `max_cost` would be passed, or a rater answers nothing.
@@ -288,13 +307,14 @@ def ask_raters(
     for rater in raters:
         limits = replace(rater.run_limits, max_cost=left)
         with Ledger(rater.ledger) as ledger:
-            report = ask_all(
+            report = ask(
                 functools.partial(requests, rater),
                 total=total,
                 endpoint=rater.endpoint,
                 ledger=ledger,
                 limits=limits,
                 name=f"{name} {rater.name}",
+                engine=engine,
             )
             check_report(report, replace(limits, max_cost=max_cost))
             yield rater, ledger, report

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from aiolimiter import AsyncLimiter
@@ -96,6 +96,15 @@ class Report:
         """What these requests cost so far, in earlier runs too."""
         return self.dollars_before + self.dollars
 
+    def add(self, other: "Report") -> None:
+        """Adds what another part of the same run did; the requests it was given are counted already."""
+        self.counts.update({name: count for name, count in other.counts.items() if name != "requests"})
+        self.failures += other.failures
+        self.prompt_tokens += other.prompt_tokens
+        self.completion_tokens += other.completion_tokens
+        self.dollars += other.dollars
+        self.out_of_money |= other.out_of_money
+
 
 def ask_all(
     requests: Callable[[], Iterator[Request]],
@@ -105,6 +114,7 @@ def ask_all(
     ledger: Ledger,
     limits: Limits,
     name: str,
+    unusable: Mapping[str, int] | None = None,
 ) -> Report:
     """Asks what the ledger has no answer to.
 
@@ -117,6 +127,7 @@ def ask_all(
         ledger: Where answers go.
         limits: Of rate, attempts and money.
         name: On the progress bar.
+        unusable: By a request's key how many answers of no use another ledger has; their seeds are not tried again.
 
     Raises:
         ValueError: If the endpoint refuses everything, for instance because of the key.
@@ -124,7 +135,7 @@ def ask_all(
     """
     for client in ("httpx", "httpx2"):  # openai's, by version; they log every answer
         logging.getLogger(client).setLevel(logging.WARNING)
-    run = _Run(requests(), total, endpoint, ledger, limits, name)
+    run = _Run(requests(), total, endpoint, ledger, limits, name, unusable or {})
     if limits.max_cost is not None:  # what an earlier, interrupted run of this job paid counts
         run.report.dollars_before = sum(ledger.dollars(request.key(run.settings)) for request in requests())
     return asyncio.run(run.run())
@@ -132,9 +143,17 @@ def ask_all(
 
 class _Run:
     def __init__(
-        self, requests: Iterator[Request], total: int, endpoint: Endpoint, ledger: Ledger, limits: Limits, name: str
+        self,
+        requests: Iterator[Request],
+        total: int,
+        endpoint: Endpoint,
+        ledger: Ledger,
+        limits: Limits,
+        name: str,
+        unusable: Mapping[str, int],
     ) -> None:
         self.requests = requests
+        self.unusable = unusable
         self.endpoint = endpoint
         self.ledger = ledger
         self.limits = limits
@@ -245,7 +264,8 @@ class _Run:
         await self._reserve(most)
         try:
             await self._pace(request)
-            reply = await self.endpoint.ask(request, attempt=self.ledger.unusable(key))
+            useless = self.unusable.get(key, 0) + self.ledger.unusable(key)
+            reply = await self.endpoint.ask(request, attempt=useless)
             self._record(request, key, reply)
         except AgainError as error:
             self.report.counts["again"] += 1

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from regen.artefacts import Artefact, build
 from regen.data.tables import DataError
+from regen.engine import Engine, LocalEngine
 from regen.fingerprints import fingerprint
 from regen.narratives.histories import UserHistory
 from regen.narratives.ledger import Ledger
@@ -65,7 +66,13 @@ class Pair:
 
 
 def compare_side_by_side(
-    pairs: Sequence[Pair], raters: Sequence[Rater], *, max_cost: float | None, root: Path, force: bool = False
+    pairs: Sequence[Pair],
+    raters: Sequence[Rater],
+    *,
+    max_cost: float | None,
+    root: Path,
+    force: bool = False,
+    engine: Engine | None = None,
 ) -> Artefact:
     """Builds or reuses the verdicts on pairs: `verdicts.parquet`, `summary.json`, `failures.parquet`.
 
@@ -75,6 +82,7 @@ def compare_side_by_side(
         max_cost: Dollars for all raters together; null for no limit.
         root: Folder that holds artefacts.
         force: Build again; what a ledger holds is not asked again.
+        engine: Where requests are sent from.
 
     Raises:
         DataError: If there is no pair.
@@ -92,6 +100,7 @@ def compare_side_by_side(
             total=len(ORDERS) * len(pairs),
             max_cost=max_cost,
             name="side by side",
+            engine=engine or LocalEngine(),
         )
         for rater, ledger, report in asked:
             rows += [row for pair in pairs if (row := _verdict(pair, rater, ledger))]

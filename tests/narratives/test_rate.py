@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import sqlite3
 from collections import Counter
 from dataclasses import replace
@@ -459,3 +460,8 @@ def test_everything_that_determines_a_judgement_is_in_the_recipe(rater):
         assert rater(server, seed=1).recipe() != one.recipe()
         assert replace(one, request_limits=Limits(100, 10_000)).recipe() != one.recipe()
         assert sorted(one.recipe()["prompts"]) == sorted(STAGES)
+
+
+@pytest.mark.parametrize("stage", ATTRIBUTES)
+def test_the_form_of_a_judgement_survives_pickling(stage):
+    assert pickle.loads(pickle.dumps(answer_model(stage))) is answer_model(stage)

@@ -1,0 +1,178 @@
+"""Asking as a map over shards of requests (`engine=ray`); each keeps its answers in a ledger of its own at first."""
+
+import logging
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from filelock import FileLock
+
+from regen.engine import Engine, RayEngine
+from regen.narratives.endpoint import Endpoint
+from regen.narratives.ledger import Ledger
+from regen.narratives.prompts import Request
+from regen.narratives.runner import Limits, Report, ask_all
+
+logger = logging.getLogger(__name__)
+
+
+def ask(
+    requests: Callable[[], Iterator[Request]],
+    *,
+    total: int,
+    endpoint: Endpoint,
+    ledger: Ledger,
+    limits: Limits,
+    name: str,
+    engine: Engine,
+) -> Report:
+    """`ask_all`, on the machines of an engine; the arguments beside `engine` are its own.
+
+    Raises:
+        ValueError: If the endpoint refuses everything.
+        KeyboardInterrupt: After an interrupt.
+    """
+    if not isinstance(engine, RayEngine):
+        return ask_all(requests, total=total, endpoint=endpoint, ledger=ledger, limits=limits, name=name)
+    folder = ledger.path.with_name(f"{ledger.path.name}.shards")
+    with FileLock(f"{folder}.lock"):
+        folder.mkdir(exist_ok=True)
+        for killed in sorted(folder.glob("*.sqlite")):  # answers of a run that was killed: paid for, so kept
+            _take_in(ledger, killed)
+        left = _write_shards(folder, requests, endpoint=endpoint, ledger=ledger, limits=limits, size=engine.requests)
+        report, shards = left.report, left.shards
+        logger.info("%s: %d requests, %d shards to ask", name, report.counts["requests"], len(shards))
+        work = AskShard(endpoint, _share_of_rates(limits, min(engine.asking, len(shards))), name)
+        errors = []
+        for done in engine.map(work, shards, name=name, at_once=engine.asking):
+            _take_in(ledger, done.path.with_suffix(".sqlite"))
+            done.path.unlink()
+            report.add(done.report)
+            errors += [done.error] if done.error else []
+        if errors:
+            raise ValueError(errors[0])
+        if left.twins and not report.out_of_money:  # answered by now, or else as hopeless as the first of their kind
+            if limits.max_cost is not None:
+                paid = sum(ledger.dollars(twin.key(endpoint.settings())) for twin in left.twins)
+                limits = replace(limits, max_cost=max(0.0, limits.max_cost - report.dollars_in_all + paid))
+            report.add(
+                ask_all(
+                    lambda: iter(left.twins),
+                    total=len(left.twins),
+                    endpoint=endpoint,
+                    ledger=ledger,
+                    limits=limits,
+                    name=f"{name}, twins",
+                )
+            )
+        return report
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    """What a shard of requests came to: its file, what it did, and why the endpoint could not be used."""
+
+    path: Path
+    report: Report
+    error: str | None
+
+
+@dataclass(frozen=True)
+class AskShard:
+    """Asks the requests of a shard's file; called by an engine, maybe on another machine.
+
+    Attributes:
+        endpoint: Whom.
+        limits: What this shard keeps to, beside its share of the money.
+        name: Of the stage.
+    """
+
+    endpoint: Endpoint
+    limits: Limits
+    name: str
+
+    def __call__(self, shard: tuple[Path, float | None]) -> ShardDone:
+        """Takes the shard's file and the dollars it may spend."""
+        path, max_cost = shard
+        requests, unusable = pickle.loads(path.read_bytes())
+        with Ledger(path.with_suffix(".sqlite")) as ledger:
+            try:
+                report = ask_all(
+                    lambda: iter(requests),
+                    total=len(requests),
+                    endpoint=self.endpoint,
+                    ledger=ledger,
+                    limits=replace(self.limits, max_cost=max_cost),
+                    name=self.name,
+                    unusable=unusable,
+                )
+            except ValueError as error:
+                return ShardDone(path, Report(), str(error))
+        return ShardDone(path, report, None)
+
+
+@dataclass(frozen=True)
+class _Left:
+    """What is left to ask: shards with their shares of the money, and requests that equal one in them."""
+
+    report: Report
+    shards: list[tuple[Path, float | None]]
+    twins: list[Request]
+
+
+def _write_shards(
+    folder: Path,
+    requests: Callable[[], Iterator[Request]],
+    *,
+    endpoint: Endpoint,
+    ledger: Ledger,
+    limits: Limits,
+    size: int,
+) -> _Left:
+    """Writes what has no answer yet into files of `size` requests."""
+    settings, report = endpoint.settings(), Report()
+    asked: set[str] = set()
+    files: list[tuple[Path, int]] = []
+    part: list[Request] = []
+    unusable: dict[str, int] = {}
+    twins = []
+
+    def write() -> None:
+        path = folder / f"{len(files):06d}.requests"
+        path.write_bytes(pickle.dumps((part, unusable)))
+        files.append((path, len(part)))
+        part.clear()
+        unusable.clear()
+
+    for request in requests():
+        key = request.key(settings)
+        report.counts["requests"] += 1
+        report.dollars_before += ledger.dollars(key) if limits.max_cost is not None else 0.0
+        if key in asked:
+            twins.append(request)
+        elif ledger.answer(key) is not None:
+            report.counts["reused"] += 1
+        else:
+            asked.add(key)
+            part.append(request)
+            unusable[key] = ledger.unusable(key)
+            if len(part) == size:
+                write()
+    if part:
+        write()
+    left = None if limits.max_cost is None else max(0.0, limits.max_cost - report.dollars_before)
+    shards = [(path, None if left is None else left * count / len(asked)) for path, count in files]
+    return _Left(report, shards, twins)
+
+
+def _share_of_rates(limits: Limits, shards: int) -> Limits:
+    """Limits of one of several shards that ask at once."""
+    rates = {name: getattr(limits, name) for name in ("requests_per_minute", "tokens_per_minute")}
+    return replace(limits, **{name: rate / shards for name, rate in rates.items() if rate is not None and shards > 1})
+
+
+def _take_in(ledger: Ledger, path: Path) -> None:
+    ledger.take_in(path)
+    for file in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
+        file.unlink(missing_ok=True)
