@@ -22,6 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from regen import mirror
 from regen.fingerprints import file_hash, fingerprint, plain_json
 
 __all__ = [
@@ -107,6 +108,7 @@ def build(
     Raises:
         TypeError, ValueError: `config` is not plain JSON; see `fingerprint`.
         ModuleNotFoundError: a distribution in `libraries` is not installed.
+        ValueError: there is a mirror (`regen.mirror`) and it cannot be reached; what was built by then is kept.
         OSError: the disk is full. Whatever else `make` raises passes through with a note.
     """
     recipe = {
@@ -122,7 +124,11 @@ def build(
     with _locked(folder, stage):
         if not force and (found := _reusable(folder, recipe, warn=True)):
             return found
-        return _build_locked(folder, recipe, make)
+        if not force and mirror.fetch(folder) and (found := _reusable(folder, recipe, warn=True)):
+            return found
+        built = _build_locked(folder, recipe, make)
+        mirror.push(folder)
+        return built
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
