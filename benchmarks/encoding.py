@@ -36,18 +36,20 @@ class Reviews:
         return []
 
     def write(self, folder: Path) -> dict[str, int]:
-        rng = np.random.default_rng(0)
+        rng, draw = np.random.default_rng(0), np.random.default_rng(1)  # apart, so that more rows begin with the same
         count = self.interactions
         words, users = np.array(WORDS.split()), np.arange(count) // PURCHASES
         lengths = np.minimum(400, rng.lognormal(3.3, 1, count).astype(int) + 1)
-        texts = [" ".join([*rng.choice(words, length), str(row)]) for row, length in enumerate(lengths)]
+        texts = [" ".join([*draw.choice(words, length), str(row)]) for row, length in enumerate(lengths)]
         items = pl.DataFrame({"item_id": [f"i{at:04d}" for at in range(1000)]}).with_columns(
             title="Item " + pl.col("item_id"), category=pl.lit("Pens"), price=pl.lit(5.0), brand=pl.lit("Brand")
         )
         items.with_columns(description=pl.lit(None, pl.String)).write_parquet(folder / "items.parquet")
         user = pl.Series(users).cast(pl.String).str.zfill(9)
         rows = pl.DataFrame({"user_id": user, "timestamp": np.arange(count), "review_text": texts}).with_columns(
-            item_id=items["item_id"].gather(rng.integers(0, 1000, count)), rating=5.0, review_title=pl.lit("Fine")
+            item_id=items["item_id"].gather(np.random.default_rng(2).integers(0, 1000, count)),
+            rating=5.0,
+            review_title=pl.lit("Fine"),
         )
         rows.write_parquet(folder / "interactions.parquet")
         about = pl.DataFrame({"user_id": user.unique().sort()}).with_columns(

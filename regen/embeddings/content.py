@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def minilm_folder() -> str:
 
 
 MINILM = "minilm"
+PACK_FROM = 256  # texts for which laying the weights out anew is worth its time
 CHARACTERS = 128  # of a text, on average, in a step of the largest batch; about 32 tokens
 
 
@@ -56,12 +58,15 @@ def embed_texts(
         batch_size: The most texts of a step; of long texts fewer, `CHARACTERS` times as many characters together.
         progress: Whether to show a bar.
     """
+    from regen.models.packed_weights import packed_weights  # loads torch
+
     distinct = list(dict.fromkeys(texts))
     row_of = {text: row for row, text in enumerate(distinct)}
     encoder = load_sentence_encoder(pretrained)
     rows: list[int] = []
     parts: list[np.ndarray] = []
-    with tqdm(total=len(distinct), desc="embed", unit="text", disable=not progress) as bar:
+    packed = packed_weights(encoder, backward=False) if len(distinct) >= PACK_FROM else nullcontext()
+    with packed, tqdm(total=len(distinct), desc="embed", unit="text", disable=not progress) as bar:
         for step in _steps([len(text) for text in distinct], batch_size):
             part = [distinct[row] for row in step]
             parts.append(encoder.encode(part, batch_size=len(part), normalize_embeddings=True, show_progress_bar=False))
