@@ -46,8 +46,9 @@ class Reviews:
         )
         items.with_columns(description=pl.lit(None, pl.String)).write_parquet(folder / "items.parquet")
         user = pl.Series(users).cast(pl.String).str.zfill(9)
+        bought = np.random.default_rng(2).integers(0, 1000, count)
         rows = pl.DataFrame({"user_id": user, "timestamp": np.arange(count), "review_text": texts}).with_columns(
-            item_id=items["item_id"].gather(np.random.default_rng(2).integers(0, 1000, count)),
+            item_id=items["item_id"].gather(bought),
             rating=5.0,
             review_title=pl.lit("Fine"),
         )

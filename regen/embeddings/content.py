@@ -3,7 +3,6 @@
 import functools
 import importlib.util
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,12 @@ def minilm_folder() -> str:
 
 
 MINILM = "minilm"
-PACK_FROM = 256  # texts for which laying the weights out anew is worth its time
 CHARACTERS = 128  # of a text, on average, in a step of the largest batch; about 32 tokens
 
 
 @functools.cache
 def load_sentence_encoder(pretrained: str) -> Any:
-    """A `SentenceTransformer`, loaded once a process.
+    """A `SentenceTransformer`, loaded once a process; on a CPU its weights are packed for faster products.
 
     Args:
         pretrained: `minilm` for the weights that ship in a package, or any sentence-transformers id or folder.
@@ -38,13 +36,17 @@ def load_sentence_encoder(pretrained: str) -> Any:
     """
     from sentence_transformers import SentenceTransformer
 
+    from regen.models.packed_weights import pack_weights
+
     try:
-        return SentenceTransformer(minilm_folder() if pretrained == MINILM else pretrained)
+        encoder = SentenceTransformer(minilm_folder() if pretrained == MINILM else pretrained)
     except OSError as error:
         raise ValueError(
             f"content.pretrained={pretrained}: nothing to load there ({str(error).splitlines()[0]}). Give a "
             "sentence-transformers folder, an id and a network, or content=minilm, whose weights are installed."
         ) from error
+    pack_weights(encoder, backward=False)
+    return encoder
 
 
 def embed_texts(
@@ -58,15 +60,12 @@ def embed_texts(
         batch_size: The most texts of a step; of long texts fewer, `CHARACTERS` times as many characters together.
         progress: Whether to show a bar.
     """
-    from regen.models.packed_weights import packed_weights  # loads torch
-
     distinct = list(dict.fromkeys(texts))
     row_of = {text: row for row, text in enumerate(distinct)}
     encoder = load_sentence_encoder(pretrained)
     rows: list[int] = []
     parts: list[np.ndarray] = []
-    packed = packed_weights(encoder, backward=False) if len(distinct) >= PACK_FROM else nullcontext()
-    with packed, tqdm(total=len(distinct), desc="embed", unit="text", disable=not progress) as bar:
+    with tqdm(total=len(distinct), desc="embed", unit="text", disable=not progress) as bar:
         for step in _steps([len(text) for text in distinct], batch_size):
             part = [distinct[row] for row in step]
             parts.append(encoder.encode(part, batch_size=len(part), normalize_embeddings=True, show_progress_bar=False))

@@ -27,17 +27,22 @@ def packed_weights(model: nn.Module, *, backward: bool) -> Iterator[None]:
         model: Its layers are as before afterwards.
         backward: Whether gradients pass through: only frozen layers are packed then, each in two copies.
     """
-    layers = [module for module in model.modules() if type(module) is nn.Linear and _packable(module, backward)]
-    held = sum(layer.weight.nbytes for layer in layers) * (2 if backward else 1)
-    if held > PACKED_BYTES:
-        layers = []
+    layers = pack_weights(model, backward=backward)
     try:
-        for layer in layers:
-            vars(layer)["forward"] = PackedLinear(layer, backward=backward)
         yield
     finally:
         for layer in layers:
             vars(layer).pop("forward", None)
+
+
+def pack_weights(model: nn.Module, *, backward: bool) -> list[nn.Linear]:
+    """`packed_weights` for good: the model's weights must not change any more. Returns the layers that use copies."""
+    layers = [module for module in model.modules() if type(module) is nn.Linear and _packable(module, backward)]
+    if sum(layer.weight.nbytes for layer in layers) * (2 if backward else 1) > PACKED_BYTES:
+        return []
+    for layer in layers:
+        vars(layer)["forward"] = PackedLinear(layer, backward=backward)
+    return layers
 
 
 def _packable(layer: nn.Linear, backward: bool) -> bool:

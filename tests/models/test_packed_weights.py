@@ -1,5 +1,6 @@
 """Packed weights change neither text, loss nor gradient beyond rounding, and leave the layers as they were."""
 
+import numpy as np
 import pytest
 import torch
 from test_soft_token_lm import K, make_batch
@@ -87,3 +88,14 @@ def test_a_layer_that_moved_to_another_device_computes_there():
     layer = nn.Linear(6, 4).requires_grad_(False)
     with packed_weights(layer, backward=True):
         assert layer.to("meta")(torch.randn(3, 6, device="meta")).device.type == "meta"
+
+
+def test_the_sentence_encoder_is_packed_and_gives_what_it_gives_unpacked():
+    from sentence_transformers import SentenceTransformer
+
+    from regen.embeddings.content import embed_texts, load_sentence_encoder, minilm_folder
+
+    texts = ["Write smoothly.", "A red stapler that jams. " * 20, "Papier, très blanc"]
+    assert any("forward" in vars(module) for module in load_sentence_encoder("minilm").modules())
+    plain = SentenceTransformer(minilm_folder()).encode(texts, normalize_embeddings=True)
+    assert np.allclose(embed_texts(texts), plain, atol=1e-5)
