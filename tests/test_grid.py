@@ -29,9 +29,11 @@ def small_world(narrated):
 
 
 def command(script, folder, *arguments, small=True, narrated=80, **environment):
-    """Runs a script of the repository's top level in the given folder."""
+    """Runs a script of the repository's top level in the given folder; what is given wins over the small world."""
+    flags = [one for one in arguments if one.startswith("-")]  # Hydra wants them before every override
+    overrides = [one for one in arguments if one not in flags]
     return subprocess.run(
-        [sys.executable, str(REPOSITORY / script), *(small_world(narrated) if small else []), *arguments],
+        [sys.executable, str(REPOSITORY / script), *flags, *(small_world(narrated) if small else []), *overrides],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
