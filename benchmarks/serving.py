@@ -19,7 +19,8 @@ from pathlib import Path
 import psutil
 from harness import FOLDER, Line, alternating, arguments, report, save
 
-from regen.serving import NarrativeModel
+from regen.analysis.adapter_sample import newest_run
+from regen.serving.server import load_model
 
 PURCHASES = 8  # of the history in each request, near the paper's mean
 REVIEW = "Does what it should, and I would buy it again."
@@ -27,8 +28,7 @@ REVIEW = "Does what it should, and I would buy it again."
 
 def request(checkpoint: str) -> str:
     """A request for a history of items that the model knows, with a review of each."""
-    load = NarrativeModel.from_run if Path(checkpoint, "config.yaml").is_file() else NarrativeModel.from_pretrained
-    model = load(checkpoint)
+    model = load_model(checkpoint)
     ids = model.items.table["item_id"].head(PURCHASES).to_list()
     history = [{"item_id": item, "rating": 5, "review": REVIEW} for item in ids]
     return json.dumps({"narratives": [{"history": history, "feature": model.features[0]}]})
@@ -70,7 +70,7 @@ def hey(url: str, body: Path, *, clients: int, seconds: int) -> float:
 def main(checkpoint: str, seconds: int, rounds: int, clients: int) -> None:
     if shutil.which("hey") is None:
         raise SystemExit("hey is not installed: apt-get install hey")
-    checkpoint = checkpoint or str(newest_run())
+    checkpoint = checkpoint or str(newest_run(Path("outputs/runs"), encoders=["both"]))
     FOLDER.mkdir(parents=True, exist_ok=True)
     body = FOLDER / "serving-request.json"
     body.write_text(request(checkpoint))
@@ -88,20 +88,6 @@ def main(checkpoint: str, seconds: int, rounds: int, clients: int) -> None:
     lines = [Line("serving", "requests/s", rates["together"], rates["alone"], note=note)]
     report(lines)
     save("serving", lines)
-
-
-def newest_run() -> Path:
-    """Of `make grid`.
-
-    Raises:
-        SystemExit: If there is none.
-    """
-    found = sorted(
-        Path("outputs/runs").glob("purchase_reason-both-*/scores.json"), key=lambda path: path.stat().st_mtime
-    )
-    if not found:
-        raise SystemExit("no finished run in outputs/runs: make grid first, or give checkpoint=FOLDER")
-    return found[-1].parent
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from regen import mirror
 from regen.fingerprints import file_hash, fingerprint, plain_json
+from regen.mirror import MANIFEST
 
 __all__ = [
     "Artefact",
@@ -38,7 +39,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 RECIPE_KEYS = ("stage", "version", "config", "inputs", "libraries")
 
 _Stat = tuple[int, int]  # size, modification time in ns

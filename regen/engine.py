@@ -51,6 +51,9 @@ class LocalEngine:
             yield work(shard)
 
 
+HERE = LocalEngine()  # where a stage works unless it is told otherwise
+
+
 @dataclass
 class RayEngine:
     """A map over shards by Ray Data; a shard whose node dies is given to another one.

@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from tqdm import tqdm
 
 VARIABLE = "REGEN_MIRROR"
@@ -77,6 +76,8 @@ def _place(name: str) -> tuple[Any, str] | None:
     """The mirror's file system and an artefact's folder there."""
     if not (url := os.environ.get(VARIABLE)):
         return None
+    import fsspec
+
     try:
         files, root = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:

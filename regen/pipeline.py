@@ -11,7 +11,7 @@ from regen.data.prepare import item_rows, load_tables, prepare
 from regen.embeddings import fusion
 from regen.embeddings.encode import Split, encode_cf, load_cf
 from regen.embeddings.encode_content import encode_content, load_content
-from regen.engine import Engine, LocalEngine
+from regen.engine import HERE, Engine
 
 if TYPE_CHECKING:
     from regen.narratives.narrate import Narrator
@@ -151,7 +151,7 @@ def encoded_artefacts(
 
 def build_engine(cfg: DictConfig) -> Engine:
     """What `engine` names; the config of a run from before there were engines has none."""
-    return LocalEngine() if cfg.get("engine") is None else instantiate(plain(cfg.engine))
+    return HERE if cfg.get("engine") is None else instantiate(plain(cfg.engine))
 
 
 def encoder_parts(name: str) -> tuple[str, ...]:

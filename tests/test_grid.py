@@ -42,6 +42,21 @@ def command(script, folder, *arguments, small=True, narrated=80, **environment):
     )
 
 
+def kill_when(job, folder, pattern):
+    """Starts a job and kills it, with all its processes, once a file of that pattern is there."""
+    log = folder / "killed.log"
+    with log.open("w") as told:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(job, cwd=folder, env=environment, start_new_session=True, stdout=told, stderr=told)
+    deadline = time.monotonic() + 300
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory):
     """A multirun whose second half fails, because its split leaves nothing to test on."""
@@ -155,15 +170,7 @@ def test_killed_in_the_middle_the_same_command_finishes_and_repeats_nothing(tmp_
     ]
     grid = [sys.executable, str(REPOSITORY / "train.py"), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with (tmp_path / "first.log").open("w") as log:
-        process = subprocess.Popen(grid, cwd=tmp_path, env=environment, stdout=log, stderr=log)
-    deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("outputs/runs/*noise*/checkpoints/last.ckpt")):  # the first cell is done by then
-        assert process.poll() is None, (tmp_path / "first.log").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_when(grid, tmp_path, "outputs/runs/*noise*/checkpoints/last.ckpt")  # the first cell is done by then
     (first,) = tmp_path.glob("outputs/runs/*-cf-*/model.safetensors")
     kept = {path: path.stat().st_mtime_ns for path in [first, *tmp_path.glob("outputs/data/*/manifest.json")]}
     again = subprocess.run(grid, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
@@ -207,18 +214,8 @@ def test_sharded_training_goes_on_where_it_was_killed(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         if name == "killed":
-            arguments = [sys.executable, str(REPOSITORY / "train.py"), *small_world(78), *options]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            job = subprocess.Popen(
-                arguments, cwd=folder, env=environment, start_new_session=True, stderr=subprocess.DEVNULL
-            )
-            deadline = time.monotonic() + 200
-            while not list(folder.glob("outputs/runs/*/checkpoints/last.ckpt")):
-                assert job.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            os.killpg(job.pid, signal.SIGKILL)
-            job.wait()
+            job = [sys.executable, str(REPOSITORY / "train.py"), *small_world(78), *options]
+            kill_when(job, folder, "outputs/runs/*/checkpoints/last.ckpt")
             assert not list(folder.glob("outputs/runs/*/model.safetensors"))
         done = command("train.py", folder, *options, narrated=78)
         assert done.returncode == 0, done.stderr

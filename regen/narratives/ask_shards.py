@@ -40,6 +40,8 @@ def ask(
         folder.mkdir(exist_ok=True)
         for killed in sorted(folder.glob("*.sqlite")):  # answers of a run that was killed: paid for, so kept
             _take_in(ledger, killed)
+        for unasked in folder.glob("*.requests"):
+            unasked.unlink()
         left = _write_shards(folder, requests, endpoint=endpoint, ledger=ledger, limits=limits, size=engine.requests)
         report, shards = left.report, left.shards
         logger.info("%s: %d requests, %d shards to ask", name, report.counts["requests"], len(shards))

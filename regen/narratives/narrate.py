@@ -14,7 +14,7 @@ import polars as pl
 from regen.artefacts import Artefact, build
 from regen.data.prepare import load_tables
 from regen.data.tables import FEATURES, ITEM_FEATURES, NARRATIVE_KEY, NARRATIVES, DataError
-from regen.engine import Engine, LocalEngine
+from regen.engine import HERE, Engine
 from regen.narratives import answers, template
 from regen.narratives.ask_shards import ask
 from regen.narratives.endpoint import CHARACTERS_PER_TOKEN, Endpoint
@@ -104,9 +104,9 @@ class OpenAINarrator:
         ledger: Path,
         request_limits: Limits,
         run_limits: RunLimits,
-        engine: Engine | None = None,
+        engine: Engine = HERE,
     ) -> None:
-        self.engine = engine or LocalEngine()
+        self.engine = engine
         self.endpoint = endpoint
         self.ledger = ledger
         self.request_limits = request_limits

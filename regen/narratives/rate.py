@@ -17,7 +17,7 @@ from pydantic import BaseModel, create_model
 from regen.artefacts import Artefact, build
 from regen.data.prepare import load_tables
 from regen.data.tables import DataError
-from regen.engine import Engine, LocalEngine
+from regen.engine import HERE, Engine
 from regen.fingerprints import fingerprint
 from regen.narratives.ask_shards import ask
 from regen.narratives.endpoint import Endpoint
@@ -212,7 +212,7 @@ def rate(
     root: Path,
     narratives: pl.DataFrame | None = None,
     force: bool = False,
-    engine: Engine | None = None,
+    engine: Engine = HERE,
 ) -> Artefact:
     """Builds or reuses the ratings of a narrated data set, or of what a model wrote about its users.
 
@@ -249,7 +249,7 @@ def rate(
             total=total,
             max_cost=max_cost,
             name="rate",
-            engine=engine or LocalEngine(),
+            engine=engine,
         )
         for rater, ledger, report in asked:
             rows += [row for subject in people for row in _judgements(subject, rater, ledger, draws)]

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from regen.artefacts import Artefact, build
 from regen.data.tables import DataError
-from regen.engine import Engine, LocalEngine
+from regen.engine import HERE, Engine
 from regen.fingerprints import fingerprint
 from regen.narratives.histories import UserHistory
 from regen.narratives.ledger import Ledger
@@ -72,7 +72,7 @@ def compare_side_by_side(
     max_cost: float | None,
     root: Path,
     force: bool = False,
-    engine: Engine | None = None,
+    engine: Engine = HERE,
 ) -> Artefact:
     """Builds or reuses the verdicts on pairs: `verdicts.parquet`, `summary.json`, `failures.parquet`.
 
@@ -100,7 +100,7 @@ def compare_side_by_side(
             total=len(ORDERS) * len(pairs),
             max_cost=max_cost,
             name="side by side",
-            engine=engine or LocalEngine(),
+            engine=engine,
         )
         for rater, ledger, report in asked:
             rows += [row for pair in pairs if (row := _verdict(pair, rater, ledger))]

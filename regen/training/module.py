@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torchmetrics import MeanMetric
 
 from regen.data.batch import Batch
@@ -45,21 +46,22 @@ class NarrativeModule(L.LightningModule):
         self.warmup_share = warmup_share
         self.provenance = provenance
         self.validation_loss = MeanMetric()
-        self._sharded = False
 
     def configure_model(self) -> None:
         """Under `trainer=fsdp` each process keeps its part of every decoder layer, of the adapter and of the rest."""
-        if self._device_mesh is None or self._sharded:
+        if self._device_mesh is None or self.sharded:
             return
-        from torch.distributed.fsdp import fully_shard
-
         mesh: Any = self._device_mesh["data_parallel"]
         for layer in self.model.decoder.layers:
             fully_shard(layer, mesh=mesh)
         if self.model.adapter is not None:
             fully_shard(self.model.adapter, mesh=mesh)
         fully_shard(self.model, mesh=mesh)
-        self._sharded = True
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the model only."""
+        return isinstance(self.model, FSDPModule)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         loss, tokens = self.model(batch)
@@ -102,7 +104,7 @@ class NarrativeModule(L.LightningModule):
         checkpoint["provenance"] = self.provenance
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._sharded:  # Lightning has put each part in its place by then
+        if self.sharded:  # Lightning has put each part in its place by then
             return
         state = checkpoint["state_dict"]
         self.model.load_trained_state({name.removeprefix("model."): t for name, t in state.items()})

@@ -136,7 +136,7 @@ def fit(run: Run, run_logger: Any) -> LoadedRun:
     packed = packed_weights(model.lm, backward=True) if cfg.trainer.strategy != SHARDED else nullcontext()
     with packed:
         trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
-    if cfg.trainer.strategy == SHARDED:  # every process gives its part; what follows wants a model in one piece
+    if module.sharded:  # every process gives its part; what follows wants a model in one piece
         state = model.trained_state()
         model = build_model(cfg, data, lm, start=False)
         model.load_trained_state(state)

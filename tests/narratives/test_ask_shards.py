@@ -4,13 +4,12 @@ from dataclasses import dataclass
 
 import pytest
 from narratives.bad_server import BadServer
+from narratives.pitches import endpoint_at, limits, pitches
 from tenacity import wait_fixed
 
 from regen.engine import LocalEngine, RayEngine
-from regen.narratives import answers, ask_shards, runner
-from regen.narratives.endpoint import Endpoint, Price, Sampling
+from regen.narratives import ask_shards, runner
 from regen.narratives.ledger import Ledger
-from regen.narratives.prompts import Request
 
 FAULTS = ["none", "500", "truncated JSON", "refusal"]
 
@@ -49,22 +48,16 @@ def ask(tmp_path, monkeypatch):
     """Asks for one endorsement per question into a named ledger; gives the report and all answers."""
     monkeypatch.setattr(runner, "BACKOFF", wait_fixed(0.01))
 
-    def asked(server, questions, where, name="ledger", **limits):
-        sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=100, seed=7)
-        endpoint = Endpoint(model="m", base_url=server.url, api_key_env="NO_KEY", sampling=sampling, timeout=60.0)
-        known = {"concurrency": 4, "requests_per_minute": None, "tokens_per_minute": None, "max_attempts": 3}
-        system = {"role": "system", "content": '- "product_endorsement": a pitch'}
-        requests = [
-            Request(f"u{at}", "endorsement", 0, (system, {"role": "user", "content": text}), answers.Endorsement)
-            for at, text in enumerate(questions)
-        ]
+    def asked(server, questions, where, name="ledger", **changed):
+        endpoint = endpoint_at(server, max_tokens=100, seed=7)
+        requests = pitches(questions)
         with Ledger(tmp_path / name) as ledger:
             report = ask_shards.ask(
                 lambda: iter(requests),
                 total=len(requests),
                 endpoint=endpoint,
                 ledger=ledger,
-                limits=runner.Limits(**{**known, "price": Price(1.0, 10.0), "max_cost": None, **limits}),
+                limits=limits(**changed),
                 name="test",
                 engine=where,
             )
@@ -91,11 +84,12 @@ def test_shards_give_what_one_run_gives(ask, tmp_path):
     assert list((tmp_path / "ledger.shards").iterdir()) == []
 
 
-def test_what_was_answered_before_a_kill_is_not_asked_again(ask, monkeypatch):
+def test_what_was_answered_before_a_kill_is_not_asked_again(ask, monkeypatch, tmp_path):
     questions = [f"tag-{at}" for at in range(20)]
     with BadServer(["none"]) as server:
         with pytest.raises(KeyboardInterrupt):
             ask(server, questions, engine(dies_before=2))
+        assert len(list((tmp_path / "ledger.shards").glob("*.requests"))) == 2
         assert len(server.asked) == 10
         with monkeypatch.context() as dying:  # after the third shard was asked, before its answers were taken in
             dying.setattr(ask_shards, "_take_in", lambda ledger, path: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -106,6 +100,7 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(ask, monkeypatch):
         assert (report.counts["reused"], report.counts["answered"]) == (15, 5)
         assert len(server.asked) == len(set(server.asked)) == 20
         assert None not in found
+    assert list((tmp_path / "ledger.shards").iterdir()) == []
 
 
 def test_an_answer_of_no_use_counts_in_the_next_run(ask):

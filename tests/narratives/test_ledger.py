@@ -8,12 +8,11 @@ from datetime import UTC, datetime
 import pytest
 from narratives import bad_server
 from narratives.bad_server import BadServer
+from narratives.pitches import endpoint_at, limits, pitches
 from tenacity import wait_fixed
 
-from regen.narratives import answers, runner
-from regen.narratives.endpoint import Endpoint, Price, Sampling
+from regen.narratives import runner
 from regen.narratives.ledger import Answer, Ledger
-from regen.narratives.prompts import Request
 
 
 @pytest.fixture
@@ -91,22 +90,15 @@ def ask(path, monkeypatch):
     """Asks for one endorsement per user; gives the report."""
     monkeypatch.setattr(runner, "BACKOFF", wait_fixed(0.05))
 
-    def asked(server, questions, **limits):
-        sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=10, seed=None)
-        endpoint = Endpoint(model="m", base_url=server.url, api_key_env="NO_KEY", sampling=sampling, timeout=60.0)
-        known = {"concurrency": 4, "requests_per_minute": None, "tokens_per_minute": None, "max_attempts": 3}
-        system = {"role": "system", "content": '- "product_endorsement": a pitch'}
-        requests = [
-            Request(f"u{at}", "endorsement", 0, (system, {"role": "user", "content": text}), answers.Endorsement)
-            for at, text in enumerate(questions)
-        ]
+    def asked(server, questions, **changed):
+        requests = pitches(questions)
         with Ledger(path) as ledger:
             return runner.ask_all(
                 lambda: iter(requests),
                 total=len(requests),
-                endpoint=endpoint,
+                endpoint=endpoint_at(server, max_tokens=10, seed=None),
                 ledger=ledger,
-                limits=runner.Limits(**{**known, "price": Price(1.0, 10.0), "max_cost": None, **limits}),
+                limits=limits(**changed),
                 name="test",
             )
 
