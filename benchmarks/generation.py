@@ -1,11 +1,11 @@
 """Generation: ours against the usual loop, greedy, with the stop lengths of ragged narratives.
 
-    python benchmarks/generation.py [users=500] [usual_users=128] [rounds=2]
+    python benchmarks/generation.py [users=500] [usual_users=128] [rounds=1]
 
 Ours is what `evaluate.py` runs: rows that end leave and others enter, the cache stays where it is. The usual loop is
 `model.generate` on 32 users at a time, in the order of the data, until the longest of them is done. Both stop each
 narrative at the length of its reference; the texts are compared token by token. The limit is the rate of the LM's own
-matrix products at as many rows as ours decodes at once.
+matrix products at as many rows as ours decodes at once. A second line is ours with `evaluation.precision=int8`.
 """
 
 import sys
@@ -20,6 +20,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from regen.costs import Stopwatch
 from regen.evaluation.generate import decode_rows
+from regen.models.narrow_weights import narrow_weights
 from regen.models.soft_token_lm import SoftTokenLM
 
 ROWS = 32  # of the usual loop
@@ -52,7 +53,7 @@ def usual(model: SoftTokenLM, world: Ragged, stops: list[int], end: int) -> dict
     return written
 
 
-def measure(users: int = 500, usual_users: int = 128, rounds: int = 2) -> list[Line]:
+def measure(users: int = 500, usual_users: int = 128, rounds: int = 1) -> list[Line]:
     """Ours on all users, the usual loop on the first batches of them, which are like the rest."""
     world = ragged(users, "encoder=both")
     model = _learned(world)
@@ -63,21 +64,23 @@ def measure(users: int = 500, usual_users: int = 128, rounds: int = 2) -> list[L
     prefixes = sum(world.dataset.lengths) - sum(stops)
     flops = rate.flops(prefixes + sum(stops) - users, sum(stops))
     texts: dict[str, dict[int, list[int]]] = {}
-    watch = Stopwatch()
+    watch = Stopwatch()  # of ours
 
     def rate_of(name: str, write: Callable[[], dict[int, list[int]]]) -> float:
         started = time.perf_counter()
         texts[name] = write()
         return sum(map(len, texts[name].values())) / (time.perf_counter() - started)
 
-    def ours() -> dict[int, list[int]]:
-        return dict(decode_rows(model, world.dataset, limits=stops, stop_ids={end}, rows=rows, watch=watch))
+    def ours(watch: Stopwatch, precision: str | None = None) -> dict[int, list[int]]:
+        with narrow_weights(model.lm, precision):
+            return dict(decode_rows(model, world.dataset, limits=stops, stop_ids={end}, rows=rows, watch=watch))
 
     with torch.no_grad():
         rates = alternating(
             {
                 "limit": lambda: sum(stops) * rate.measure(rows) / flops,
-                "ours": lambda: rate_of("ours", ours),
+                "ours": lambda: rate_of("ours", lambda: ours(watch)),
+                "int8": lambda: rate_of("int8", lambda: ours(Stopwatch(), "int8")),
                 "usual": lambda: rate_of("usual", lambda: usual(model, world, stops[:usual_users], end)),
             },
             rounds,
@@ -88,7 +91,10 @@ def measure(users: int = 500, usual_users: int = 128, rounds: int = 2) -> list[L
         f"{sum(stops):,} tokens for {users} users, {share:.0%} of our time on their prefixes; the texts of {same} of "
         f"the {usual_users} users that the usual loop wrote for are identical."
     )
-    return [Line("generation", "tokens/s", rates["ours"], rates["usual"], rates["limit"], note)]
+    return [
+        Line("generation", "tokens/s", rates["ours"], rates["usual"], rates["limit"], note),
+        Line("generation in int8", "tokens/s", rates["int8"], rates["usual"]),
+    ]
 
 
 def _learned(world: Ragged) -> SoftTokenLM:
@@ -106,6 +112,6 @@ def _until(ids: list[int], end: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    lines = measure(**arguments(sys.argv[1:], users=500, usual_users=128, rounds=2))
+    lines = measure(**arguments(sys.argv[1:], users=500, usual_users=128, rounds=1))
     save(Path(__file__).stem, lines)
     report(lines)

@@ -26,6 +26,10 @@ class Init(Enum):
     ridge = "ridge"
 
 
+class Precision(Enum):
+    int8 = "int8"
+
+
 @dataclass
 class SyntheticSource:
     _target_: str = MISSING
@@ -226,6 +230,7 @@ class Training:
 class Evaluation:
     batch_size: int = MISSING
     endpoint: str | None = None
+    precision: Precision | None = None
     generation: dict[str, Any] = MISSING
     similarity: str = MISSING
     rouge_stemmer: bool = MISSING
@@ -447,6 +452,7 @@ class ServeConfig:
     data: str | None = None
     backend: BackendName = BackendName.transformers
     vllm: str = MISSING
+    precision: Precision | None = None
     host: str = MISSING
     port: int = MISSING
     rows: int = MISSING

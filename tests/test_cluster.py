@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import time
+from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +117,7 @@ def test_narrating_and_rating_on_the_cluster_ask_and_write_the_same(cluster, tmp
         assert ours.equals(theirs)
 
 
-def test_a_grid_and_generation_on_the_cluster_score_the_same(cluster, tmp_path):
+def test_a_grid_and_generation_on_the_cluster_score_the_same_while_a_node_dies(cluster, tmp_path):
     grid = [str(REPOSITORY / "train.py"), "-m", *SMALL, "encoder=cf,content,noise", "trainer.max_steps=2"]
     local = tmp_path / "local"
     run(local, *grid)
@@ -134,8 +136,21 @@ def test_a_grid_and_generation_on_the_cluster_score_the_same(cluster, tmp_path):
     run_folder = next(path for name, path in ours.items() if "-content-" in name)
     before = (run_folder / "predictions.jsonl").read_bytes()
     options = [option for option in SMALL if option.startswith("evaluation")]
-    engine = ["engine=ray", f"engine.address={cluster.address}", "engine.narratives=5"]
-    run(tmp_path, str(REPOSITORY / "evaluate.py"), f"run={run_folder}", "force=true", *options, *engine)
+    engine = ["engine=ray", f"engine.address={cluster.address}", "engine.narratives=2"]
+    dying = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+    process = start(tmp_path, str(REPOSITORY / "evaluate.py"), f"run={run_folder}", "force=true", *options, *engine)
+    written, at_death = defaultdict(set), None  # when each shard's file was written
+    while process.poll() is None:
+        for path in run_folder.glob("generated/*/*.ndjson"):
+            with suppress(FileNotFoundError):  # all of them have just been taken together
+                written[path].add(path.stat().st_mtime_ns)
+        if at_death is None and len(written) >= 2:
+            at_death = len(written)
+            cluster.remove_node(dying, allow_graceful=False)
+        time.sleep(0.02)
+    finish(process, tmp_path)
+    assert at_death < len(written) == -(-len(before.splitlines()) // 2)
+    assert all(len(times) == 1 for times in written.values())  # neither lost nor made again
     assert (run_folder / "predictions.jsonl").read_bytes() == before
     assert not (run_folder / "generated").exists()
     assert json.loads((run_folder / "evaluation.json").read_text())["costs"]["memory_gib"] > 0

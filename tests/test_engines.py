@@ -80,6 +80,7 @@ def test_generation_in_shards_is_that_of_the_whole_and_keeps_what_is_done(small_
     whole = pl.read_ndjson(folder / "predictions.jsonl")
     settings = json.loads((folder / "evaluation.json").read_text())["settings"]
     options = {"generation": settings["generation"], "batch_size": settings["batch_size"], "seed": 0, "recipe": "r"}
+    options["precision"] = None
     options |= {"examples": len(whole), "size": 5, "engine": LocalEngine()}
     (folder / "generated" / "of another recipe").mkdir(parents=True)
     generate, shards = generate_shards.generate_narratives, []

@@ -146,10 +146,9 @@ def _slices(loaded: LoadedRun, *, resamples: int, seed: int) -> pl.DataFrame:
 
 def _swaps(loaded: LoadedRun) -> pl.DataFrame:
     evaluation = loaded.run.cfg.evaluation
+    settings = {name: plain(evaluation)[name] for name in ("generation", "batch_size", "precision")}
     tables = load_tables(loaded.run.inputs.prepared.path)
-    narrator = GreedyNarrator(
-        loaded.model, dataset_of(loaded), loaded.lm.tokenizer, plain(evaluation.generation), evaluation.batch_size
-    )
+    narrator = GreedyNarrator(loaded.model, dataset_of(loaded), loaded.lm.tokenizer, **settings)
     return swap_test(
         sampled(loaded.data.splits["test"].examples, SWAPPED_EXAMPLES, seed=evaluation.seed),
         narrator,

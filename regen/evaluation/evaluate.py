@@ -118,7 +118,7 @@ def _generate(loaded: LoadedRun, watch: Stopwatch) -> pl.DataFrame:
     """Narratives for the test users: here, at a server, or on a cluster.
 
     Raises:
-        ValueError: If both a server and a cluster are to generate.
+        ValueError: If both a server and a cluster are to generate, or a server in a precision that is not its own.
     """
     from regen.evaluation.decode_at_vllm import server_of
     from regen.evaluation.generate import generate_narratives
@@ -126,10 +126,14 @@ def _generate(loaded: LoadedRun, watch: Stopwatch) -> pl.DataFrame:
 
     run, test, engine = loaded.run, loaded.data.splits["test"], build_engine(loaded.run.cfg)
     evaluation, tokenizer = run.cfg.evaluation, loaded.lm.tokenizer
-    settings: dict[str, Any] = {"generation": plain(evaluation.generation)}
-    settings |= {name: evaluation[name] for name in ("batch_size", "seed")}
+    settings = {name: plain(evaluation)[name] for name in ("generation", "batch_size", "seed", "precision")}
     server = None
     if evaluation.endpoint is not None:
+        if evaluation.precision is not None:
+            raise ValueError(
+                f"evaluation.endpoint={evaluation.endpoint} decodes with its own weights, which "
+                f"evaluation.precision={settings['precision']} does not reach. Leave one of them out."
+            )
         if isinstance(engine, RayEngine):
             raise ValueError(
                 f"evaluation.endpoint={evaluation.endpoint} and engine=ray would both generate. Leave one of them out."
@@ -259,7 +263,8 @@ def _narratives(dataset: NarrativeDataset) -> pl.DataFrame:
 
 def _evaluation_recipe(run: Run) -> str:
     weights = (run.folder / WEIGHTS).stat()
-    settings = {**plain(run.cfg.evaluation), "weights": [weights.st_size, weights.st_mtime_ns]}
+    settings = {name: value for name, value in plain(run.cfg.evaluation).items() if value is not None}
+    settings["weights"] = [weights.st_size, weights.st_mtime_ns]
     for where in ("batch_size", "endpoint"):  # what decodes, and how many at a time
         settings.pop(where, None)
     return fingerprint(settings)

@@ -14,6 +14,7 @@ from regen.costs import Stopwatch
 from regen.data.batch import Batch
 from regen.data.datamodule import LengthBatches, NarrativeDataset
 from regen.evaluation.decode_at_vllm import VLLMServer, decode_at_vllm
+from regen.models.narrow_weights import narrow_weights
 from regen.models.packed_weights import packed_weights
 from regen.models.row_decoder import RowDecoder, row_bytes
 from regen.models.soft_token_lm import SoftTokenLM
@@ -47,6 +48,7 @@ def generate_narratives(
     generation: Mapping[str, Any],
     batch_size: int,
     seed: int = 0,
+    precision: str | None = None,
     watch: Stopwatch | None = None,
     server: VLLMServer | None = None,
 ) -> pl.DataFrame:
@@ -59,6 +61,7 @@ def generate_narratives(
         generation: Options of a `GenerationConfig`; greedy where they say nothing.
         batch_size: The most rows decoded at one time.
         seed: Of sampling, where the options ask for it.
+        precision: `int8` for narrower weights of the LM, see `narrow_weights`.
         watch: Takes the time of `prefill` and `generation`; of `generation` alone where the options ask for sampling
             or a server decodes.
         server: Decodes instead of this process.
@@ -67,7 +70,7 @@ def generate_narratives(
         Columns `user_id`, `feature`, `item_id`, `prediction`, `reference`, in the order of the split.
 
     Raises:
-        ValueError: If a server is to sample.
+        ValueError: If a server is to sample, or this machine has no such precision.
     """
     config = generation_config({"do_sample": False, **generation}, tokenizer)
     torch.manual_seed(seed)
@@ -89,7 +92,8 @@ def generate_narratives(
     else:
         written = _sampled(model, dataset, config, batch_size, watch)
     texts = [""] * len(dataset)
-    with tqdm(total=len(dataset), desc="generate", unit="narrative") as bar:
+    bar = tqdm(total=len(dataset), desc="generate", unit="narrative")
+    with bar, narrow_weights(model.lm, precision):
         for index, ids in written:
             texts[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
             bar.update()

@@ -27,6 +27,7 @@ class GenerateShard:
         generation: Options of a `GenerationConfig`.
         batch_size: The most rows decoded at one time.
         seed: Of sampling.
+        precision: `int8` for narrower weights of the LM.
     """
 
     run: Path
@@ -34,6 +35,7 @@ class GenerateShard:
     generation: Mapping[str, Any]
     batch_size: int
     seed: int
+    precision: str | None
 
     def __call__(self, rows: tuple[int, int]) -> Path:
         """Takes examples from the first to before the second; returns the shard's file."""
@@ -47,6 +49,7 @@ class GenerateShard:
                 generation=self.generation,
                 batch_size=self.batch_size,
                 seed=self.seed,
+                precision=self.precision,
             )
             write_atomically(path, written.write_ndjson)
         return path
@@ -62,6 +65,7 @@ def generate_in_shards(
     generation: Mapping[str, Any],
     batch_size: int,
     seed: int,
+    precision: str | None,
 ) -> pl.DataFrame:
     """Narratives of a finished run's test users, as `generate_narratives` gives them.
 
@@ -74,6 +78,7 @@ def generate_in_shards(
         generation: Options of a `GenerationConfig`.
         batch_size: The most rows decoded at one time.
         seed: Of sampling.
+        precision: `int8` for narrower weights of the LM.
     """
     parts = folder.resolve() / PARTS / recipe
     for other in parts.parent.glob("*"):
@@ -81,7 +86,7 @@ def generate_in_shards(
             shutil.rmtree(other)
     parts.mkdir(parents=True, exist_ok=True)
     shards = [(start, min(start + size, examples)) for start in range(0, examples, size)]
-    work = GenerateShard(folder.resolve(), parts, generation, batch_size, seed)
+    work = GenerateShard(folder.resolve(), parts, generation, batch_size, seed, precision)
     files = sorted(engine.map(work, shards, name="generate"))
     predictions = pl.concat([pl.read_ndjson(file, schema=PREDICTION_COLUMNS) for file in files])
     shutil.rmtree(parts.parent)

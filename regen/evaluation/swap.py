@@ -76,6 +76,7 @@ class GreedyNarrator:
         tokenizer: the LM's.
         generation: options of a `GenerationConfig`; what concerns sampling is left out.
         batch_size: rows of one `generate` call.
+        precision: `int8` for narrower weights of the LM.
     """
 
     model: SoftTokenLM
@@ -83,6 +84,7 @@ class GreedyNarrator:
     tokenizer: Any
     generation: Mapping[str, Any]
     batch_size: int
+    precision: str | None = None
 
     def __call__(self, examples: Sequence[Example]) -> list[str]:
         generation = {name: value for name, value in self.generation.items() if name not in _SAMPLING_OPTIONS}
@@ -92,6 +94,7 @@ class GreedyNarrator:
             tokenizer=self.tokenizer,
             generation=generation,
             batch_size=self.batch_size,
+            precision=self.precision,
         )
         return narratives["prediction"].to_list()
 

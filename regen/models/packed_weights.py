@@ -50,6 +50,7 @@ def _packable(layer: nn.Linear, backward: bool) -> bool:
     frozen = not any(parameter.requires_grad for parameter in layer.parameters())
     return (
         torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and "forward" not in vars(layer)  # narrowed, or packed already
         and type(weight) is nn.Parameter  # not a shard of one
         and weight.device.type == "cpu"
         and weight.dtype == torch.float32

@@ -14,6 +14,8 @@ from starlette.types import ASGIApp
 
 from regen.config import BackendName
 from regen.evaluation.vllm_client import is_loopback
+from regen.models.narrow_weights import narrow
+from regen.models.packed_weights import pack_weights
 from regen.serving.engine import Engine, EngineError
 from regen.serving.model import NarrativeModel
 from regen.serving.service import create_app
@@ -74,11 +76,23 @@ def load_model(folder: str) -> NarrativeModel:
 
 
 def build_engine(cfg: DictConfig, model: NarrativeModel) -> Engine:
-    """What `backend` names."""
+    """What `backend` names, with the LM's weights laid out for this machine.
+
+    Raises:
+        ValueError: If the precision is not to be had.
+    """
     if cfg.backend == BackendName.vllm:
+        if cfg.precision is not None:
+            raise ValueError(
+                f"backend=vllm decodes with its own weights, which precision={cfg.precision.name} does not reach. "
+                "Leave one of them out."
+            )
         from regen.serving.vllm_engine import VLLMEngine
 
         return VLLMEngine(model, base_url=cfg.vllm, rows=cfg.rows, queue=cfg.queue, timeout=cfg.timeout)
+    if cfg.precision is not None:
+        narrow(model.soft_token_lm.lm)
+    pack_weights(model.soft_token_lm.lm, backward=False)
     return TransformersEngine(model, rows=cfg.rows, queue=cfg.queue)
 
 
