@@ -6,10 +6,13 @@
 The stage also reads the tables, builds histories, hashes texts, keeps vectors in the store and writes the artefact.
 """
 
-import resource
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +74,8 @@ def speed(interactions: int, rounds: int) -> Line:
     """The stage, bare `encode` on the same distinct texts, and a re-run with one percent more rows."""
     reruns: list[str] = []
     with tempfile.TemporaryDirectory() as place:
-        prepared = prepare(Reviews(interactions), {"rows": interactions}, root=Path(place))
-        more = prepare(Reviews(interactions * 101 // 100), {"rows": interactions * 101 // 100}, root=Path(place))
+        prepared = prepared_reviews(interactions, Path(place))
+        more = prepared_reviews(interactions * 101 // 100, Path(place))
         shards = encode_content.user_shards(prepared.path, LocalEngine().interactions)
         texts = sorted({text for rows in shards for text in encode_content.shard_texts(prepared.path, rows).texts})
 
@@ -97,17 +100,40 @@ def speed(interactions: int, rounds: int) -> Line:
     return Line("Encoding content, MiniLM", "texts/s", rates["ours"], rates["usual"], note=note)
 
 
+def prepared_reviews(interactions: int, root: Path) -> Artefact:
+    return prepare(Reviews(interactions), {"rows": interactions}, root=root)
+
+
 def memory(interactions: int) -> None:
-    """Prints the stage's peak memory with vectors that cost nothing to make."""
+    """Prints the stage's peak memory with vectors that cost nothing to make: its own, and pages of mapped files."""
     encode_content.embed_texts = lambda texts, **_: np.zeros((len(texts), 384), dtype=np.float32)
-    with tempfile.TemporaryDirectory() as root:
-        prepared = prepare(Reviews(interactions), {"rows": interactions}, root=Path(root))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    with tempfile.TemporaryDirectory() as root, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+        prepared = apart.submit(prepared_reviews, interactions, Path(root)).result()  # its memory is not the stage's
+        before, peaks, done = resident(), Counter(), threading.Event()
+
+        def watch() -> None:
+            while not done.wait(0.05):
+                for kind, size in resident().items():
+                    peaks[kind] = max(peaks[kind], size)
+
+        watching = threading.Thread(target=watch)
+        watching.start()
         started = time.perf_counter()
         stage(prepared, Path(root))
         taken = time.perf_counter() - started
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{interactions:,} interactions: {taken:.1f} s, peak {before:.2f} GiB before the stage, {after:.2f} after it")
+        done.set()
+        watching.join()
+    own, mapped = peaks["RssAnon"], peaks["RssFile"]
+    print(
+        f"{interactions:,} interactions: {taken:.1f} s; own memory {before['RssAnon']:.2f} GiB before the stage, "
+        f"{own:.2f} at most in it; pages of mapped files {mapped:.2f}"
+    )
+
+
+def resident() -> dict[str, float]:
+    """GiB of this process's memory by kind (Linux): its own, and pages of files, which the system can take back."""
+    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    return {of[0].rstrip(":"): int(of[1]) / 2**20 for of in lines if of[0] in ("RssAnon:", "RssFile:")}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """What a grid costs beside training and generation, from the records that its cells left.
 
     python benchmarks/grid.py                              twelve short cells of the default LM, then their overhead
-    python benchmarks/grid.py folder=outputs/grids/<date>/<time>         of a grid that has run, one cell at a time
+    python benchmarks/grid.py folder=outputs/grids/<date>/<time>         of a grid that has run
 
-Training and generation are the cells' own measurements; everything else between the start of the first cell and the end
-of the last is overhead: composing, opening artefacts, building the model, validation's set-up, scoring, the table.
+Training and generation are the cells' own measurements; everything else of a cell, and what lies between one cell and
+the next, is overhead: composing, opening artefacts, building the model, validation's set-up, scoring, the table.
 """
 
 import itertools
@@ -60,9 +60,11 @@ def report(folder: Path) -> None:
     cells = [cell for job in jobs if (cell := read_cell(job))]
     if not cells:
         raise SystemExit(f"{folder}: none of its {len(jobs)} cells trained in this grid.")
-    total = cells[-1].end - cells[0].start
     work = sum(cell.trained + cell.generated for cell in cells)
-    gaps = [after.training - before.end for before, after in itertools.pairwise(cells)]
+    one_by_one = [(before, after) for before, after in itertools.pairwise(cells) if after.start >= before.end]
+    between = sum(after.start - before.end for before, after in one_by_one)
+    total = sum(cell.end - cell.start for cell in cells) + between
+    gaps = [after.training - before.end for before, after in one_by_one]
     print(f"{len(cells)} cells, {total:.0f} s, of which training and generation {work:.0f} s")
     print(
         f"overhead {total - work:.0f} s, {(total - work) / total:.1%}; {median(c.overhead for c in cells):.1f} s a cell"
