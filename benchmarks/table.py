@@ -30,9 +30,10 @@ def scripts(only: str) -> list[Path]:
     return [found[name] for name in chosen]
 
 
-def markdown(lines: list[Line], minutes: float) -> str:
-    """The table with its notes."""
+def markdown(lines: list[Line], failed: list[str], minutes: float) -> str:
+    """The table with its notes, and what it lacks."""
     notes = [f"- {line.what}: {line.note}" for line in lines if line.note]
+    notes += [f"- {name}: failed; python benchmarks/{name}.py says why." for name in failed]
     rows = [HEAD, *(line.row() for line in lines)]
     return "\n".join([*rows, "", *notes, "", f"Made in {minutes:.0f} minutes by `make bench`.", ""])
 
@@ -51,7 +52,7 @@ def main(only: str, growth: bool) -> None:
             lines += [Line(**line) for line in json.loads(saved.read_text())]
         else:
             failed.append(script.stem)
-    table = markdown(lines, (time.monotonic() - started) / 60)
+    table = markdown(lines, failed, (time.monotonic() - started) / 60)
     (FOLDER / "table.md").write_text(table)
     print(f"\n{table}\n{FOLDER / 'table.md'}")
     if growth:

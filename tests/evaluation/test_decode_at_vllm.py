@@ -93,3 +93,22 @@ def test_a_real_server_writes_the_same_greedy_text():
     here = dict(decode_rows(model, split, watch=Stopwatch(), **options))
     assert there == here
     assert len({tuple(ids) for ids in here.values()}) > USERS // 2
+
+
+def test_a_run_is_scored_again_in_8_bits_but_not_at_a_server_that_has_its_own_weights(small_config):
+    from regen.evaluation.evaluate import evaluation_is_current
+    from regen.grid import train_and_evaluate
+    from regen.training.run import read_run
+
+    if not torch.cpu._is_vnni_supported():
+        pytest.skip("this CPU has no VNNI")
+    folder, _ = train_and_evaluate(small_config("trainer.max_steps=1"))
+    run = read_run(folder)
+    assert evaluation_is_current(run)
+    run.cfg.evaluation.precision = "int8"
+    assert not evaluation_is_current(run)
+    assert train_and_evaluate(small_config("trainer.max_steps=1", "evaluation.precision=int8"))[0] == folder
+    assert evaluation_is_current(run)
+    both = "evaluation.precision=int8", "evaluation.endpoint=http://127.0.0.1:9/v1", "evaluation.seed=5"
+    with pytest.raises(ValueError, match=r"9/v1 decodes with its own weights, .*precision=int8 does not reach\. Leave"):
+        train_and_evaluate(small_config("trainer.max_steps=1", *both))

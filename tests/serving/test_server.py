@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from serving.finished_runs import FinishedRun, trained
 from serving.services import service
@@ -58,6 +59,19 @@ def test_dry_run_tells_what_to_start(exported, monkeypatch, tmp_path, caplog):
     with caplog.at_level("INFO"):
         server.serve(config(f"checkpoint={exported}", "backend=vllm", "dry_run=true"))
     assert "start first: make llm-server MODEL=" in caplog.text
+
+
+@pytest.mark.parametrize("precision", ["null", "int8"])
+def test_the_weights_are_laid_out_for_this_machine(exported, precision):
+    if precision == "int8" and not torch.cpu._is_vnni_supported():
+        pytest.skip("this CPU has no VNNI")
+    model = server.load_model(str(exported))
+    server.build_engine(config(f"precision={precision}"), model)
+    forwards = [type(vars(layer).get("forward")).__name__ for layer in model.soft_token_lm.lm.modules()]
+    assert forwards.count("NarrowLinear" if precision == "int8" else "PackedLinear") > 10
+    if precision == "int8":
+        with pytest.raises(ValueError, match=r"backend=vllm .* precision=int8 does not reach\. Leave one"):
+            server.build_engine(config("backend=vllm", "precision=int8"), model)
 
 
 def test_a_run_is_served_like_its_export(finished):
