@@ -15,7 +15,8 @@ def run(cfg: DictConfig) -> None:
 
     from regen.data.prepare import load_tables
     from regen.embeddings.encode import Split
-    from regen.narratives.release import push, release
+    from regen.hub import push
+    from regen.narratives.release import release
     from regen.pipeline import data_artefact, plain
 
     data = data_artefact(cfg)
@@ -33,7 +34,11 @@ def run(cfg: DictConfig) -> None:
     logger = logging.getLogger(__name__)
     logger.info("release: %s", folder)
     if cfg.push_to is not None:
-        logger.info("release: %s", push(folder, cfg.push_to, private=cfg.private))
+        try:
+            logger.info("release: %s", push(folder, cfg.push_to, kind="dataset", private=cfg.private))
+        except ValueError as error:
+            again = f"The data set stays in {folder}; give the command again with force=true."
+            raise ValueError(f"{error} {again}") from error
 
 
 if __name__ == "__main__":

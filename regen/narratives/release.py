@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 from datasets import Dataset, Features, List, Value, disable_progress_bars
-from huggingface_hub import DatasetCard, DatasetCardData, HfApi
+from huggingface_hub import DatasetCard, DatasetCardData
 
 from regen.artefacts import Artefact, open_artefact
 from regen.data.prepare import load_tables
@@ -128,28 +128,6 @@ def release(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return folder
-
-
-def push(folder: Path, repository: str, *, private: bool) -> str:
-    """Uploads a release to the Hugging Face hub; the token comes from `HF_TOKEN` or the hub's own login.
-
-    Raises:
-        ValueError: If the hub refuses.
-    """
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-
-    api = HfApi()
-    try:
-        url = api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
-        api.upload_folder(
-            folder_path=folder, repo_id=repository, repo_type="dataset", commit_message="Release by regen"
-        )
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
-        raise ValueError(
-            f"push_to={repository}: the hub did not take it ({error}). The data set stays in {folder}; set HF_TOKEN "
-            "to a token that may write there and give the command again with force=true."
-        ) from error
-    return str(url)
 
 
 def _histories(tables: Tables, users: pl.DataFrame) -> pl.DataFrame:

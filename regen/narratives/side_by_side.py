@@ -19,11 +19,12 @@ from regen.artefacts import Artefact, build
 from regen.data.tables import DataError
 from regen.engine import HERE, Engine
 from regen.fingerprints import fingerprint
+from regen.narratives.agreement import agreement_of
 from regen.narratives.histories import UserHistory
 from regen.narratives.ledger import Ledger
 from regen.narratives.narrate import FAILURES
 from regen.narratives.prompts import Limits, Prompt, Request, fenced
-from regen.narratives.rate import Rater, agreement_of, ask_raters
+from regen.narratives.rate import Rater, ask_raters
 
 STAGE = "side_by_side"
 ORDERS = ("a first", "b first")

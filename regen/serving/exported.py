@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, LocalTokenNotFoundError
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors.numpy import load_file, save_file
 from transformers import GenerationConfig
 
+from regen import hub
 from regen.models.adapter import Adapter
 from regen.models.language_model import LanguageModel
 from regen.serving.card import base_model
@@ -102,20 +103,9 @@ def push(model: "NarrativeModel", repository: str, *, private: bool) -> str:
     Raises:
         ValueError: If the hub refuses.
     """
-    api = HfApi()
     with tempfile.TemporaryDirectory() as temporary:
         folder = write_folder(model, Path(temporary) / "model")
-        try:
-            url = api.create_repo(repository, repo_type="model", private=private, exist_ok=True)
-            api.upload_folder(
-                folder_path=folder, repo_id=repository, repo_type="model", commit_message="Export by regen"
-            )
-        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
-            raise ValueError(
-                f"push_to={repository}: the hub did not take it ({error}). "
-                "Set HF_TOKEN to a token that may write there."
-            ) from error
-    return str(url)
+        return hub.push(folder, repository, kind="model", private=private)
 
 
 def _folder(source: Path | str, revision: str | None) -> Path:

@@ -1,30 +1,15 @@
 """The page in a real browser: nothing runs but its own script, nothing is fetched, search and keyboard work."""
 
 import os
-import shutil
 
 import pytest
+from browser import browser  # noqa: F401
 from hostile import train_hostile
 
 from regen.analysis.report import write_report
 
 pytestmark = pytest.mark.slow
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
 WIDTHS = {"phone": 390, "desktop": 1280}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium; Debian's, nothing is downloaded."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("no chromium: apt-get install -y --no-install-recommends chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +21,7 @@ def address(tmp_path_factory):
 
 
 @pytest.fixture
-def opened(browser, address):
+def opened(browser, address):  # noqa: F811
     """Opens the page in a window of some width; whatever it logs or asks for fails the test."""
     pages, said, asked = [], [], []
 
@@ -123,7 +108,7 @@ def test_markup_in_reviews_is_read_as_text(opened):
     assert page.locator("#users script, #users img, #users iframe, #users style, #users a").count() == 0
 
 
-def test_the_policy_stops_what_escaping_might_miss(browser, address):
+def test_the_policy_stops_what_escaping_might_miss(browser, address):  # noqa: F811
     page = browser.new_page()
     page.goto(address)
     page.evaluate(

@@ -84,5 +84,6 @@ def test_other_machines_are_refused(host):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "localhost", "[::1]"])
-def test_this_machine_is_not(host):
-    VLLMClient(f"http://{host}:8000/v1", name="tiny", timeout=5)
+def test_this_machine_is_asked(host):
+    client = VLLMClient(f"http://{host}:8000/v1", name="tiny", timeout=5)
+    assert client.base_url == f"http://{host}:8000/v1"

@@ -18,6 +18,7 @@ from regen.data.jsonl import JsonlSource
 from regen.data.prepare import prepare
 from regen.data.tables import FEATURES, DataError
 from regen.narratives import runner
+from regen.narratives.agreement import agreement, final_score, stage_confidence
 from regen.narratives.endpoint import Endpoint, Price, Sampling
 from regen.narratives.histories import Purchase, UserHistory
 from regen.narratives.narrate import TemplateNarrator, narrate
@@ -29,11 +30,8 @@ from regen.narratives.rate import (
     RATINGS,
     Rater,
     Subject,
-    agreement,
     answer_model,
-    final_score,
     rate,
-    stage_confidence,
     subjects,
 )
 

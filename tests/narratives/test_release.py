@@ -4,14 +4,11 @@ import gzip
 import json
 import re
 from types import SimpleNamespace
-from typing import ClassVar
 
 import datasets
-import httpx
 import polars as pl
 import pytest
 import yaml
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from narratives.bad_server import BadServer
 
 from regen.data.amazon import AmazonSource
@@ -24,7 +21,7 @@ from regen.narratives.endpoint import Endpoint, Sampling
 from regen.narratives.narrate import NARRATED, TemplateNarrator, narrate
 from regen.narratives.prompts import Limits
 from regen.narratives.rate import Rater, rate
-from regen.narratives.release import FEATURES, SPLITS, push, release
+from regen.narratives.release import FEATURES, SPLITS, release
 from regen.narratives.runner import Limits as RunLimits
 
 USERS, DAY = 30, 86_400
@@ -267,67 +264,3 @@ def test_data_without_narratives_say_what_would_write_them(prepared, tmp_path):
     data = prepared(2)
     with pytest.raises(DataError, match="no narratives to release.*narrator=template"):
         release(data, folder=tmp_path / "release", **known(data))
-
-
-class Hub:
-    """Stands for HfApi: keeps what it is told, or fails."""
-
-    told: ClassVar[list] = []
-    fault: Exception | None = None
-
-    def create_repo(self, repository, **options):
-        self.told.append(("create_repo", repository, options))
-        return f"https://huggingface.co/datasets/{repository}"
-
-    def upload_folder(self, **options):
-        self.told.append(("upload_folder", options))
-        if self.fault is not None:
-            raise self.fault
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    monkeypatch.setattr(release_module, "HfApi", Hub)
-    monkeypatch.setattr(Hub, "told", [])
-    return Hub
-
-
-@pytest.mark.parametrize("private", [True, False])
-def test_a_push_makes_a_data_set_and_uploads_the_folder(hub, tmp_path, private):
-    assert push(tmp_path, "me/mine", private=private) == "https://huggingface.co/datasets/me/mine"
-    (_, repository, made), (_, sent) = hub.told
-    assert (repository, made) == ("me/mine", {"repo_type": "dataset", "private": private, "exist_ok": True})
-    message = sent.pop("commit_message")
-    assert sent == {"folder_path": tmp_path, "repo_id": "me/mine", "repo_type": "dataset"}
-    assert message
-
-
-RESPONSE = httpx.Response(403, request=httpx.Request("POST", "https://huggingface.co/api"))
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        HfHubHTTPError("403 Forbidden: no rights", response=RESPONSE),
-        LocalTokenNotFoundError("no rights"),
-        ConnectionError("no rights"),
-    ],
-    ids=lambda fault: type(fault).__name__,
-)
-def test_what_the_hub_refuses_is_told_and_the_folder_stays(hub, tmp_path, monkeypatch, fault):
-    monkeypatch.setattr(hub, "fault", fault)
-    (tmp_path / "README.md").write_text("card")
-    with pytest.raises(ValueError, match=r"push_to=me/mine: the hub did not take it \(.*no rights.*\). .*HF_TOKEN"):
-        push(tmp_path, "me/mine", private=True)
-    assert (tmp_path / "README.md").read_text() == "card"
-
-
-@pytest.mark.parametrize("repository", ["me/mine/too", "me/mi ne", "-me/mine", ""])
-def test_a_name_that_the_hub_does_not_know_is_told_with_its_setting(tmp_path, repository):
-    with pytest.raises(ValueError, match=f"push_to={repository}: the hub did not take it"):
-        push(tmp_path, repository, private=True)
-
-
-def test_without_a_network_the_push_says_so(tmp_path):
-    with pytest.raises(ValueError, match="push_to=me/mine: the hub did not take it .*The data set stays in"):
-        push(tmp_path, "me/mine", private=True)

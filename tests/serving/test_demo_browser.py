@@ -1,12 +1,12 @@
 """The demo in a real browser, over reviews that hold markup: choose, write, swap; nothing runs but its own script."""
 
-import shutil
 import threading
 import time
 
 import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
+from browser import browser  # noqa: F401
 from hostile import MARKUP, train_hostile
 from small import quick_embeddings
 
@@ -14,23 +14,8 @@ from regen.serving.demo.app import build_app
 from regen.serving.demo.serve import load_shown
 
 pytestmark = pytest.mark.slow
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
 WIDTHS = {"phone": 375, "desktop": 1280}
 PATIENCE = 60_000  # ms for narratives on a busy machine
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium; Debian's, nothing is downloaded."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("no chromium: apt-get install -y --no-install-recommends chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +36,7 @@ def address(tmp_path_factory):
 
 
 @pytest.fixture
-def opened(browser, address, tmp_path):
+def opened(browser, address, tmp_path):  # noqa: F811
     """Opens the demo in a window of some width; whatever it logs, or asks of another address, fails the test."""
     pages, said, asked = [], [], []
 
@@ -273,7 +258,7 @@ def test_text_is_legible_in_light_and_dark(opened):
         assert min(ratios) >= 4.5, scheme
 
 
-def test_what_the_server_refuses_is_said_on_the_page(browser, address):
+def test_what_the_server_refuses_is_said_on_the_page(browser, address):  # noqa: F811
     page = browser.new_page()
     page.goto(address)
     page.locator("#purchases li").first.wait_for()
