@@ -108,7 +108,7 @@ def _learned(world: Ragged) -> SoftTokenLM:
 
 
 def _until(ids: list[int], end: int) -> list[int]:
-    return ids[: ids.index(end)] if end in ids else ids
+    return ids[: ids.index(end) + 1] if end in ids else ids
 
 
 if __name__ == "__main__":
