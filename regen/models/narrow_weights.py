@@ -44,8 +44,8 @@ def narrow(model: nn.Module) -> list[nn.Linear]:
         ValueError: If this machine or the model's device is none for it.
     """
     layers = [module for name, module in model.named_modules() if type(module) is nn.Linear and "lora_" not in name]
-    for device in {layer.weight.device.type for layer in layers} - {"cpu"}:
-        raise ValueError(f"precision=int8 is for a CPU; this model is on {device}. Leave it out.")
+    if elsewhere := {layer.weight.device.type for layer in layers} - {"cpu"}:
+        raise ValueError(f"precision=int8 is for a CPU; this model is on {', '.join(elsewhere)}. Leave it out.")
     if not torch.cpu._is_vnni_supported():
         raise ValueError("precision=int8 needs a CPU with VNNI, which this one lacks. Leave it out.")
     for layer in layers:
