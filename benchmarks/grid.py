@@ -15,9 +15,8 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
-from harness import arguments
+from harness import Line, arguments, report, save
 
 SWEEP = ("encoder=cf,content,both", "adapter=linear,mlp", "seed=0,1")
 
@@ -31,10 +30,6 @@ class CellTimes:
     end: float
     trained: float
     generated: float
-
-    @property
-    def overhead(self) -> float:
-        return self.end - self.start - self.trained - self.generated
 
 
 def read_cell(job: Path) -> CellTimes | None:
@@ -54,8 +49,12 @@ def read_cell(job: Path) -> CellTimes | None:
     return CellTimes(start, weights - trained, end, trained, generated)
 
 
-def report(folder: Path) -> None:
-    """Prints the share of overhead, and how soon each cell starts training after the one before it."""
+def overhead(folder: Path) -> Line:
+    """What the cells of a grid cost beside their work, and how soon each starts training after the one before it.
+
+    Raises:
+        SystemExit: If none of them trained in this grid.
+    """
     jobs = sorted((path.parent for path in folder.glob("*/cell.json")), key=lambda job: int(job.name))
     cells = [cell for job in jobs if (cell := read_cell(job))]
     if not cells:
@@ -65,12 +64,10 @@ def report(folder: Path) -> None:
     between = sum(after.start - before.end for before, after in one_by_one)
     total = sum(cell.end - cell.start for cell in cells) + between
     gaps = [after.training - before.end for before, after in one_by_one]
-    print(f"{len(cells)} cells, {total:.0f} s, of which training and generation {work:.0f} s")
-    print(
-        f"overhead {total - work:.0f} s, {(total - work) / total:.1%}; {median(c.overhead for c in cells):.1f} s a cell"
-    )
+    note = f"{len(cells)} cells, {total:.0f} s, {work:.0f} s of them training and generation: {1 - work / total:.1%} overhead"
     if gaps:
-        print(f"from a cell's end to the next one's training: {', '.join(f'{gap:.1f}' for gap in gaps)} s")
+        note += f"; a cell's training starts {min(gaps):.1f} to {max(gaps):.1f} s after the end of the one before"
+    return Line("a grid's overhead", "s a cell", [(total - work) / len(cells)], note=f"{note}.")
 
 
 def run_grid(steps: int, tokens: int) -> Path:
@@ -89,5 +86,8 @@ def run_grid(steps: int, tokens: int) -> Path:
 
 
 if __name__ == "__main__":
-    options = arguments(sys.argv[1:], folder="", steps=20, tokens=32)
-    report(Path(options["folder"]) if options["folder"] else run_grid(options["steps"], options["tokens"]))
+    options = arguments(sys.argv[1:], folder="", steps=4, tokens=8)
+    line = overhead(Path(options["folder"]) if options["folder"] else run_grid(options["steps"], options["tokens"]))
+    report([line])
+    if not options["folder"]:
+        save("grid", [line])

@@ -35,7 +35,7 @@ class Line:
         what: What was measured.
         unit: Of the rates.
         ours: Rate of each round.
-        usual: Rate of the usual loop in the same rounds.
+        usual: Rate of the usual loop in the same rounds, where there is such a loop.
         limit: What the machine allows, measured in the same rounds, where there is such a limit.
         note: What a reader has to know.
     """
@@ -43,18 +43,21 @@ class Line:
     what: str
     unit: str
     ours: list[float]
-    usual: list[float]
+    usual: list[float] = field(default_factory=list)
     limit: list[float] = field(default_factory=list)
     note: str = ""
 
     def row(self) -> str:
         """The line in Markdown."""
-        ratios = [ours / usual for ours, usual in zip(self.ours, self.usual, strict=True)]
+        ratios = [ours / usual for ours, usual in zip(self.ours, self.usual, strict=False)]
         shares = [ours / limit for ours, limit in zip(self.ours, self.limit, strict=False)]
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f} ({len(ratios)})"
-        limit = f"{statistics.median(self.limit):.1f} | {statistics.median(shares):.2f}" if shares else "- | -"
-        numbers = f"{statistics.median(self.ours):.1f} | {statistics.median(self.usual):.1f}"
-        return f"| {self.what} | {self.unit} | {numbers} | {statistics.median(ratios):.2f} | {spread} | {limit} |"
+        usual, limit = "- | - | -", "- | -"
+        if ratios:
+            spread = f"{min(ratios):.2f} to {max(ratios):.2f} ({len(ratios)})"
+            usual = f"{statistics.median(self.usual):.1f} | {statistics.median(ratios):.2f} | {spread}"
+        if shares:
+            limit = f"{statistics.median(self.limit):.1f} | {statistics.median(shares):.2f}"
+        return f"| {self.what} | {self.unit} | {statistics.median(self.ours):.1f} | {usual} | {limit} |"
 
 
 HEAD = "| what | unit | ours | usual loop | ratio | spread (rounds) | limit | share of it |\n" + "|---" * 8 + "|"
