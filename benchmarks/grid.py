@@ -64,7 +64,8 @@ def overhead(folder: Path) -> Line:
     between = sum(after.start - before.end for before, after in one_by_one)
     total = sum(cell.end - cell.start for cell in cells) + between
     gaps = [after.training - before.end for before, after in one_by_one]
-    note = f"{len(cells)} cells, {total:.0f} s, {work:.0f} s of them training and generation: {1 - work / total:.1%} overhead"
+    share = f"{1 - work / total:.1%} overhead"
+    note = f"{len(cells)} cells, {total:.0f} s, {work:.0f} s of them training and generation: {share}"
     if gaps:
         note += f"; a cell's training starts {min(gaps):.1f} to {max(gaps):.1f} s after the end of the one before"
     return Line("a grid's overhead", "s a cell", [(total - work) / len(cells)], note=f"{note}.")
