@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from regen.models.packed_weights import restored
+
 STEPS = 127  # from zero to the largest value of a row or an output
 ZERO = 128  # what stands for zero in a row's unsigned bytes
 HALF_UP = torch.tensor(ZERO + 0.5)  # conversion to bytes cuts off
@@ -29,12 +31,8 @@ def narrow_weights(model: nn.Module, precision: str | None) -> Iterator[None]:
     Raises:
         ValueError: If this machine or the model's device is none for it.
     """
-    layers = narrow(model) if precision is not None else []
-    try:
+    with restored(narrow(model) if precision is not None else []):
         yield
-    finally:
-        for layer in layers:
-            vars(layer).pop("forward", None)
 
 
 def narrow(model: nn.Module) -> list[nn.Linear]:

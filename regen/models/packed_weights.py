@@ -27,7 +27,13 @@ def packed_weights(model: nn.Module, *, backward: bool) -> Iterator[None]:
         model: Its layers are as before afterwards.
         backward: Whether gradients pass through: only frozen layers are packed then, each in two copies.
     """
-    layers = pack_weights(model, backward=backward)
+    with restored(pack_weights(model, backward=backward)):
+        yield
+
+
+@contextmanager
+def restored(layers: list[nn.Linear]) -> Iterator[None]:
+    """Afterwards the layers compute as they did before something stood in for their `forward`."""
     try:
         yield
     finally:

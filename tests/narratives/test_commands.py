@@ -107,6 +107,11 @@ def test_published_reviews_become_a_release_with_ratings(run, tmp_path):
     again = run("release", f"ratings={rated.last}")
     assert again.code == 1
     assert f"{tmp_path}/release exists. Set folder to another one, or force=true" in again.err
+    unsent = run("release", f"ratings={rated.last}", "split.validation=0.3", "force=true", "push_to=me/mine")
+    assert unsent.code == 1
+    assert "push_to=me/mine: the hub did not take it" in unsent.err
+    assert f"The data set stays in {tmp_path}/release; give the command again with force=true." in unsent.err
+    assert (tmp_path / "release" / "README.md").is_file()
     other = run("release", "narrator.max_history=1", f"ratings={rated.last}", "force=true")
     assert other.code == 1
     assert f"error: ratings={rated.last}: these rate the data" in other.err
