@@ -29,6 +29,7 @@ from regen.mirror import MANIFEST
 __all__ = [
     "Artefact",
     "DamagedArtefactError",
+    "appearing_whole",
     "build",
     "file_hash",
     "fingerprint",
@@ -150,6 +151,32 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+@contextmanager
+def appearing_whole(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` to fill, which takes its place when the block ends; an error removes it.
+
+    What stood at `folder` before stays there until then.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=_partials(folder), dir=folder.parent))
+    replaced = partial.with_name(f"{partial.name}-replaced")
+    try:
+        partial.chmod(0o755)  # mkdtemp makes folders that only their owner may read
+        yield partial
+        if folder.exists() or folder.is_symlink():
+            folder.rename(replaced)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _remove(replaced)
+
+
+def _partials(folder: Path) -> str:
+    """What the names of a folder's unfinished versions begin with."""
+    return f".{folder.name}.partial-"
+
+
 def installed_versions(distributions: Sequence[str]) -> dict[str, str]:
     """Version of each distribution.
 
@@ -202,25 +229,19 @@ def _locked(folder: Path, stage: str) -> Iterator[None]:
 def _build_locked(folder: Path, recipe: dict[str, Any], make: Callable[[Path], Mapping[str, int]]) -> Artefact:
     """Builds beside the folder and renames; the lock makes every partial found here a dead one."""
     start = time.monotonic()
-    prefix = f".{folder.name}.partial-"
-    for leftover in folder.parent.glob(f"{prefix}*"):
+    for leftover in folder.parent.glob(f"{_partials(folder)}*"):
         log.info("%s: removing %s, left by a build that was stopped", recipe["stage"], leftover)
         _remove(leftover)
-    partial = folder.parent / f"{prefix}{os.getpid()}"
     try:
-        partial.mkdir()
-        manifest = _manifest(partial, recipe, counts=make(partial))
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if folder.exists() or folder.is_symlink():
-            folder.rename(folder.parent / f"{prefix}replaced")
-        partial.rename(folder)
+        with appearing_whole(folder) as partial:
+            manifest = _manifest(partial, recipe, counts=make(partial))
+            text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+            (partial / MANIFEST).write_text(text, encoding="utf-8")
     except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
         if _is_disk_full(error):
             raise _disk_full(folder) from error
         error.add_note(f"while building {folder}; the unfinished build was removed")
         raise
-    _remove(folder.parent / f"{prefix}replaced")
     _verified[folder.resolve()] = _stats(folder, manifest)
     log.info("%s: built %s in %.1f s", recipe["stage"], folder, time.monotonic() - start)
     return Artefact(folder, manifest)

@@ -1,6 +1,7 @@
 """Headless Chromium for tests of pages; Debian's, nothing is downloaded."""
 
 import shutil
+from contextlib import contextmanager
 
 import pytest
 
@@ -18,3 +19,26 @@ def browser():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
+
+
+@contextmanager
+def watched_pages(browser, address):
+    """Opens an address in a window of some width; whatever a page logs, or asks of another address, fails the test."""
+    pages, said, asked = [], [], []
+
+    def at(width, **options):
+        page = browser.new_page(viewport={"width": width, "height": 900}, **options)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("dialog", lambda dialog: said.append(dialog.message))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(address)
+        pages.append(page)
+        return page
+
+    yield at
+    for page in pages:
+        assert page.evaluate("window.hacked") is None
+        page.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith((address, "data:"))] == []

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import torch
 
+needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this CPU has no VNNI")
 SMALL = [
     "source.users=400",
     "source.narrated_users=80",

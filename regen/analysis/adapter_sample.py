@@ -1,7 +1,6 @@
 """A finished run opened for analysis: its adapter, its LM's tokens, and a sample of the test users' interactions."""
 
 from collections.abc import Collection, Sequence
-from contextlib import chdir
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,7 @@ from regen.embeddings.encode import Split, cf_interactions
 from regen.embeddings.fusion import CFVectors, Fused
 from regen.models.adapter import Adapter
 from regen.pipeline import ENCODER_PARTS, plain
-from regen.training.run import WEIGHTS, Run, load, read_run, started_in
+from regen.training.run import WEIGHTS, Run, load, opened_run
 
 
 @dataclass(frozen=True)
@@ -100,11 +99,7 @@ def open_adapter(folder: Path, *, interactions: int = 2000, seed: int = 0) -> Ad
         FileNotFoundError: If the folder holds no run.
         ValueError: If the run is not finished, or its encoder has neither CF nor content.
     """
-    folder = folder.resolve()
-    with chdir(started_in(folder)):
-        run = read_run(folder)
-        if not run.finished:
-            raise ValueError(f"{folder}: not finished, there is no {WEIGHTS} in it. Run its train.py command again.")
+    with opened_run(folder) as run:
         if run.cfg.encoder.name not in ENCODER_PARTS:
             raise ValueError(
                 f"{folder}: encoder={run.cfg.encoder.name} has neither CF nor content in it. "

@@ -123,17 +123,16 @@ def _generate(loaded: LoadedRun, watch: Stopwatch) -> pl.DataFrame:
     from regen.evaluation.decode_at_vllm import server_of
     from regen.evaluation.generate import generate_narratives
     from regen.evaluation.generate_shards import generate_in_shards
+    from regen.evaluation.vllm_client import check_precision
 
     run, test, engine = loaded.run, loaded.data.splits["test"], build_engine(loaded.run.cfg)
     evaluation, tokenizer = run.cfg.evaluation, loaded.lm.tokenizer
     settings = {name: plain(evaluation)[name] for name in ("generation", "batch_size", "seed", "precision")}
     server = None
     if evaluation.endpoint is not None:
-        if evaluation.precision is not None:
-            raise ValueError(
-                f"evaluation.endpoint={evaluation.endpoint} decodes with its own weights, which "
-                f"evaluation.precision={settings['precision']} does not reach. Leave one of them out."
-            )
+        check_precision(
+            settings["precision"], setting="evaluation.precision", server=f"evaluation.endpoint={evaluation.endpoint}"
+        )
         if isinstance(engine, RayEngine):
             raise ValueError(
                 f"evaluation.endpoint={evaluation.endpoint} and engine=ray would both generate. Leave one of them out."

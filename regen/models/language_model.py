@@ -11,8 +11,6 @@ import hashlib
 import importlib
 import importlib.util
 import logging
-import shutil
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from filelock import FileLock
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig, LlamaForCausalLM
 
+from regen.artefacts import appearing_whole
 from regen.data.download import user_cache
 
 logger = logging.getLogger(__name__)
@@ -224,8 +223,7 @@ def _gguf_file(package: str) -> Path:
 def _convert_gguf(gguf: Path, folder: Path) -> None:
     """Dequantizes GGUF weights into a `save_pretrained` folder, which appears whole or not at all."""
     logger.info("Converting %s once into %s (up to a minute).", gguf.name, folder)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    try:
+    with appearing_whole(folder) as partial:
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
@@ -236,7 +234,3 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
             del model.config.quantization_config
         model.save_pretrained(partial)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise

@@ -3,14 +3,13 @@
 import copy
 import hashlib
 import logging
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
 
+from regen.artefacts import appearing_whole
 from regen.data.download import user_cache
 from regen.models.soft_token_lm import SoftTokenLM
 
@@ -51,11 +50,6 @@ def _write(model: SoftTokenLM, tokenizer: Any, folder: Path) -> None:
     lm = model.lm
     if isinstance(lm, PeftModel):
         lm = copy.deepcopy(lm).merge_and_unload()
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    try:
+    with appearing_whole(folder) as partial:
         lm.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise

@@ -1,8 +1,6 @@
 """Stage `release`: a data set as others load it, `datasets.load_dataset(folder, "narratives")`, with a data card."""
 
 import logging
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import polars as pl
 from datasets import Dataset, Features, List, Value, disable_progress_bars
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from regen.artefacts import Artefact, open_artefact
+from regen.artefacts import Artefact, appearing_whole, open_artefact
 from regen.data.prepare import load_tables
 from regen.data.tables import DataError, Tables, nearest
 from regen.narratives.narrate import NARRATED
@@ -105,10 +103,8 @@ def release(
     if ratings is not None:
         frames["ratings"] = _ratings(ratings, data)
     splits = pl.DataFrame({"user_id": list(split_of), "split": list(split_of.values())})
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
     disable_progress_bars()
-    try:
+    with appearing_whole(folder) as partial:
         for name, frame in frames.items():
             for split in SPLITS:
                 part = frame.join(
@@ -121,12 +117,6 @@ def release(
                 Dataset.from_polars(part.select(FEATURES[name].keys()), features=FEATURES[name]).to_parquet(path)
         card = _card(frames, tables, splits, data, source=source, vertical=vertical, licence=licence)
         card.save(partial / "README.md")
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return folder
 
 

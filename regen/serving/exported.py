@@ -1,7 +1,5 @@
 """An exported folder: written whole, checked by its manifest, found on disk or on the hub."""
 
-import os
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import GenerationConfig
 
 from regen import hub
+from regen.artefacts import appearing_whole
 from regen.models.adapter import Adapter
 from regen.models.language_model import LanguageModel
 from regen.serving.card import base_model
@@ -39,18 +38,8 @@ def write_folder(model: "NarrativeModel", folder: Path) -> Path:
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file())):
         raise ValueError(f"{folder} holds something else than an exported model. Choose another folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
+    with appearing_whole(folder) as partial:
         _write(model, partial)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return folder
 
 

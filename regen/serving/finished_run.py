@@ -1,7 +1,6 @@
 """From a finished training run to the parts of a `NarrativeModel`."""
 
 import json
-from contextlib import chdir
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from regen.serving.items import Items
 from regen.serving.spec import Spec
 from regen.serving.weights import OF_LM
 from regen.training.assembly import RUN_OPTIONS
-from regen.training.run import RECORD, WEIGHTS, LoadedRun, load, read_run, started_in
+from regen.training.run import RECORD, LoadedRun, load, opened_run
 
 
 def parts_of_run(folder: Path) -> dict[str, Any]:
@@ -31,11 +30,7 @@ def parts_of_run(folder: Path) -> dict[str, Any]:
         FileNotFoundError: If the folder holds no run.
         ValueError: If the run is not finished, or its encoder reads no history of one's own.
     """
-    folder = folder.resolve()
-    with chdir(started_in(folder)):
-        run = read_run(folder)
-        if not run.finished:
-            raise ValueError(f"{folder}: not finished, there is no {WEIGHTS} in it. Run its train.py command again.")
+    with opened_run(folder) as run:
         if run.cfg.encoder.name not in SERVED:
             raise ValueError(
                 f"{folder}: encoder={run.cfg.encoder.name} cannot be exported: it is a baseline or control without "

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from starlette.types import ASGIApp
 
 from regen.config import BackendName
-from regen.evaluation.vllm_client import is_loopback
+from regen.evaluation.vllm_client import check_precision, is_loopback
 from regen.models.narrow_weights import narrow
 from regen.models.packed_weights import pack_weights
 from regen.serving.engine import Engine, EngineError
@@ -82,13 +82,9 @@ def build_engine(cfg: DictConfig, model: NarrativeModel) -> Engine:
         ValueError: If the precision is not to be had.
     """
     if cfg.backend == BackendName.vllm:
-        if cfg.precision is not None:
-            raise ValueError(
-                f"backend=vllm decodes with its own weights, which precision={cfg.precision.name} does not reach. "
-                "Leave one of them out."
-            )
         from regen.serving.vllm_engine import VLLMEngine
 
+        check_precision(cfg.precision and cfg.precision.name, setting="precision", server="backend=vllm")
         return VLLMEngine(model, base_url=cfg.vllm, rows=cfg.rows, queue=cfg.queue, timeout=cfg.timeout)
     if cfg.precision is not None:
         narrow(model.soft_token_lm.lm)

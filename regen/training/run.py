@@ -11,7 +11,7 @@ import pickle
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -201,12 +201,24 @@ def read_run(folder: Path) -> Run:
     return run
 
 
-def started_in(folder: Path) -> Path:
-    """Where a run was started, told by `paths.runs_dir` at the end of its folder's path; else the working folder.
+@contextmanager
+def opened_run(folder: Path) -> Iterator[Run]:
+    """A finished run, inside the folder from which it was started: there the relative paths of its config hold.
 
-    Args:
-        folder: The run's, as an absolute path. Relative paths in its config hold from where it was started.
+    Raises:
+        FileNotFoundError: If the folder holds no run.
+        ValueError: If the run is not finished.
     """
+    folder = folder.resolve()
+    with chdir(_started_in(folder)):
+        run = read_run(folder)
+        if not run.finished:
+            raise ValueError(f"{folder}: not finished, there is no {WEIGHTS} in it. Run its train.py command again.")
+        yield run
+
+
+def _started_in(folder: Path) -> Path:
+    """Where a run was started, told by `paths.runs_dir` at the end of its folder's path; else the working folder."""
     if not (folder / "config.yaml").is_file():
         return Path.cwd()
     runs_dir = Path(OmegaConf.load(folder / "config.yaml").paths.runs_dir)

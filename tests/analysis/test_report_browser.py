@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from browser import browser  # noqa: F401
+from browser import browser, watched_pages  # noqa: F401
 from hostile import train_hostile
 
 from regen.analysis.report import write_report
@@ -22,25 +22,8 @@ def address(tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, address):  # noqa: F811
-    """Opens the page in a window of some width; whatever it logs or asks for fails the test."""
-    pages, said, asked = [], [], []
-
-    def at(width):
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("dialog", lambda dialog: said.append(dialog.message))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(address)
-        pages.append(page)
-        return page
-
-    yield at
-    for page in pages:
-        assert page.evaluate("window.hacked") is None
-        page.close()
-    assert said == []
-    assert {url for url in asked if not url.startswith("data:")} == {address}
+    with watched_pages(browser, address) as opening:
+        yield opening
 
 
 def shown(page):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scripted_vllm import DONE, ScriptedVLLM, said
+from small import needs_vnni
 
 from regen.costs import Stopwatch
 from regen.data.datamodule import NarrativeDataset
@@ -95,13 +96,12 @@ def test_a_real_server_writes_the_same_greedy_text():
     assert len({tuple(ids) for ids in here.values()}) > USERS // 2
 
 
+@needs_vnni
 def test_a_run_is_scored_again_in_8_bits_but_not_at_a_server_that_has_its_own_weights(small_config):
     from regen.evaluation.evaluate import evaluation_is_current
     from regen.grid import train_and_evaluate
     from regen.training.run import read_run
 
-    if not torch.cpu._is_vnni_supported():
-        pytest.skip("this CPU has no VNNI")
     folder, _ = train_and_evaluate(small_config("trainer.max_steps=1"))
     run = read_run(folder)
     assert evaluation_is_current(run)

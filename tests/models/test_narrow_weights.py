@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small import needs_vnni
 from test_packed_weights import model, packed_layers  # noqa: F401
 from test_soft_token_lm import make_batch
 from torch import nn
@@ -9,8 +10,6 @@ from torch import nn
 from regen.models.narrow_weights import NarrowLinear, narrow_weights
 from regen.models.packed_weights import packed_weights
 from regen.models.row_decoder import RowDecoder
-
-needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this CPU has no VNNI")
 
 
 def written(model):  # noqa: F811

@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 from serving.finished_runs import FinishedRun, trained
 from serving.services import service
+from small import needs_vnni
 
 from regen.config import CONF, register
 from regen.serving import NarrativeModel, server
@@ -61,10 +61,8 @@ def test_dry_run_tells_what_to_start(exported, monkeypatch, tmp_path, caplog):
     assert "start first: make llm-server MODEL=" in caplog.text
 
 
-@pytest.mark.parametrize("precision", ["null", "int8"])
+@pytest.mark.parametrize("precision", ["null", pytest.param("int8", marks=needs_vnni)])
 def test_the_weights_are_laid_out_for_this_machine(exported, precision):
-    if precision == "int8" and not torch.cpu._is_vnni_supported():
-        pytest.skip("this CPU has no VNNI")
     model = server.load_model(str(exported))
     server.build_engine(config(f"precision={precision}"), model)
     forwards = [type(vars(layer).get("forward")).__name__ for layer in model.soft_token_lm.lm.modules()]
