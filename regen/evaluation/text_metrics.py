@@ -102,7 +102,7 @@ METRICS: dict[str, Metric] = {
         *(_mean(name, display, 2, name, scale100=True) for name, display in ROUGE.items()),
         _mean("similarity", "Similarity", 3, "similarity"),
         Metric("length_ratio", "Length ratio", 3, ("predicted_words", "reference_words"), ratio),
-        _mean("distinct", "Distinct", 3, "distinct"),
+        Metric("distinct", "Distinct", 3, ("distinct", "examples"), ratio, is_share=True),
         _recovery("need_recovery", "Need recovery", f"recovery_{NEED}"),
         _recovery("trait_recovery", "Trait recovery", "trait"),
     )

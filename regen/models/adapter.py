@@ -102,6 +102,9 @@ class MLPAdapter(Adapter):
 class TransformerAdapter(Adapter):
     """A bidirectional encoder over the history beside a linear skip path, so that tokens can speak of each other.
 
+    A gate that starts at zero lets the encoder in (ReZero, Bachlechner et al. 2020). Without it the first steps of Adam
+    alone, on states of unit variance, would drown the skip path.
+
     Args:
         in_dim: Width of a fused vector, K.
         lm_dim: Width of the LM's input embeddings, H.
@@ -124,19 +127,19 @@ class TransformerAdapter(Adapter):
         )
         self.encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(hidden_dim), enable_nested_tensor=False)
         self.outward = nn.Linear(hidden_dim, lm_dim, bias=False)
+        self.gate = nn.Parameter(torch.zeros(()))
         self.skip = nn.Linear(in_dim, lm_dim)
 
     def forward(
         self, fused: Float[Tensor, "batch history in_dim"], mask: Bool[Tensor, "batch history"]
     ) -> Float[Tensor, "batch history lm_dim"]:
         states = self.inward(fused) + self.positions[-fused.shape[1] :]
-        return self.skip(fused) + self.outward(self.encoder(states, src_key_padding_mask=~mask))
+        return self.skip(fused) + self.gate * self.outward(self.encoder(states, src_key_padding_mask=~mask))
 
     @torch.no_grad()
     def start_as(self, weight: Float[Tensor, "lm_dim in_dim"], bias: Float[Tensor, " lm_dim"]) -> None:
         self.skip.weight.copy_(weight)
         self.skip.bias.copy_(bias)
-        self.outward.weight.zero_()
 
     def scale_output(self, factor: float) -> None:
         _scale(self.skip, factor)
