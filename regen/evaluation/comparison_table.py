@@ -140,11 +140,11 @@ class Comparison:
         """How to read the table."""
         return (
             f"Brackets: 95 % bootstrap intervals over users ({self.resamples:,} resamples), and over seeds where there "
-            "are several. Differences of both are paired by user, relative to the other encoder (%) or, for recovery, "
-            "in percentage points (pp). n.s.: the interval contains zero; *: it does not, and the difference holds at "
-            f"5 % after Holm's correction for the {_plural(self.differences, 'difference')} of this table; (*): only "
-            "without the correction. Floors: shuffled, predictions paired with other users; constant, one "
-            "training narrative for everyone."
+            "are several. Differences of both are paired by user, relative to the other encoder (%) or, for "
+            "shares, in percentage points (pp). n.s.: the interval contains zero; *: it does not, and the difference "
+            f"holds at 5 % after Holm's correction for the {_plural(self.differences, 'difference')} of this "
+            "table; (*): only without the correction. Floors: shuffled, predictions paired with other users; constant, "
+            "one training narrative for everyone."
         )
 
     def to_markdown(self) -> str:

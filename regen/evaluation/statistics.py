@@ -151,7 +151,7 @@ class Bootstrap:
         return ResampledSums(columns, sums, by_user != 0)
 
     def interval(self, metric: Metric, runs: Sequence[ResampledSums]) -> Estimate:
-        """The metric, averaged over runs (seeds), with its interval; that of a share is cut off at 0 and 1.
+        """The metric, averaged over runs (seeds), with its interval, cut off where the metric ends.
 
         Args:
             metric: which metric.
@@ -159,9 +159,8 @@ class Bootstrap:
         """
         values = self._resampled(metric, [runs], lambda value: value)
         estimate = _estimate(values, _contributors(metric, runs), metric.display)
-        if metric.is_share:
-            return replace(estimate, low=max(0.0, estimate.low), high=min(1.0, estimate.high))
-        return estimate
+        least, greatest = (0.0, 1.0) if metric.is_share else metric.limits
+        return replace(estimate, low=max(least, estimate.low), high=min(greatest, estimate.high))
 
     def difference(
         self, metric: Metric, runs_a: Sequence[ResampledSums], runs_b: Sequence[ResampledSums], *, relative: bool

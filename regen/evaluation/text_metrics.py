@@ -7,6 +7,7 @@ the metric.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ Embed = Callable[[list[str]], Float[np.ndarray, "texts dim"]]
 
 KEYS = ("user_id", "feature", "item_id")
 ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
+PERCENT = (0.0, 100.0)
 _ORDERS = range(1, MAX_NGRAM_ORDER + 1)
 _BLEU_COLUMNS = (
     *(f"bleu_correct_{n}" for n in _ORDERS),
@@ -46,6 +48,7 @@ class Metric:
         columns: the `k` statistic columns it needs.
         aggregate: maps sums of shape `(..., k)` to values `(...)`; nan where a denominator is zero.
         is_share: a share of narratives, compared by percentage points rather than by a relative difference.
+        limits: the least and the greatest value, where an interval is cut off; 0 and 1 for a share.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Metric:
     columns: tuple[str, ...]
     aggregate: Callable[[Float[np.ndarray, "*batch k"]], Float[np.ndarray, "*batch"]]
     is_share: bool = False
+    limits: tuple[float, float] = (-math.inf, math.inf)
 
 
 def ratio(sums: Float[np.ndarray, "*batch 2"]) -> Float[np.ndarray, "*batch"]:
@@ -87,22 +91,24 @@ def corpus_bleu(sums: Float[np.ndarray, "*batch 10"]) -> Float[np.ndarray, "*bat
     return np.where(scored, np.exp(np.minimum(shortfall, 0.0)) * np.exp(log_precision), 0.0)
 
 
-def _mean(name: str, display: str, decimals: int, column: str, *, scale100: bool = False) -> Metric:
-    return Metric(name, display, decimals, (column, "examples"), percent if scale100 else ratio)
+def _share(name: str, display: str, columns: tuple[str, str]) -> Metric:
+    return Metric(name, display, 3, columns, ratio, is_share=True)
 
 
 def _recovery(name: str, display: str, stem: str) -> Metric:
-    return Metric(name, display, 3, (f"{stem}_right", f"{stem}_named"), ratio, is_share=True)
+    return _share(name, display, (f"{stem}_right", f"{stem}_named"))
 
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("bleu", "BLEU", 2, _BLEU_COLUMNS, corpus_bleu),
-        *(_mean(name, display, 2, name, scale100=True) for name, display in ROUGE.items()),
-        _mean("similarity", "Similarity", 3, "similarity"),
-        Metric("length_ratio", "Length ratio", 3, ("predicted_words", "reference_words"), ratio),
-        Metric("distinct", "Distinct", 3, ("distinct", "examples"), ratio, is_share=True),
+        Metric("bleu", "BLEU", 2, _BLEU_COLUMNS, corpus_bleu, limits=PERCENT),
+        *(Metric(name, display, 2, (name, "examples"), percent, limits=PERCENT) for name, display in ROUGE.items()),
+        Metric("similarity", "Similarity", 3, ("similarity", "examples"), ratio, limits=(-1.0, 1.0)),
+        Metric(
+            "length_ratio", "Length ratio", 3, ("predicted_words", "reference_words"), ratio, limits=(0.0, math.inf)
+        ),
+        _share("distinct", "Distinct", ("distinct", "examples")),
         _recovery("need_recovery", "Need recovery", f"recovery_{NEED}"),
         _recovery("trait_recovery", "Trait recovery", "trait"),
     )

@@ -121,14 +121,15 @@ def test_seeds_that_disagree_widen_the_interval():
     assert three.high - three.low > 50 * (one.high - one.low)
 
 
-def test_the_interval_of_a_share_stays_between_0_and_1():
+@pytest.mark.parametrize("bounds", [{"is_share": True}, {"limits": (0.0, 1.0)}], ids=str)
+def test_an_interval_ends_where_the_metric_does(bounds):
     run = normal_run(0, mean=0.5, spread=0.0)
     bootstrap = Bootstrap(run["user_id"], resamples=300)
     sums = [bootstrap.resample(run.with_columns(x=pl.lit(share))) for share in (0.02, 0.5, 0.98)]
-    unbounded, share = (bootstrap.interval(replace(MEAN, is_share=is_share), sums) for is_share in (False, True))
+    unbounded, bounded = (bootstrap.interval(replace(MEAN, **options), sums) for options in ({}, bounds))
     assert unbounded.low < 0
     assert unbounded.high > 1
-    assert (share.value, share.low, share.high) == (unbounded.value, 0.0, 1.0)
+    assert (bounded.value, bounded.low, bounded.high) == (unbounded.value, 0.0, 1.0)
 
 
 def test_runs_with_another_number_of_seeds_can_be_compared():
