@@ -34,7 +34,7 @@ from regen.analysis.report_users import Panel, RunGroup, side_by_side
 from regen.artefacts import write_atomically
 from regen.evaluation.comparison import compare
 from regen.evaluation.comparison_cells import grouped, load, varying_settings
-from regen.evaluation.comparison_table import FEW_SEEDS, LEVEL, Block, Column, Comparison, cell_texts
+from regen.evaluation.comparison_table import FEW_SEEDS, LEVEL, SHUFFLED, Block, Column, Comparison, cell_texts
 from regen.evaluation.statistics import Estimate
 from regen.evaluation.text_metrics import Metric
 
@@ -218,40 +218,26 @@ def _beats(block: Block, other: str) -> tuple[str, str]:
     column = next((column for column in block.columns if column.name == f"both vs {other}"), None)
     if column is None or isinstance(column.content, str):
         return question, f"Not answered: it takes finished runs with encoder=both and encoder={other}."
-    found: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
-    for metric in _of_quality(block):
-        estimate = column.estimate(metric)
-        if isinstance(estimate, Estimate) and not math.isnan(estimate.value):
-            verdict = "undecided" if not _holds(estimate) else "better" if estimate.value > 0 else "worse"
-            found[verdict].append(metric.display)
-    return question, _counted(found)
+    return question, _verdicts(block, column, "better", "worse", "undecided")
 
 
 def _reads(block: Block) -> tuple[str, str]:
-    """Whether a model's text fits its own user better than another one."""
-    columns = {column.name: column for column in block.columns if not isinstance(column.content, str)}
-    name = "both" if "both" in columns else next((c.name for c in columns.values() if c.kind == "encoder"), None)
-    question = f"Does {name or 'a model'} read the history?"
-    if name is None or "shuffled" not in columns:
-        return question, "Not answered: it takes a finished run, and its predictions shuffled among users."
-    found: dict[str, list[str]] = {
-        "above the shuffled floor": [],
-        "below the floor": [],
-        "not apart from the floor": [],
-    }
-    for metric in _of_quality(block):
-        own, floor = columns[name].estimate(metric), columns["shuffled"].estimate(metric)
-        if isinstance(own, Estimate) and isinstance(floor, Estimate) and not math.isnan(own.value + floor.value):
-            above, below = own.low > floor.high, own.high < floor.low
-            verdict = (
-                "above the shuffled floor" if above else "below the floor" if below else "not apart from the floor"
-            )
-            found[verdict].append(metric.display)
-    return question, _counted(found)
+    """Which metrics of a model's texts are better for their own users than for others, after correction."""
+    column = next((column for column in block.columns if column.name.endswith(f" vs {SHUFFLED}")), None)
+    if column is None or isinstance(column.content, str):
+        return "Does a model read the history?", "Not answered: it takes a finished run with two test users or more."
+    question = f"Does {column.name.removesuffix(f' vs {SHUFFLED}')} read the history?"
+    return question, _verdicts(block, column, "better than the shuffled floor", "worse", "undecided")
 
 
-def _of_quality(block: Block) -> list[Metric]:
-    return [metric for metric in block.rows if metric.name not in NO_QUALITY]
+def _verdicts(block: Block, column: Column, better: str, worse: str, undecided: str) -> str:
+    """The metrics of quality by what a column of differences says of them, in the words given."""
+    found: dict[str, list[str]] = {better: [], worse: [], undecided: []}
+    for metric in block.rows:
+        estimate = column.estimate(metric)
+        if metric.name not in NO_QUALITY and isinstance(estimate, Estimate) and not math.isnan(estimate.value):
+            found[undecided if not _holds(estimate) else better if estimate.value > 0 else worse].append(metric.display)
+    return _counted(found)
 
 
 def _holds(estimate: Estimate | str) -> bool:

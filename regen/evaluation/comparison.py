@@ -10,7 +10,7 @@ import polars as pl
 
 from regen.costs import mean_costs
 from regen.evaluation.comparison_cells import Cell, Run, by_seed, grouped, load, varying_settings
-from regen.evaluation.comparison_table import Block, Column, Comparison
+from regen.evaluation.comparison_table import SHUFFLED, Block, Column, Comparison
 from regen.evaluation.scoring import EXAMPLES, REST
 from regen.evaluation.statistics import Bootstrap, Estimate, ResampledSums, holm
 from regen.evaluation.text_metrics import METRICS, Metric, metrics_for
@@ -21,7 +21,7 @@ ENCODERS = ("cf", "content", "both", "text", "none", "random", "noise")
 """The order of columns; other names follow in alphabetical order."""
 
 _BASELINES = ("cf", "content")
-_FLOORS = ("shuffled", "constant")
+_FLOORS = (SHUFFLED, "constant")
 _ROWS_WITHOUT_SCORES = ("bleu", "rougeLsum", "similarity")  # the paper's, for a block in which nothing finished
 
 
@@ -124,14 +124,23 @@ class _BlockBuilder:
         self.metrics: Mapping[str, Metric] = metrics_for(list(columns))
         if not self.pools:
             self.metrics = {name: METRICS[name] for name in _ROWS_WITHOUT_SCORES}
+        self.source = "both" if "both" in self.pools else next(iter(self.pools), None)  # whose floors are shown
+        self.floors = self._floors()
         self.notes: list[str] = []
 
     def build(self, settings: Mapping[str, str]) -> Block:
         """All columns: encoders, differences of `both`, floors."""
         columns = [self._encoder(name) for name in self.encoders]
         if "both" in self.encoders:
-            columns += [self._difference(name) for name in _BASELINES if name in self.encoders]
-        columns += self._floors()
+            columns += [
+                self._difference("both", name, self.pools.get(name)) for name in _BASELINES if name in self.encoders
+            ]
+        if self.source and SHUFFLED in self.floors:  # what a model that does not read its histories has no lead over
+            columns.append(self._difference(self.source, SHUFFLED, self.floors[SHUFFLED]))
+        columns += [
+            Column(name, "floor", len(pool.frames), self._estimates([pool], pool.users))
+            for name, pool in self.floors.items()
+        ]
         sizes = {name: len(pool.users) for name, pool in self.pools.items()}
         if len({pool.users for pool in self.pools.values()}) > 1:
             listed = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
@@ -158,11 +167,11 @@ class _BlockBuilder:
         costs = mean_costs([run.costs for run in runs.values() if run.examples is not None])
         return Column(name, "encoder", len(pool.frames), self._estimates([pool], pool.users), costs)
 
-    def _difference(self, baseline: str) -> Column:
-        name = f"both vs {baseline}"
-        if not {"both", baseline} <= set(self.pools):
+    def _difference(self, encoder: str, baseline: str, beside: _Pool | None) -> Column:
+        name = f"{encoder} vs {baseline}"
+        if encoder not in self.pools or beside is None:
             return Column(name, "difference", 0, "missing")
-        pair = [self.pools["both"], self.pools[baseline]]
+        pair = [self.pools[encoder], beside]
         shared = pair[0].users & pair[1].users
         if pair[0].users != pair[1].users:
             counts = " and ".join(f"{len(pool.users):,}" for pool in pair)
@@ -170,18 +179,13 @@ class _BlockBuilder:
         seeds = min(len(pool.frames) for pool in pair)
         return Column(name, "difference", seeds, self._estimates(pair, shared))
 
-    def _floors(self) -> list[Column]:
+    def _floors(self) -> dict[str, _Pool]:
         """The floors of `both`, else of the first encoder that finished."""
-        source = "both" if "both" in self.pools else next(iter(self.pools), None)
-        pools = {name: self._pool(source, name) for name in _FLOORS} if source else {}
+        pools = {name: self._pool(self.source, name) for name in _FLOORS} if self.source else {}
         for encoder in self.encoders:  # another system's file has floors of its own, on the rows that allow them
             if self._pool(encoder, REST) is not None:
                 pools |= {f"{encoder} {name}": self._pool(encoder, name) for name in _FLOORS}
-        return [
-            Column(name, "floor", len(pool.frames), self._estimates([pool], pool.users))
-            for name, pool in pools.items()
-            if pool is not None
-        ]
+        return {name: pool for name, pool in pools.items() if pool is not None}
 
     def _estimates(self, pools: Sequence[_Pool], users: frozenset[str]) -> dict[str, Estimate]:
         """Every metric that all runs have: of one pool its value, of two their paired difference."""

@@ -22,6 +22,7 @@ Kind = Literal["encoder", "difference", "floor"]
 Status = Literal["failed", "missing"]
 
 LEVEL = 0.05  # of a false claim in a table
+SHUFFLED = "shuffled"  # the floor that tells whether a model reads
 FEW_USERS, FEW_SEEDS = 20, 3
 _TERMINAL_WIDTH = 120
 _ABSENT = "—"
@@ -32,7 +33,7 @@ class Column:
     """A column of a block and, for each metric, its estimate; or the reason why it has none.
 
     Attributes:
-        name: encoder, "both vs cf" or floor.
+        name: encoder, "both vs cf", "both vs shuffled" or floor.
         kind: what it holds.
         seeds: finished runs that are pooled in it.
         content: estimates by metric name, or `failed` or `missing` for the whole column.
@@ -140,7 +141,7 @@ class Comparison:
         """How to read the table."""
         return (
             f"Brackets: 95 % bootstrap intervals over users ({self.resamples:,} resamples), and over seeds where there "
-            "are several. Differences of both are paired by user, relative to the other encoder (%) or, for "
+            "are several. Differences are paired by user, relative to what stands behind 'vs' (%) or, for "
             "shares, in percentage points (pp). n.s.: the interval contains zero; *: it does not, and the difference "
             f"holds at 5 % after Holm's correction for the {_plural(self.differences, 'difference')} of this "
             "table; (*): only without the correction. Floors: shuffled, predictions paired with other users; constant, "
@@ -183,7 +184,10 @@ class Comparison:
         return stream.getvalue()
 
     def to_terminal(self, width: int = _TERMINAL_WIDTH) -> str:
-        """Plain text with intervals under their values; columns that do not fit go into further panels."""
+        """Plain text with intervals under their values; columns that do not fit go into further panels.
+
+        How far a model is above the shuffled floor stands in the files alone, so that three encoders fit one panel.
+        """
         parts = [_terminal_block(block, width) for block in self.blocks]
         if self.problems:
             parts.append("\n".join(["Not in the table:", *(f"  {_one_line(problem)}" for problem in self.problems)]))
@@ -232,9 +236,10 @@ def _markdown_block(block: Block) -> str:
 
 def _terminal_block(block: Block, width: int) -> str:
     labels = ["", *(text for metric in block.rows for text in (metric.display, ""))]
-    columns = [[column.name.removeprefix("both ")] for column in block.columns]
+    shown = [column for column in block.columns if not column.name.endswith(f" vs {SHUFFLED}")]
+    columns = [[column.name.removeprefix("both ")] for column in shown]
     for metric in block.rows:
-        for texts, column in zip(columns, block.columns, strict=True):
+        for texts, column in zip(columns, shown, strict=True):
             value, interval = cell_texts(metric, column)
             texts += value, interval.replace(", ", ",")
     panels = [_panel(labels, panel) for panel in _panels(columns, width - _width(labels))]

@@ -63,7 +63,14 @@ def test_columns_stand_in_the_papers_order(cells, tmp_path):
     comparison = compare([*reversed(cells), *more], resamples=100)
     [block] = comparison.blocks
     encoders = ["cf", "content", "both", "text", "none", "random", "noise", "mine"]
-    assert list(columns(block)) == [*encoders, "both vs cf", "both vs content", "shuffled", "constant"]
+    assert list(columns(block)) == [
+        *encoders,
+        "both vs cf",
+        "both vs content",
+        "both vs shuffled",
+        "shuffled",
+        "constant",
+    ]
 
 
 def test_differences_are_paired_and_marked(cells):
@@ -113,6 +120,9 @@ def test_floors_are_those_of_both(cells):
     values = {name: column.content["similarity"].value for name, column in columns(block).items()}
     assert values["shuffled"] == pytest.approx(values["both"] - 0.2)
     assert values["constant"] == pytest.approx(values["both"] - 0.1)
+    lead = columns(block)["both vs shuffled"].content["similarity"]
+    assert lead.value == pytest.approx(100 * 0.2 / values["shuffled"])
+    assert lead.excludes_zero
 
 
 def test_a_failed_and_a_missing_cell_keep_the_others(cells, tmp_path):
@@ -135,7 +145,7 @@ def test_without_both_differences_are_dashes_and_floors_the_first_encoders(cells
     [cf, _, _] = cells
     comparison = compare([cf, cell(tmp_path / "absent", "both", error="RuntimeError: killed")], resamples=100)
     [block] = comparison.blocks
-    assert list(columns(block)) == ["cf", "both", "both vs cf", "shuffled", "constant"]
+    assert list(columns(block)) == ["cf", "both", "both vs cf", "cf vs shuffled", "shuffled", "constant"]
     similarity = next(line for line in comparison.to_markdown().splitlines() if line.startswith("| Similarity"))
     assert similarity.split(" | ")[2:4] == ["failed", "—"]
 
@@ -226,7 +236,7 @@ def test_no_user_in_common_is_a_dash_with_its_reason(tmp_path):
     ]
     comparison = compare(cells, resamples=100)
     assert "both vs cf: no user in common." in comparison.to_markdown()
-    assert {row["status"] for row in records(comparison) if row["kind"] == "difference"} == {"undefined"}
+    assert {row["status"] for row in records(comparison) if row["column"] == "both vs cf"} == {"undefined"}
 
 
 def test_three_users_give_a_table_with_a_warning(tmp_path):
