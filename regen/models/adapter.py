@@ -17,7 +17,13 @@ class Adapter(nn.Module, ABC):
     Args:
         in_dim: Width of a fused vector, K.
         lm_dim: Width of the LM's input embeddings, H.
+
+    Attributes:
+        version: Of the class's own code; raise it when the same config starts to give another adapter, so that runs
+            with the older one are not taken for this one's.
     """
+
+    version = 1
 
     def __init__(self, in_dim: int, lm_dim: int) -> None:
         super().__init__()
@@ -113,6 +119,8 @@ class TransformerAdapter(Adapter):
         heads: Attention heads.
         max_history: The longest history; positions are counted back from the latest interaction.
     """
+
+    version = 2  # 1 had no gate
 
     def __init__(
         self, in_dim: int, lm_dim: int, *, hidden_dim: int, layers: int, heads: int, max_history: int = 50

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from regen.artefacts import fingerprint, write_atomically
@@ -83,6 +84,8 @@ def open_run(cfg: DictConfig) -> Run:
     config = plain(cfg)
     inputs = build_inputs(cfg)
     recipe = {key: config[key] for key in ("encoder", "adapter", "lm", "tuning", "feature", "data", "split", "seed")}
+    if (version := getattr(get_class(config["adapter"]["_target_"]), "version", 1)) > 1:
+        recipe["adapter"] = {**recipe["adapter"], "version": version}
     recipe["training"] = {key: value for key, value in config["training"].items() if key != "checkpoint_seconds"}
     recipe["trainer"] = {key: config["trainer"][key] for key in ("precision", "max_steps")}
     recipe["inputs"] = inputs.fingerprints()

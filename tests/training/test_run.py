@@ -94,6 +94,13 @@ def test_a_finished_run_is_reused_and_force_trains_it_anew(small_config):
     assert weights.stat().st_mtime_ns > before
 
 
+def test_a_run_of_older_code_is_not_taken_for_this_ones(small_config, monkeypatch):
+    folders = [runs.open_run(small_config()).folder for _ in range(2)]
+    monkeypatch.setattr("regen.models.adapter.LinearAdapter.version", 2)
+    folders.append(runs.open_run(small_config()).folder)
+    assert folders[0] == folders[1] != folders[2]
+
+
 def test_other_evaluation_settings_score_again_without_training(small_config):
     folder, _ = train_and_evaluate(small_config("trainer.max_steps=3"))
     weights = (folder / "model.safetensors").stat().st_mtime_ns
