@@ -108,8 +108,8 @@ class MLPAdapter(Adapter):
 class TransformerAdapter(Adapter):
     """A bidirectional encoder over the history beside a linear skip path, so that tokens can speak of each other.
 
-    A gate that starts at zero lets the encoder in (ReZero, Bachlechner et al. 2020). Without it the first steps of Adam
-    alone, on states of unit variance, would drown the skip path.
+    The encoder's part starts at zero and is divided by its width: its states have unit variance, so that one step of
+    Adam on an undivided part would move soft tokens by more than their norm and drown the skip path.
 
     Args:
         in_dim: Width of a fused vector, K.
@@ -120,7 +120,7 @@ class TransformerAdapter(Adapter):
         max_history: The longest history; positions are counted back from the latest interaction.
     """
 
-    version = 2  # 1 had no gate
+    version = 3  # 1 did not divide, 2 had a gate
 
     def __init__(
         self, in_dim: int, lm_dim: int, *, hidden_dim: int, layers: int, heads: int, max_history: int = 50
@@ -135,14 +135,15 @@ class TransformerAdapter(Adapter):
         )
         self.encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(hidden_dim), enable_nested_tensor=False)
         self.outward = nn.Linear(hidden_dim, lm_dim, bias=False)
-        self.gate = nn.Parameter(torch.zeros(()))
+        nn.init.zeros_(self.outward.weight)
         self.skip = nn.Linear(in_dim, lm_dim)
 
     def forward(
         self, fused: Float[Tensor, "batch history in_dim"], mask: Bool[Tensor, "batch history"]
     ) -> Float[Tensor, "batch history lm_dim"]:
         states = self.inward(fused) + self.positions[-fused.shape[1] :]
-        return self.skip(fused) + self.gate * self.outward(self.encoder(states, src_key_padding_mask=~mask))
+        encoded = self.encoder(states, src_key_padding_mask=~mask)
+        return self.skip(fused) + self.outward(encoded) / self.outward.in_features
 
     @torch.no_grad()
     def start_as(self, weight: Float[Tensor, "lm_dim in_dim"], bias: Float[Tensor, " lm_dim"]) -> None:

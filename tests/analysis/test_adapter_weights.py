@@ -198,7 +198,7 @@ def test_attribution_of_a_transformer_counts_the_whole_history():
     """Against derivatives by finite differences of every input of the history."""
     torch.manual_seed(0)
     adapter = ADAPTERS["transformer"]().double()
-    torch.nn.init.ones_(adapter.gate)
+    torch.nn.init.normal_(adapter.outward.weight, std=adapter.outward.in_features)
     histories, mask = torch.randn(1, 4, IN_DIM, dtype=torch.float64), torch.tensor([[False, True, True, True]])
     one = torch.zeros(1, dtype=torch.long)
     share = attribution_share(adapter, histories, mask, rows=one, positions=one - 1, cf_dim=CF_DIM)
