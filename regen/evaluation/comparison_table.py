@@ -142,7 +142,7 @@ class Comparison:
         return (
             f"Brackets: 95 % bootstrap intervals over users ({self.resamples:,} resamples), and over seeds where there "
             "are several. Differences are paired by user, relative to what stands behind 'vs' (%) or, for "
-            "shares, in percentage points (pp). n.s.: the interval contains zero; *: it does not, and the difference "
+            "recovery, in percentage points (pp). n.s.: the interval contains zero; *: it does not, and the difference "
             f"holds at 5 % after Holm's correction for the {_plural(self.differences, 'difference')} of this "
             "table; (*): only without the correction. Floors: shuffled, predictions paired with other users; constant, "
             "one training narrative for everyone."

@@ -91,12 +91,8 @@ def corpus_bleu(sums: Float[np.ndarray, "*batch 10"]) -> Float[np.ndarray, "*bat
     return np.where(scored, np.exp(np.minimum(shortfall, 0.0)) * np.exp(log_precision), 0.0)
 
 
-def _share(name: str, display: str, columns: tuple[str, str]) -> Metric:
-    return Metric(name, display, 3, columns, ratio, is_share=True)
-
-
 def _recovery(name: str, display: str, stem: str) -> Metric:
-    return _share(name, display, (f"{stem}_right", f"{stem}_named"))
+    return Metric(name, display, 3, (f"{stem}_right", f"{stem}_named"), ratio, is_share=True)
 
 
 METRICS: dict[str, Metric] = {
@@ -108,7 +104,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             "length_ratio", "Length ratio", 3, ("predicted_words", "reference_words"), ratio, limits=(0.0, math.inf)
         ),
-        _share("distinct", "Distinct", ("distinct", "examples")),
+        Metric("distinct", "Distinct", 3, ("distinct", "examples"), ratio, limits=(0.0, 1.0)),
         _recovery("need_recovery", "Need recovery", f"recovery_{NEED}"),
         _recovery("trait_recovery", "Trait recovery", "trait"),
     )

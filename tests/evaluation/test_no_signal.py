@@ -57,7 +57,7 @@ def false_alarms(folders, *, seeds):
                 assert isinstance(estimate, Estimate)
                 apart[f"{column.name}, {metric.display}"] += estimate.excludes_zero
                 claimed[f"{column.name}, {metric.display}"] += estimate.excludes_zero and estimate.p_holm < LEVEL
-    assert len(apart) == 2 * 10
+    assert len(apart) == 3 * 10
     return apart, claimed
 
 
