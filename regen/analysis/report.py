@@ -218,7 +218,7 @@ def _beats(block: Block, other: str) -> tuple[str, str]:
     column = next((column for column in block.columns if column.name == f"both vs {other}"), None)
     if column is None or isinstance(column.content, str):
         return question, f"Not answered: it takes finished runs with encoder=both and encoder={other}."
-    return question, _verdicts(block, column, "better", "worse", "undecided")
+    return question, _verdicts(block, column, better="better")
 
 
 def _reads(block: Block) -> tuple[str, str]:
@@ -227,16 +227,17 @@ def _reads(block: Block) -> tuple[str, str]:
     if column is None or isinstance(column.content, str):
         return "Does a model read the history?", "Not answered: it takes a finished run with two test users or more."
     question = f"Does {column.name.removesuffix(f' vs {SHUFFLED}')} read the history?"
-    return question, _verdicts(block, column, "better than the shuffled floor", "worse", "undecided")
+    return question, _verdicts(block, column, better="better than the shuffled floor")
 
 
-def _verdicts(block: Block, column: Column, better: str, worse: str, undecided: str) -> str:
-    """The metrics of quality by what a column of differences says of them, in the words given."""
-    found: dict[str, list[str]] = {better: [], worse: [], undecided: []}
+def _verdicts(block: Block, column: Column, *, better: str) -> str:
+    """The metrics of quality by what a column of differences says of them."""
+    found: dict[str, list[str]] = {better: [], "worse": [], "undecided": []}
     for metric in block.rows:
         estimate = column.estimate(metric)
         if metric.name not in NO_QUALITY and isinstance(estimate, Estimate) and not math.isnan(estimate.value):
-            found[undecided if not _holds(estimate) else better if estimate.value > 0 else worse].append(metric.display)
+            verdict = "undecided" if not _holds(estimate) else better if estimate.value > 0 else "worse"
+            found[verdict].append(metric.display)
     return _counted(found)
 
 

@@ -22,8 +22,9 @@ def address(tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, address):  # noqa: F811
-    with watched_pages(browser, address) as opening:
+    with watched_pages(browser, address) as (opening, asked):
         yield opening
+    assert set(asked) == {address}
 
 
 def shown(page):

@@ -9,8 +9,7 @@ from torch import nn
 
 from regen.models.adapter import LinearAdapter, MLPAdapter, TransformerAdapter
 from regen.models.warm_start import initialise, ridge_map
-from regen.pipeline import instantiate, plain
-from regen.training.assembly import RUN_OPTIONS
+from regen.training.assembly import _instantiate_own
 
 ADAPTERS = {
     "linear": lambda: LinearAdapter(12, 20),
@@ -97,14 +96,14 @@ def test_soft_tokens_start_at_the_given_norm(adapter, init):
 def test_a_step_at_the_default_rate_leaves_most_of_the_warm_start(small_config, name):
     """At the width of CF, MiniLM and SmolLM2; an encoder let in at once moved the transformer's by twice their norm."""
     torch.manual_seed(0)
-    options = plain(small_config(f"adapter={name}", without="adapter").adapter)
-    adapter = instantiate({key: options[key] for key in options if key not in RUN_OPTIONS}, in_dim=512, lm_dim=576)
+    options = small_config(f"adapter={name}", without="adapter").adapter
+    adapter = _instantiate_own(options, 512, 576)
     unit = functools.partial(nn.functional.normalize, dim=-1)
     fused = torch.cat([unit(torch.randn(8, 10, 128)), unit(torch.randn(8, 10, 384))], dim=-1)
     rows, targets, mask = fused.flatten(0, 1), 0.1 * torch.randn(80, 576), torch.ones(8, 10, dtype=torch.bool)
     initialise(adapter, init="ridge", strength=0.1, inputs=rows, targets=targets, interactions=rows, norm=3.0)
     before = adapter(fused, mask).detach()
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=options["lr"])
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=options.lr)
     (adapter(fused, mask) * torch.randn(8, 10, 576)).sum().backward()
     optimizer.step()
     moved = (adapter(fused, mask) - before).norm(dim=-1) / before.norm(dim=-1)

@@ -15,7 +15,6 @@ from regen.serving.demo.serve import load_shown
 
 pytestmark = pytest.mark.slow
 WIDTHS = {"phone": 375, "desktop": 1280}
-PATIENCE = 60_000  # ms for narratives on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +36,10 @@ def address(tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, address, tmp_path):  # noqa: F811
-    with watched_pages(browser, address) as opening:
+    with watched_pages(browser, address) as (opening, _):
 
         def at(width, **options):
             page = opening(width, **options)
-            page.set_default_timeout(PATIENCE)
             page.locator("#purchases li").first.wait_for()
             return page
 
