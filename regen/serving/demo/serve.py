@@ -11,6 +11,7 @@ from regen.data.prepare import load_tables
 from regen.embeddings.encode import Split
 from regen.evaluation.vllm_client import is_loopback
 from regen.serving import NarrativeModel
+from regen.serving.connection import Connection
 from regen.serving.demo.app import Shown, build_app, withholds_review
 from regen.serving.demo.narrated_users import NarratedUsers
 from regen.serving.demo.runs import newest_grid
@@ -33,7 +34,8 @@ def serve(runs: Path, *, host: str, port: int, ready: Callable[[str], None]) -> 
         app = build_app(load_shown(runs), hosts=[host, "localhost"])
         ready(f"http://{host}:{listening.getsockname()[1]}")
         with suppress(KeyboardInterrupt):  # how a reader ends it
-            uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off")).run(sockets=[listening])
+            config = uvicorn.Config(app, http=Connection, log_level="warning", lifespan="off")
+            uvicorn.Server(config).run(sockets=[listening])
 
 
 def load_shown(runs: Path) -> Shown:
