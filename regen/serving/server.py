@@ -18,6 +18,7 @@ from regen.models.narrow_weights import narrow
 from regen.models.packed_weights import pack_weights
 from regen.serving.connection import Connection
 from regen.serving.engine import Engine, EngineError
+from regen.serving.gate import LOOPBACK
 from regen.serving.model import NarrativeModel
 from regen.serving.service import create_app
 from regen.serving.transformers_engine import TransformersEngine
@@ -97,7 +98,14 @@ async def _listen(cfg: DictConfig, engine: Engine, users: Users | None, key: str
     listening = _bound(cfg.host, cfg.port)
     try:
         async with engine:
-            app = create_app(engine, users=users, key=key, timeout=cfg.timeout, max_body_bytes=cfg.max_body_bytes)
+            app = create_app(
+                engine,
+                users=users,
+                key=key,
+                timeout=cfg.timeout,
+                max_body_bytes=cfg.max_body_bytes,
+                hosts=[*LOOPBACK, cfg.host],
+            )
             await Server(app).serve(sockets=[listening])
     except EngineError as error:
         raise ValueError(f"backend={cfg.backend.name}: {error}") from error

@@ -15,6 +15,7 @@ from regen.serving.connection import Connection
 from regen.serving.demo.app import Shown, build_app, withholds_review
 from regen.serving.demo.narrated_users import NarratedUsers
 from regen.serving.demo.runs import newest_grid
+from regen.serving.gate import LOOPBACK
 
 
 def serve(runs: Path, *, host: str, port: int, ready: Callable[[str], None]) -> None:
@@ -31,7 +32,7 @@ def serve(runs: Path, *, host: str, port: int, ready: Callable[[str], None]) -> 
         ValueError: If the address is no loopback one, the port is taken, or the runs cannot be shown.
     """
     with _listening(host, port) as listening:  # first, because models take longer to load than this takes to fail
-        app = build_app(load_shown(runs), hosts=[host, "localhost"])
+        app = build_app(load_shown(runs), hosts=[*LOOPBACK, host])
         ready(f"http://{host}:{listening.getsockname()[1]}")
         with suppress(KeyboardInterrupt):  # how a reader ends it
             config = uvicorn.Config(app, http=Connection, log_level="warning", lifespan="off")
