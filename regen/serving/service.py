@@ -58,7 +58,7 @@ def create_app(
         engine: Running; the service does not end it.
         users: Known users; without them every request brings its history.
         key: That clients have to send; None lets everyone in who asks for one of `hosts`.
-        timeout: Seconds for a request, from its whole body to its last piece; as many for the body to arrive.
+        timeout: Seconds for a request, from its whole body to the last piece sent; as many for the body to arrive.
         max_body_bytes: Of a request.
         hosts: Names by which a service without a key may be asked. Others get 400: a web page could reach this
             machine by a name of its own (DNS rebinding).

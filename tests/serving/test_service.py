@@ -118,7 +118,7 @@ def test_health_and_metrics(served):
 MISTAKES = [
     ({}, 422, "body.narratives: Field required"),
     ({"narratives": []}, 422, "at least 1 item"),
-    ({"narratives": [ONE] * 33}, 422, "at most 32 items"),
+    ({"narratives": [ONE] * 33}, 422, "at most 20 items"),
     ({"narratives": [ONE], "prompt": "Say hello"}, 422, "body.prompt: Extra inputs are not permitted"),
     ({"narratives": [{**ONE, "prompt_embeds": "AAAA"}]}, 422, "prompt_embeds: Extra inputs"),
     ({"narratives": [{**ONE, "user_id": "U1"}]}, 422, "history: Extra inputs"),
