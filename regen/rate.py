@@ -44,11 +44,11 @@ def run(cfg: DictConfig) -> None:
         force=cfg.force,
         engine=build_engine(cfg),
     )
-    ratings = pl.read_parquet(artefact.path / "ratings.parquet")
+    ratings = pl.read_parquet(artefact.path / "ratings.parquet", glob=False)
     means = ratings.group_by("rater", "stage", "attribute").agg(
         pl.col("score").mean().round(2), pl.col("confidence").mean().round(2), users=pl.len()
     )
-    agreement = pl.read_parquet(artefact.path / "agreement.parquet")
+    agreement = pl.read_parquet(artefact.path / "agreement.parquet", glob=False)
     with pl.Config(tbl_rows=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, fmt_str_lengths=60):
         print(means.sort("rater", "stage", "attribute"))  # noqa: T201
         print(agreement.with_columns(pl.selectors.float().round(3)))  # noqa: T201

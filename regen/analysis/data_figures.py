@@ -28,7 +28,7 @@ def newest_ratings(data: Path) -> pl.DataFrame | None:
     found = sorted(data.glob("[!.]*/ratings.parquet"), key=lambda path: path.stat().st_mtime)
     if not found:
         return None
-    ratings = pl.read_parquet(found[-1]).rename({"stage": "feature"})
+    ratings = pl.read_parquet(found[-1], glob=False).rename({"stage": "feature"})
     scores = ratings.select("feature", "attribute", pl.col("score").cast(pl.Float64))
     stages = ratings.unique(["user_id", "feature", "rater"], maintain_order=True)
     confidence = stages.select("feature", pl.lit("confidence").alias("attribute"), pl.col("confidence").alias("score"))

@@ -30,7 +30,10 @@ def prepare(source: Source, config: Mapping[str, Any], *, root: Path, force: boo
 
     def make(folder: Path) -> dict[str, int]:
         counts = source.write(folder)
-        sizes = {name: pl.scan_parquet(folder / f"{name}.parquet").select(pl.len()).collect().item() for name in TABLES}
+        sizes = {
+            name: pl.scan_parquet(folder / f"{name}.parquet", glob=False).select(pl.len()).collect().item()
+            for name in TABLES
+        }
         return counts | sizes
 
     inputs = {path.name: file_hash(path) for path in source.files()}
@@ -42,10 +45,10 @@ def load_tables(folder: Path) -> Tables:
     """The tables of a prepared artefact, in the order that row numbers elsewhere refer to."""
     planted = folder / "planted.parquet"
     return Tables(
-        items=pl.read_parquet(folder / "items.parquet"),
-        interactions=pl.read_parquet(folder / "interactions.parquet"),
-        narratives=pl.read_parquet(folder / "narratives.parquet"),
-        planted=pl.read_parquet(planted) if planted.exists() else None,
+        items=pl.read_parquet(folder / "items.parquet", glob=False),
+        interactions=pl.read_parquet(folder / "interactions.parquet", glob=False),
+        narratives=pl.read_parquet(folder / "narratives.parquet", glob=False),
+        planted=pl.read_parquet(planted, glob=False) if planted.exists() else None,
     )
 
 

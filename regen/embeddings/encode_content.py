@@ -116,9 +116,9 @@ def shard_texts(prepared: Path, rows: tuple[int, int]) -> ShardTexts:
     """Texts of the interactions from the first row to before the second."""
     start, end = rows
     items, metadata = _items(prepared)
-    interactions = pl.scan_parquet(prepared / "interactions.parquet").slice(start, end - start).collect()
+    interactions = pl.scan_parquet(prepared / "interactions.parquet", glob=False).slice(start, end - start).collect()
     users = interactions["user_id"]
-    narratives = pl.scan_parquet(prepared / "narratives.parquet").filter(
+    narratives = pl.scan_parquet(prepared / "narratives.parquet", glob=False).filter(
         pl.col("user_id").is_between(pl.lit(users[0]), pl.lit(users[-1]))
     )
     tables = Tables(items, interactions, narratives.collect())
@@ -167,7 +167,7 @@ def _growing(path: Path, dtype: type, shape: tuple[int, ...]) -> Iterator[Binary
 
 @functools.lru_cache(maxsize=1)
 def _items(prepared: Path) -> tuple[pl.DataFrame, pl.Series]:
-    items = pl.read_parquet(prepared / "items.parquet")
+    items = pl.read_parquet(prepared / "items.parquet", glob=False)
     return items, item_text(items)
 
 

@@ -82,7 +82,7 @@ def load(cell: Cell) -> Run:
     if cell.error is not None or not path.exists():
         return Run(cell, None, cell.error)
     try:
-        examples = pl.read_parquet(path)
+        examples = pl.read_parquet(path, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         return Run(cell, None, f"{path} cannot be read ({error}); evaluate the run again.")
     absent = [name for name in ("system", "user_id", "feature", "examples") if name not in examples.columns]

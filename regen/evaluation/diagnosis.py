@@ -140,7 +140,7 @@ def _slices(loaded: LoadedRun, *, resamples: int, seed: int) -> pl.DataFrame:
     split = Split(**plain(loaded.run.cfg.split))
     trained = split.of(tables.interactions["user_id"]) == "train"
     attributes = example_attributes(loaded.data.splits["test"].examples, tables.interactions, trained)
-    scored = pl.read_parquet(loaded.run.folder / EXAMPLES)
+    scored = pl.read_parquet(loaded.run.folder / EXAMPLES, glob=False)
     return slice_scores(scored, attributes, resamples=resamples, seed=seed)
 
 

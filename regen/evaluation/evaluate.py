@@ -177,7 +177,7 @@ def cells_beside(cells: list[Cell], folder: Path) -> list[Cell]:
     Raises:
         ValueError: If none of its features is one of the table's.
     """
-    theirs = pl.read_parquet(folder / EXAMPLES, columns=["feature"])["feature"].unique().sort().to_list()
+    theirs = pl.read_parquet(folder / EXAMPLES, columns=["feature"], glob=False)["feature"].unique().sort().to_list()
     ours = {feature for cell in cells for feature in cell.features}
     if not ours & set(theirs):
         raise ValueError(

@@ -146,7 +146,7 @@ def _ratings(folder: Path, data: Artefact) -> pl.DataFrame:
         raise DataError(f"ratings={folder}: these rate what a model wrote, not the narratives of {data.path}.")
     if rated.manifest["inputs"]["references"] != data.manifest["files"]["narratives.parquet"]["sha256"]:
         raise DataError(f"ratings={folder}: the narratives were written anew since. Run regen.rate again.")
-    return pl.read_parquet(folder / "ratings.parquet")
+    return pl.read_parquet(folder / "ratings.parquet", glob=False)
 
 
 def _card(

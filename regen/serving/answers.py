@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from regen.serving.model import History
 from regen.serving.narrative import Prepared
 from regen.serving.requests import NarrativesResponse, WrittenNarrative
 
+logger = logging.getLogger(__name__)
+FAREWELL = 1.0  # seconds after the deadline in which a stream may say which narratives are late
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -25,14 +29,14 @@ class Wanted:
 
 
 class NarrativesAnswer(Response):
-    """Holds places in the engine while it is sent, and gives them back when the client leaves.
+    """Holds places in the engine while narratives are written, and frees them when the client leaves or stops reading.
 
     Args:
-        engine: Writes.
-        wanted: What, in order.
-        stream: Whether to send pieces as they come.
-        timeout: Seconds for all of them.
-        metrics: Counts.
+        engine: Writes the narratives.
+        wanted: The narratives, in order.
+        stream: Whether to send pieces as they are written.
+        timeout: Seconds for writing and streaming all narratives.
+        metrics: Counts and times narratives.
     """
 
     def __init__(
@@ -63,9 +67,10 @@ class NarrativesAnswer(Response):
             async with asyncio.timeout_at(self.deadline):
                 prepared = [await self.engine.prepare(one.history, feature=one.feature) for one in self.wanted]
             if self.stream:
-                await self._send_events(prepared, send)
-            else:
-                await (await self._whole(prepared))(scope, receive, send)
+                await self._send_in_time(prepared, send)
+                return
+            answer = await self._whole(prepared)
+        await answer(scope, receive, send)  # its places are free by now, however slowly the client reads
 
     async def _whole(self, prepared: Sequence[Prepared]) -> Response:
         tasks = [asyncio.ensure_future(self._written(at, one, None)) for at, one in enumerate(prepared)]
@@ -78,6 +83,15 @@ class NarrativesAnswer(Response):
         spec = self.engine.model.spec
         answer = NarrativesResponse(model=spec.run, data=self.engine.model.data_fingerprint, narratives=narratives)
         return JSONResponse(answer.model_dump())
+
+    async def _send_in_time(self, prepared: Sequence[Prepared], send: Send) -> None:
+        """Streams until the deadline; an answer left incomplete makes the server close the connection."""
+        try:
+            async with asyncio.timeout_at(self.deadline + FAREWELL):
+                await self._send_events(prepared, send)
+        except TimeoutError:
+            logger.warning("A client did not read its stream within %g s; its connection is closed.", self.timeout)
+            self.metrics.left.inc()
 
     async def _send_events(self, prepared: Sequence[Prepared], send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]

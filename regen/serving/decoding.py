@@ -1,7 +1,9 @@
 """From encoded histories to text: greedy as evaluation does it, sampled, or piece by piece."""
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from regen.data.batch import Batch
 from regen.evaluation.generate import decode_rows, generation_config
 from regen.models.row_decoder import RowDecoder
 from regen.models.soft_token_lm import SoftTokenLM
-from regen.serving.interactions import RequestError
+from regen.serving.interactions import MOST, RequestError, shown
 from regen.serving.narrative import Prepared, collate
 from regen.serving.text_pieces import TextPieces, decoded
 
@@ -46,10 +48,11 @@ class Decoding:
         return int(self.config.max_new_tokens)
 
     @property
-    def greedy(self) -> bool:
-        """Whether the settings take the likeliest token each time and say nothing else."""
-        simple = generation_config({"do_sample": False, "max_new_tokens": self.max_new_tokens}, self.tokenizer)
-        return _settings(simple) == _settings(self.config)
+    def beyond_greedy(self) -> list[str]:
+        """Names of the settings that differ from plain greedy decoding."""
+        plain = generation_config({"do_sample": False, "max_new_tokens": self.max_new_tokens}, self.tokenizer)
+        ours, theirs = _settings(self.config), _settings(plain)
+        return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
 
     def collate(self, prepared: Sequence[Prepared]) -> Batch:
         """Histories as one batch on the model's device."""
@@ -71,15 +74,18 @@ class Decoding:
             RequestError: If the temperature is not above 0.
         """
         if temperature is None:
-            return self._greedy(prepared) if self.greedy else self._sampled(prepared, self.config, seed)
-        if not temperature > 0:
-            raise RequestError(f"temperature={temperature}: it has to be above 0; leave it out for greedy text.")
+            return self._sampled(prepared, self.config, seed) if self.beyond_greedy else self._greedy(prepared)
+        if not 0 < temperature < MOST:
+            raise RequestError(
+                f"temperature={shown(temperature)}: it has to be above 0 and below {MOST:.0e}. Leave it out for greedy "
+                "text."
+            )
         options = {"max_new_tokens": self.max_new_tokens, "do_sample": True, "temperature": float(temperature)}
         return self._sampled(prepared, generation_config(options, self.tokenizer), seed)
 
     def stream(self, prepared: Prepared) -> Iterator[str]:
         """The text of one narrative in pieces; in one piece where the settings are not greedy."""
-        if not self.greedy:
+        if self.beyond_greedy:
             yield from self.texts([prepared], temperature=None, seed=0)
             return
         limit = self.limit(prepared)
@@ -106,9 +112,12 @@ class Decoding:
         texts: list[str] = []
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            for first in range(0, len(prepared), ROWS):
-                ids = self.model.generate(self.collate(prepared[first : first + ROWS]), config)
-                texts += [decoded(self.tokenizer, row) for row in ids.tolist()]
+            for limit, group in groupby(prepared, key=self.limit):  # `generate` knows no limit of a row
+                rows, within = list(group), copy(config)
+                within.max_new_tokens = limit
+                for first in range(0, len(rows), ROWS):
+                    ids = self.model.generate(self.collate(rows[first : first + ROWS]), within)
+                    texts += [decoded(self.tokenizer, row) for row in ids.tolist()]
         return texts
 
 

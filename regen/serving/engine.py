@@ -20,6 +20,11 @@ from regen.serving.model import History, NarrativeModel
 from regen.serving.narrative import Prepared
 from regen.serving.text_pieces import TextPieces
 
+SAMPLING = frozenset(
+    {"do_sample", "temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
+)
+"""Generation settings that greedy decoding does not read."""
+
 RECENT = 0.1  # weight of the latest narrative in the mean time of one
 Result = TypeVar("Result")
 
@@ -51,6 +56,9 @@ class Engine(ABC):
         model: Nothing else may decode with it while the engine runs.
         places: The most narratives under way at one time, from admission to their last piece.
 
+    Raises:
+        ValueError: If the model's generation settings ask for more than greedy decoding.
+
     Attributes:
         needs: The command that starts what has to run beside it, None where it needs nothing.
     """
@@ -58,6 +66,12 @@ class Engine(ABC):
     needs: str | None = None
 
     def __init__(self, model: NarrativeModel, *, places: int) -> None:
+        if other := [name for name in model.beyond_greedy if name not in SAMPLING]:
+            raise ValueError(
+                f"{model.spec.run}: its generation settings change {', '.join(other)}, and the service decodes "
+                "greedily with max_new_tokens alone. Remove them from generation_config.json, or use "
+                "NarrativeModel.narrate()."
+            )
         self.model = model
         self.places = places
         self.under_way = 0

@@ -80,7 +80,7 @@ def read_parts(
         "spec": spec,
         "soft_token_lm": model.to("cuda" if torch.cuda.is_available() else "cpu"),
         "lm": loaded,
-        "items": Items(pl.read_parquet(folder / ITEMS), factors),
+        "items": Items(pl.read_parquet(folder / ITEMS, glob=False), factors),
         "generation": GenerationConfig.from_pretrained(folder),
         "card": card.read_text(encoding="utf-8") if card.is_file() else "",
     }

@@ -11,6 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 DOCS_FILES = "/docs-files"  # scripts and styles of the documentation page, served from here and not by a CDN
 OPEN = frozenset({"/health", "/docs", "/openapi.json"})  # without a key, as the files of DOCS_FILES are
 
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")  # names of this machine in a Host header
+
 
 class Gate:
     """ASGI middleware in front of the service.

@@ -87,7 +87,9 @@ def _checked(one: Any, where: str) -> Interaction:
         raise RequestError(f"{where}: a mapping like {{'title': …, 'review': …}} is needed, not {_said(one)}.")
     for name in given:
         if name not in NAMES:
-            raise RequestError(f"{where}: there is no {name!r:.80}. {nearest(str(name)[:80], NAMES)}")
+            raise RequestError(
+                f"{where}: there is no {shown(name)}. {nearest(name[:80] if isinstance(name, str) else '', NAMES)}"
+            )
     checked: dict[str, Any] = {
         name: (_number if name in _NUMBERS else _text)(value, f"{where}.{name}") for name, value in given.items()
     }
@@ -110,7 +112,7 @@ def _number(value: Any, where: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RequestError(f"{where}={_said(value)} is no number. Leave it out where it is unknown.")
     if not abs(value) < MOST:  # nor NaN
-        raise RequestError(f"{where}={value!r:.60} is not within ±{MOST:.0e}. Leave it out where it is unknown.")
+        raise RequestError(f"{where}={shown(value)} is not within ±{MOST:.0e}. Leave it out where it is unknown.")
     return float(value)
 
 
@@ -123,5 +125,13 @@ def _text(value: Any, where: str) -> str | None:
     return _CONTROL.sub(" ", whole).strip() or None
 
 
+def shown(value: Any) -> str:
+    """The beginning of a value's `repr`, for a message."""
+    try:
+        return f"{value!r:.60}"
+    except ValueError:  # Python refuses to write integers of more than 4,300 digits
+        return "a number of thousands of digits"
+
+
 def _said(value: Any) -> str:
-    return f"{value!r:.60} ({type(value).__name__})"
+    return f"{shown(value)} ({type(value).__name__})"

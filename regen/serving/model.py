@@ -14,7 +14,7 @@ from regen.models.language_model import LanguageModel
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.serving.decoding import Decoding
 from regen.serving.history_encoder import HistoryEncoder
-from regen.serving.interactions import Interaction, RequestError, is_sequence, read_history
+from regen.serving.interactions import Interaction, RequestError, is_sequence, read_history, shown
 from regen.serving.items import Items
 from regen.serving.narrative import Narrative, Prepared
 from regen.serving.spec import Spec
@@ -158,6 +158,11 @@ class NarrativeModel:
         """The most tokens of a narrative."""
         return self._decoding.max_new_tokens
 
+    @property
+    def beyond_greedy(self) -> list[str]:
+        """Names of the generation settings that differ from plain greedy decoding."""
+        return self._decoding.beyond_greedy
+
     @overload
     def narrate(
         self, history: History, feature: str = ..., *, temperature: float | None = ..., seed: int = ...
@@ -264,8 +269,8 @@ class NarrativeModel:
 
     def _prepare(self, histories: Sequence[list[Interaction]], feature: str) -> list[Prepared]:
         if not isinstance(feature, str) or feature not in self.spec.features:
-            hint = nearest(str(feature)[:80], self.features)
-            raise RequestError(f"feature={feature!r:.80}: this model does not write it. {hint}")
+            hint = nearest(feature[:80] if isinstance(feature, str) else "", self.features)
+            raise RequestError(f"feature={shown(feature)}: this model does not write it. {hint}")
         prompt = self._prompts[feature]
         before = len(prompt) + (self.soft_token_lm.bos_token_id is not None)
         window = self._decoding.window

@@ -9,6 +9,7 @@ from pydantic.config import JsonDict
 from regen.serving.interactions import MOST, Interaction
 
 MOST_NARRATIVES = 32  # of one request
+MOST_PURCHASES = 1_000  # of one history; models read far fewer
 OF_USER, OF_HISTORY = "of_user", "of_history"  # which of the two a narrative is; they show in places of errors
 IDENTIFIER = 200  # characters of an id or a query
 _SOMETHING = r"[^\s\x00-\x1f\x7f-\x9f]"  # neither blank nor control characters
@@ -27,6 +28,18 @@ class Sent(BaseModel):
     """A part of a request: exact types, no other keys."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_one_unknown_key(cls, sent: Any) -> Any:
+        """Keeps one unknown key: pydantic builds an error for each, and a body has room for 100,000."""
+        if not isinstance(sent, dict):
+            return sent
+        others = {key for key in sent if key not in cls.model_fields}
+        if len(others) <= 1:
+            return sent
+        others.remove(next(key for key in sent if key in others))
+        return {key: value for key, value in sent.items() if key not in others}
 
 
 class Purchase(Sent):
@@ -64,24 +77,32 @@ class OfUser(Sent):
 class OfHistory(Sent):
     """A narrative for a history; the latest purchases are read, as many as in training."""
 
-    history: list[Purchase] = Field(min_length=1, description="Oldest first.")
+    history: list[Purchase] = Field(
+        min_length=1, max_length=MOST_PURCHASES, fail_fast=True, description="Oldest first."
+    )
     feature: str
 
 
 class NarrativesRequest(Sent):
     """One or more narratives, in the order in which they are answered."""
 
-    narratives: list[OfUser | OfHistory] = Field(min_length=1, max_length=MOST_NARRATIVES)
+    narratives: list[OfUser | OfHistory] = Field(min_length=1, max_length=MOST_NARRATIVES, fail_fast=True)
     stream: bool = Field(False, description="Send the texts as server-sent events while they are written.")
 
 
-def request_model(features: tuple[str, ...]) -> type[NarrativesRequest]:
-    """The request of a model that writes these features."""
+def request_model(features: tuple[str, ...], *, places: int) -> type[NarrativesRequest]:
+    """The request of a service.
+
+    Args:
+        features: What its model writes.
+        places: Narratives that the service holds at one time; a request for more could never be answered.
+    """
     feature: Any = (Literal[features], Field(description="What to write."))
     user: Any = create_model("OfUser", __base__=OfUser, __doc__=OfUser.__doc__, feature=feature)
     history: Any = create_model("OfHistory", __base__=OfHistory, __doc__=OfHistory.__doc__, feature=feature)
     one: Any = Annotated[Annotated[user, Tag(OF_USER)] | Annotated[history, Tag(OF_HISTORY)], Discriminator(_kind)]
-    narratives: Any = (list[one], Field(min_length=1, max_length=MOST_NARRATIVES))
+    most = min(MOST_NARRATIVES, places)
+    narratives: Any = (list[one], Field(min_length=1, max_length=most, fail_fast=True))
     return create_model(
         "NarrativesRequest", __base__=NarrativesRequest, __doc__=NarrativesRequest.__doc__, narratives=narratives
     )

@@ -16,7 +16,9 @@ from regen.config import BackendName
 from regen.evaluation.vllm_client import check_precision, is_loopback
 from regen.models.narrow_weights import narrow
 from regen.models.packed_weights import pack_weights
+from regen.serving.connection import Connection
 from regen.serving.engine import Engine, EngineError
+from regen.serving.gate import LOOPBACK
 from regen.serving.model import NarrativeModel
 from regen.serving.service import create_app
 from regen.serving.transformers_engine import TransformersEngine
@@ -96,7 +98,14 @@ async def _listen(cfg: DictConfig, engine: Engine, users: Users | None, key: str
     listening = _bound(cfg.host, cfg.port)
     try:
         async with engine:
-            app = create_app(engine, users=users, key=key, timeout=cfg.timeout, max_body_bytes=cfg.max_body_bytes)
+            app = create_app(
+                engine,
+                users=users,
+                key=key,
+                timeout=cfg.timeout,
+                max_body_bytes=cfg.max_body_bytes,
+                hosts=[*LOOPBACK, cfg.host],
+            )
             await Server(app).serve(sockets=[listening])
     except EngineError as error:
         raise ValueError(f"backend={cfg.backend.name}: {error}") from error
@@ -105,8 +114,9 @@ async def _listen(cfg: DictConfig, engine: Engine, users: Users | None, key: str
 
 
 class Server(uvicorn.Server):
-    """uvicorn as this service runs it: logs go where Hydra sends them, requests are counted and not logged.
+    """uvicorn as this service runs it.
 
+    Logs go where Hydra sends them. Requests are counted and not logged. A client that stops reading is cut off.
     The address is logged once connections are accepted.
 
     Args:
@@ -117,6 +127,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=Connection,
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -1,6 +1,7 @@
 """The HTTP service over one engine: routes, refusals, limits."""
 
 import logging
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
@@ -9,11 +10,12 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from regen.serving.answers import NarrativesAnswer, Wanted
 from regen.serving.engine import Engine, EngineError, QueueFullError
-from regen.serving.gate import DOCS_FILES, Gate
+from regen.serving.gate import DOCS_FILES, LOOPBACK, Gate
 from regen.serving.interactions import RequestError
 from regen.serving.metrics import Metrics
 from regen.serving.requests import (
@@ -48,15 +50,18 @@ def create_app(
     key: str | None = None,
     timeout: float = 60.0,
     max_body_bytes: int = 2 << 20,
+    hosts: Sequence[str] = LOOPBACK,
 ) -> ASGIApp:
     """The service.
 
     Args:
         engine: Running; the service does not end it.
         users: Known users; without them every request brings its history.
-        key: That clients have to send; None lets everyone in.
-        timeout: Seconds for a request, from its whole body to its last piece; as many for the body to arrive.
+        key: That clients have to send; None lets everyone in who asks for one of `hosts`.
+        timeout: Seconds for a request, from its whole body to the last piece sent; as many for the body to arrive.
         max_body_bytes: Of a request.
+        hosts: Names by which a service without a key may be asked. Others get 400: a web page could reach this
+            machine by a name of its own (DNS rebinding).
     """
     metrics = Metrics(lambda: engine.under_way)
     app = FastAPIOffline(
@@ -70,11 +75,14 @@ def create_app(
     _add_refusals(app, timeout)
     if key is not None:
         _tell_of_key(app)
-    return _Counted(Gate(app, key=key, max_body_bytes=max_body_bytes, body_timeout=timeout), app, metrics)
+    gate: ASGIApp = Gate(app, key=key, max_body_bytes=max_body_bytes, body_timeout=timeout)
+    if key is None:
+        gate = TrustedHostMiddleware(gate, allowed_hosts=list(hosts))
+    return _Counted(gate, app, metrics)
 
 
 def _add_routes(app: FastAPI, engine: Engine, users: Users | None, metrics: Metrics, timeout: float) -> None:
-    wanted_of: Any = request_model(engine.model.features)
+    wanted_of: Any = request_model(engine.model.features, places=engine.places)
     problems = _problems(400, 404, 408, 413, 422, 429, 503, 504)
 
     @app.post("/v1/narratives", response_model=NarrativesResponse, responses={200: EVENTS, **problems})
@@ -138,9 +146,10 @@ def _add_refusals(app: FastAPI, timeout: float) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         """The first complaint, without repeating what was sent."""
-        first = error.errors()[0]
+        errors = error.errors()
+        first = errors[0]
         where = ".".join(str(part) for part in first["loc"] if part not in (OF_USER, OF_HISTORY))
-        more = f" ({len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+        more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
         return _problem(422, f"{where}: {first['msg'].removeprefix('Value error, ')}{more}")
 
 

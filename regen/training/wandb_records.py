@@ -144,7 +144,7 @@ def record_results(run_logger: Any, loaded: LoadedRun, predictions: pl.DataFrame
 def _narratives(loaded: LoadedRun, predictions: pl.DataFrame) -> pl.DataFrame:
     """The first predictions of each feature beside reference, shuffled floor and similarity."""
     run = loaded.run
-    scored = pl.read_parquet(run.folder / EXAMPLES).filter(pl.col("system") == "model")
+    scored = pl.read_parquet(run.folder / EXAMPLES, glob=False).filter(pl.col("system") == "model")
     similarity = scored["similarity"] if "similarity" in scored.columns else pl.lit(None, dtype=pl.Float64)
     lengths = [len(example.rows) for example in loaded.data.splits["test"].examples]
     numbered = predictions.with_columns(history_length=pl.Series(lengths), similarity=similarity).with_row_index("at")

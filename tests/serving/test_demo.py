@@ -183,8 +183,14 @@ BAD = {
     "ten thousand items": (
         {"history": [{"item_id": "i0000001"}] * 10_000},
         422,
-        "10,000 items; the models read at most 50",
+        "at most 1000 items",
     ),
+    "more than the models read": (
+        {"history": [{"item_id": "i0000001"}] * 51},
+        422,
+        "51 items; the models read at most 50",
+    ),
+    "a large list of wrong things": ({"history": [0] * 100_000}, 422, "body.history.0: Input should be"),
     "unknown item": ({"history": [{"item_id": "nothing"}]}, 422, "nothing"),
     "another field": ({"history": [{"item_id": "i0000001", "embedding": [1.0]}]}, 422, "body.history.0.embedding"),
     "wrong type": ({"history": [{"item_id": 7}]}, 422, "body.history.0.item_id: Input should be a valid string."),

@@ -129,3 +129,12 @@ def test_a_row_has_room_for_the_longest_history(served):
     longest = max(len(served.prepare([{"title": "x"}], feature=one).prompt) for one in served.features)
     bos = served.soft_token_lm.bos_token_id is not None
     assert longest_row(served) == bos + 50 + longest + served.max_new_tokens
+
+
+def test_settings_that_change_greedy_text_are_refused(exported):
+    model = NarrativeModel.from_pretrained(exported)
+    model.generation.temperature, model.generation.do_sample = 0.7, True
+    TransformersEngine(model)  # `load_model` warns that the service does not sample
+    model.generation.repetition_penalty = 1.3
+    with pytest.raises(ValueError, match=r"settings change repetition_penalty, .*generation_config\.json"):
+        TransformersEngine(model)

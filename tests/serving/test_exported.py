@@ -286,3 +286,8 @@ def test_a_finished_run_is_exported_by_command(finished, tmp_path, monkeypatch):
     )
     run()
     assert check_manifest(tmp_path / "model") == set(FILES)
+
+
+def test_a_folder_with_brackets_in_its_name_is_loaded(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "model[1]")
+    assert len(NarrativeModel.from_pretrained(folder).items) > 0

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import socket
 import time
 from collections import Counter
 
@@ -20,7 +21,9 @@ BAD = [
     b"[[[[",
     b'{"narratives": [{"history": [{"title": 5}], "feature": "x"}]}',
     b"\x00" * 3000,
+    b'{"narratives": [{"history": [' + b"0," * 900_000 + b'0], "feature": "x"}]}',  # one error, not 900,000
 ]
+SLOWEST = 5  # seconds in which /health has to answer, whatever others send
 
 
 def asked(histories):
@@ -56,6 +59,28 @@ async def client(number, http, histories, alone, counts, until):
             counts["right"] += 1
 
 
+async def silent(url, history, until):
+    """Streams that nobody reads: the service has to free their places, or every other client gets 429."""
+    address = httpx.URL(url)
+    body = json.dumps({**asked([history] * 16), "stream": True}).encode()
+    head = f"POST /v1/narratives HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    with socket.socket() as unread:
+        unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        unread.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(unread, (address.host, address.port))
+        await asyncio.get_running_loop().sock_sendall(unread, (head.encode() + b"\r\n\r\n" + body) * 6)
+        await asyncio.sleep(until - time.monotonic())
+
+
+async def health(http, slowest, until):
+    while time.monotonic() < until:
+        asked_at = time.monotonic()
+        assert (await http.get("/health")).status_code == 200
+        slowest.append(time.monotonic() - asked_at)
+        assert (await http.get("/health", headers={"host": "evil.example"})).status_code == 400
+        await asyncio.sleep(0.5)
+
+
 def texts(reply, *, stream):
     if not stream:
         return [one["text"] for one in reply.json()["narratives"]]
@@ -64,13 +89,15 @@ def texts(reply, *, stream):
     return [one["text"] for one in sorted(whole, key=lambda one: one["narrative"])]
 
 
-async def load(served, histories, alone, counts, memory):
+async def load(served, histories, alone, counts, memory, slowest):
     until = time.monotonic() + SECONDS
     limits = httpx.Limits(max_connections=2 * CLIENTS)
     process = psutil.Process(served.process.pid)
     async with httpx.AsyncClient(base_url=served.url, timeout=60, limits=limits) as http, asyncio.TaskGroup() as group:
         for number in range(CLIENTS):
             group.create_task(client(number, http, histories, alone, counts, until))
+        group.create_task(silent(served.url, histories[0], until))
+        group.create_task(health(http, slowest, until))
         while time.monotonic() < until:
             memory.append(process.memory_info().rss)
             await asyncio.sleep(SECONDS / 60)
@@ -84,12 +111,12 @@ def under_way(url):
 @pytest.mark.slow
 def test_many_clients_at_once(exported, finished, tmp_path):
     histories = [history[-length:] for history in finished.histories[:12] for length in (1, 2, 4)]
-    counts, memory = Counter(), []
+    counts, memory, slowest = Counter(), [], []
     with service(tmp_path, exported, "rows=16", "queue=40") as served:
         replies = [httpx.post(f"{served.url}/v1/narratives", json=asked([one]), timeout=60) for one in histories]
         alone = [texts(reply, stream=False)[0] for reply in replies]
         assert len(set(alone)) > 3
-        asyncio.run(load(served, histories, alone, counts, memory))
+        asyncio.run(load(served, histories, alone, counts, memory, slowest))
         deadline = time.monotonic() + 20
         while under_way(served.url) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -100,5 +127,6 @@ def test_many_clients_at_once(exported, finished, tmp_path):
     assert counts["right"] > CLIENTS, counts
     assert "regen_clients_left_total 0.0" not in metrics
     assert 'status="500"' not in metrics
+    assert max(slowest) < SLOWEST, slowest
     third = len(memory) // 3
     assert max(memory[-third:]) - max(memory[:third]) < GROWTH, [size >> 20 for size in memory]

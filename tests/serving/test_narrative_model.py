@@ -1,5 +1,7 @@
 """An exported model writes what its run's evaluation wrote, and says what it could not place."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -169,6 +171,37 @@ BAD = [
 def test_a_history_that_cannot_be_read_is_named(model, history, message):
     with pytest.raises(RequestError, match=f"^{message}"):
         model.narrate(history)
+
+
+HUGE = 10**5000  # Python refuses to write it
+UNWRITABLE = {"rating": [{**PENS, "rating": HUGE}], "text": [{"title": HUGE}], "name": [{HUGE: "Pens"}], "list": HUGE}
+
+
+@pytest.mark.parametrize("name", UNWRITABLE)
+def test_a_number_too_large_to_write_is_named(model, name):
+    with pytest.raises(RequestError, match="thousands of digits"):
+        model.narrate(UNWRITABLE[name])
+
+
+@pytest.mark.parametrize("name", ["temperature", "feature"])
+def test_an_option_too_large_to_write_is_named(model, name):
+    with pytest.raises(RequestError, match="thousands of digits"):
+        model.narrate([PENS], **{name: HUGE})
+
+
+def test_sampled_text_ends_at_the_window(model, monkeypatch):
+    prepared = model.prepare_all([[PENS], [PENS] * 3, [PENS] * 2])
+    decoding = dataclasses.replace(model._decoding, window=prepared[1].prefix + 2)
+    written, generate = [], type(model.soft_token_lm).generate
+
+    def watched(self, batch, config):
+        ids = generate(self, batch, config)
+        written.append(self.prefix(batch)[0].shape[1] + ids.shape[1])
+        return ids
+
+    monkeypatch.setattr(type(model.soft_token_lm), "generate", watched)
+    assert len(decoding.texts(prepared, temperature=2.0, seed=0)) == 3
+    assert max(written) <= decoding.window
 
 
 @pytest.mark.parametrize(

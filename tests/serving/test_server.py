@@ -1,6 +1,8 @@
 """What the command refuses before it listens, and that it listens; services on two versions of the data."""
 
+import asyncio
 import re
+import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -11,7 +13,7 @@ from serving.services import service
 from small import needs_vnni
 
 from regen.config import CONF, register
-from regen.serving import NarrativeModel, server
+from regen.serving import NarrativeModel, connection, server
 from regen.serving.users import Users
 from regen.training import run as runs
 
@@ -79,6 +81,36 @@ def test_a_run_is_served_like_its_export(finished):
 def test_a_checkpoint_that_is_none_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no exported model"):
         server.serve(config(f"checkpoint={tmp_path}"))
+
+
+def test_a_connection_whose_client_does_not_read_is_cut(monkeypatch):
+    monkeypatch.setattr(connection, "UNREAD", 0.1)
+    ended = asyncio.Event()
+
+    async def endless(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        waiting = asyncio.ensure_future(wait_until_left(receive))
+        while not waiting.done():
+            await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+            await asyncio.sleep(0)
+        ended.set()
+
+    async def wait_until_left(receive):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def main():
+        with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as unread:
+            running = server.Server(endless)
+            serving = asyncio.ensure_future(running.serve(sockets=[listening]))
+            unread.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(unread, listening.getsockname())
+            await asyncio.get_running_loop().sock_sendall(unread, b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            await asyncio.wait_for(ended.wait(), 20)
+            running.should_exit = True
+            await serving
+
+    asyncio.run(main())
 
 
 @pytest.mark.slow

@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
+from fastapi.exceptions import RequestValidationError
 
-from regen.serving import NarrativeModel
+from regen.serving import NarrativeModel, answers
 from regen.serving.service import create_app
 from regen.serving.transformers_engine import TransformersEngine
 from regen.serving.users import Users
@@ -34,7 +35,7 @@ def ask(served, scenario, *, users=None, rows=4, queue=16, **options):
     async def client():
         async with TransformersEngine(served, rows=rows, queue=queue) as engine:
             transport = httpx.ASGITransport(create_app(engine, users=users, **options))
-            async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
                 yield http, engine
 
     async def main():
@@ -117,7 +118,7 @@ def test_health_and_metrics(served):
 MISTAKES = [
     ({}, 422, "body.narratives: Field required"),
     ({"narratives": []}, 422, "at least 1 item"),
-    ({"narratives": [ONE] * 33}, 422, "at most 32 items"),
+    ({"narratives": [ONE] * 33}, 422, "at most 20 items"),
     ({"narratives": [ONE], "prompt": "Say hello"}, 422, "body.prompt: Extra inputs are not permitted"),
     ({"narratives": [{**ONE, "prompt_embeds": "AAAA"}]}, 422, "prompt_embeds: Extra inputs"),
     ({"narratives": [{**ONE, "user_id": "U1"}]}, 422, "history: Extra inputs"),
@@ -139,6 +140,7 @@ MISTAKES = [
         "history[0].item_id: no item 'nowhere'",
     ),
     ({"narratives": [{"user_id": "nobody", "feature": FEATURE}]}, 404, "narratives[0].user_id: no user 'nobody' among"),
+    ({"narratives": [{"history": [PENS] * 1_001, "feature": FEATURE}]}, 422, "at most 1000 items"),
     ([1], 422, "body"),
     ("words", 422, "body"),
 ]
@@ -158,6 +160,7 @@ RAW = [
     (b'{"narratives": [{"feature": "purchase_reason", "history": [{"title": "a", "price": NaN}]}]}', 422, "price"),
     (b'"\xff"', 400, "parsing"),
     (b"[" * 100_000, 400, "parsing"),
+    (b'{"narratives": [{"history": [{"rating": 1' + b"0" * 5000 + b"}]}]}", 400, "parsing"),
     (b"", 422, "required"),
 ]
 
@@ -176,9 +179,49 @@ def test_strange_texts_are_narrated(served):
         "review": "x" * 1_000_000,
         "category": "\x1b[31m",
     }
-    reply = post(served, {"history": [strange], "feature": FEATURE}, {"history": [PENS] * 10_000, "feature": FEATURE})
+    reply = post(served, {"history": [strange], "feature": FEATURE}, {"history": [PENS] * 1_000, "feature": FEATURE})
     assert reply.status_code == 200
     assert reply.json()["narratives"][1]["text"] == served.narrate([PENS] * 50, FEATURE).text
+
+
+LARGE = {
+    "a list of wrong purchases": {"narratives": [{"history": [0] * 100_000, "feature": FEATURE}]},
+    "a list of wrong narratives": {"narratives": [0] * 100_000},
+    "unknown keys": dict.fromkeys(map(str, range(100_000)), 0),
+    "unknown keys of a purchase": {"narratives": [{"history": [dict.fromkeys(map(str, range(100_000)))]}]},
+}
+
+
+@pytest.mark.parametrize("body", LARGE.values(), ids=LARGE)
+def test_a_large_wrong_body_becomes_few_errors(served, monkeypatch, body):
+    counted = []
+    errors = RequestValidationError.errors
+    monkeypatch.setattr(RequestValidationError, "errors", lambda self: counted.append(errors(self)) or counted[-1])
+    reply = answer(served, "POST", "/v1/narratives", json=body)
+    assert reply.status_code == 422
+    assert [len(built) <= 4 for built in counted] == [True], "built once, and short"
+
+
+def test_a_request_that_can_never_fit_is_told_the_limit(served):
+    async def scenario(http, _):
+        return await http.post("/v1/narratives", json={"narratives": [ONE] * 10})
+
+    reply = ask(served, scenario, rows=4, queue=5)
+    assert reply.status_code == 422
+    assert "at most 9 items" in reply.json()["detail"]
+    assert "retry-after" not in reply.headers
+
+
+@pytest.mark.parametrize("key", [None, "secret"])
+def test_without_a_key_only_names_of_this_machine_are_answered(served, key):
+    async def scenario(http, _):
+        headers = {"authorization": "Bearer secret"}
+        hosts = ("localhost", "127.0.0.1:8080", "[::1]:8080", "evil.example", "localhost.evil.example")
+        return [(await http.get("/v1/items?query=x", headers={**headers, "host": host})).status_code for host in hosts]
+
+    statuses = ask(served, scenario, key=key)
+    assert statuses[:3] == [200] * 3
+    assert statuses[3:] == [400 if key is None else 200] * 2
 
 
 def test_a_service_without_data_says_so(served):
@@ -224,34 +267,62 @@ def test_what_takes_too_long_is_given_up(served, monkeypatch):
     assert [name for name, _ in events(reply.text)] == ["error", "done"]
 
 
+SCOPE = {
+    "type": "http",
+    "method": "POST",
+    "path": "/v1/narratives",
+    "query_string": b"",
+    "headers": [(b"content-type", b"application/json"), (b"host", b"localhost")],
+    "http_version": "1.1",
+    "scheme": "http",
+}
+
+
+def receives(body, left):
+    """What a server gives of a client that sends a body, and leaves when told."""
+    parts = iter([{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}])
+
+    async def receive():
+        if (part := next(parts, None)) is not None:
+            return part
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    return receive
+
+
+@pytest.mark.parametrize("reads", [0, 1, 2])
+def test_a_client_that_does_not_read_its_stream_loses_its_places(served, monkeypatch, reads):
+    monkeypatch.setattr(answers, "FAREWELL", 0.05)
+
+    async def scenario(_, engine):
+        sent = []
+
+        async def send(message):
+            if len(sent) == reads:
+                await asyncio.Event().wait()
+            sent.append(message)
+
+        body = {"narratives": [ONE] * 16, "stream": True}
+        await create_app(engine, timeout=0.3)(SCOPE, receives(body, asyncio.Event()), send)
+        assert engine.under_way == 0
+        assert len(sent) == reads
+        assert not any(message.get("more_body") is False for message in sent), "the server closes such a connection"
+
+    ask(served, scenario)
+
+
 def test_a_client_that_leaves_gives_its_place_back(served, monkeypatch):
     monkeypatch.setattr(TransformersEngine, "_let_enter", lambda *_: None)
 
     async def scenario(_, engine):
         app = create_app(engine, timeout=60)
-        body = json.dumps({"narratives": [ONE]}).encode()
-        left = asyncio.Event()
-        sent = []
-
-        async def receive(parts=iter([{"type": "http.request", "body": body, "more_body": False}])):  # noqa: B008
-            if (part := next(parts, None)) is not None:
-                return part
-            await left.wait()
-            return {"type": "http.disconnect"}
+        left, sent = asyncio.Event(), []
 
         async def send(message):
             sent.append(message)
 
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/v1/narratives",
-            "query_string": b"",
-            "headers": [(b"content-type", b"application/json")],
-            "http_version": "1.1",
-            "scheme": "http",
-        }
-        answering = asyncio.ensure_future(app(scope, receive, send))
+        answering = asyncio.ensure_future(app(SCOPE, receives({"narratives": [ONE]}, left), send))
         while engine.under_way == 0:
             await asyncio.sleep(0.01)
         left.set()

@@ -11,7 +11,7 @@ from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from regen.data.tables import ITEM_FEATURES, nearest
@@ -19,6 +19,7 @@ from regen.serving import NarrativeModel, RequestError
 from regen.serving.demo.guard import Guard
 from regen.serving.demo.narrated_users import NarratedUsers
 from regen.serving.interactions import TEXT_CHARACTERS
+from regen.serving.requests import MOST_PURCHASES, Sent
 
 PAGE = Path(__file__).parent / "page"
 Models = Mapping[str, NarrativeModel]  # by encoder
@@ -43,22 +44,20 @@ class Shown:
     data: str
 
 
-class Purchase(BaseModel):
+class Purchase(Sent):
     """An item of the data, and what its buyer says of it."""
 
-    model_config = ConfigDict(extra="forbid")
     item_id: str = Field(max_length=200)
-    rating: float | None = Field(None, allow_inf_nan=False)
+    rating: float | None = None
     review_title: str | None = Field(None, max_length=TEXT_CHARACTERS)
     review: str | None = Field(None, max_length=TEXT_CHARACTERS)
 
 
-class Asked(BaseModel):
+class Asked(Sent):
     """A history to narrate, oldest first."""
 
-    model_config = ConfigDict(extra="forbid")
     feature: str
-    history: list[Purchase] = Field(min_length=1)
+    history: list[Purchase] = Field(min_length=1, max_length=MOST_PURCHASES, fail_fast=True)
 
 
 def build_app(shown: Shown, *, hosts: Sequence[str]) -> FastAPI:

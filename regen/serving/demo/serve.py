@@ -11,9 +11,11 @@ from regen.data.prepare import load_tables
 from regen.embeddings.encode import Split
 from regen.evaluation.vllm_client import is_loopback
 from regen.serving import NarrativeModel
+from regen.serving.connection import Connection
 from regen.serving.demo.app import Shown, build_app, withholds_review
 from regen.serving.demo.narrated_users import NarratedUsers
 from regen.serving.demo.runs import newest_grid
+from regen.serving.gate import LOOPBACK
 
 
 def serve(runs: Path, *, host: str, port: int, ready: Callable[[str], None]) -> None:
@@ -30,10 +32,11 @@ def serve(runs: Path, *, host: str, port: int, ready: Callable[[str], None]) -> 
         ValueError: If the address is no loopback one, the port is taken, or the runs cannot be shown.
     """
     with _listening(host, port) as listening:  # first, because models take longer to load than this takes to fail
-        app = build_app(load_shown(runs), hosts=[host, "localhost"])
+        app = build_app(load_shown(runs), hosts=[*LOOPBACK, host])
         ready(f"http://{host}:{listening.getsockname()[1]}")
         with suppress(KeyboardInterrupt):  # how a reader ends it
-            uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off")).run(sockets=[listening])
+            config = uvicorn.Config(app, http=Connection, log_level="warning", lifespan="off")
+            uvicorn.Server(config).run(sockets=[listening])
 
 
 def load_shown(runs: Path) -> Shown:
