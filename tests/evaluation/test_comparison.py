@@ -448,3 +448,44 @@ def test_predictions_of_other_features_are_refused(cells, tmp_path):
     other = write_run(tmp_path / "theirs", features=("another",))
     with pytest.raises(ValueError, match="of feature another, the runs of f"):
         cells_beside(cells, other)
+
+
+def side(folder, need, *, seeds=3):
+    """Run folders of one adapter, with both encoders, as training leaves them."""
+    for encoder in ("cf", "both"):
+        for seed in range(seeds):
+            run = write_run(folder / f"{encoder}-{seed}", need=need if encoder == "both" else 0.5)
+            config = {
+                "encoder": {"name": encoder},
+                "seed": seed,
+                "feature": {"f": {"prompt": "why"}},
+                "adapter": {"name": folder.name},
+            }
+            (run / "config.yaml").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("pattern", ["{}", "{}/*-?"])
+def test_one_adapter_is_compared_with_another_encoder_by_encoder(tmp_path, monkeypatch, capsys, pattern):
+    from regen.evaluation.evaluate import compare_sides
+
+    monkeypatch.chdir(tmp_path)
+    mlp, linear = (pattern.format(side(tmp_path / name, need).name) for name, need in (("mlp", 0.6), ("linear", 0.9)))
+    compare_sides(mlp, linear, resamples=200, seed=0)
+    shown = capsys.readouterr().out
+    assert "f · encoder=cf" in shown
+    assert "worse" in shown
+    [written] = (tmp_path / "outputs/comparisons").glob("*/table.csv")
+    rows = [row for row in csv.DictReader(written.open()) if row["metric"] == "need_recovery"]
+    verdicts = {row["encoder"]: row["verdict"] for row in rows if row["column"] == f"{mlp} vs {linear}"}
+    assert verdicts == {"cf": "not worse", "both": "worse"}
+
+
+def test_what_cannot_be_compared_with_other_runs_is_refused(tmp_path):
+    from regen.evaluation.evaluate import compare_sides
+
+    mlp = str(side(tmp_path / "mlp", 0.6, seeds=1))
+    with pytest.raises(FileNotFoundError, match="against=.*absent: matches neither"):
+        compare_sides(mlp, str(tmp_path / "absent"), resamples=100, seed=0)
+    with pytest.raises(ValueError, match="are both"):
+        compare_sides(mlp, mlp, resamples=100, seed=0)
