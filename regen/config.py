@@ -425,6 +425,7 @@ class TrainConfig(EncodeConfig):
 class EvaluateConfig:
     run: str | None = None
     runs: str | None = None
+    against: str | None = None
     predictions: str | None = None
     diagnose: bool = False
     evaluation: Evaluation = MISSING

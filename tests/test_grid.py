@@ -140,10 +140,13 @@ def test_evaluate_wants_one_thing(tmp_path):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         none, two = compose("evaluate", []), compose("evaluate", ["run=a", "runs=b"])
         missing = compose("evaluate", [f"runs={tmp_path}"])
+        against = compose("evaluate", ["run=a", "against=b"])
     with pytest.raises(ValueError, match="Give one of run=, runs= and predictions=, .*got none"):
         evaluate_from_config(none)
     with pytest.raises(ValueError, match="got run and runs"):
         evaluate_from_config(two)
+    with pytest.raises(ValueError, match="against=b takes runs=FOLDER alone; got run"):
+        evaluate_from_config(against)
     with pytest.raises(FileNotFoundError, match="neither the folder of a grid nor one that holds runs"):
         evaluate_from_config(missing)
 

@@ -33,14 +33,14 @@ from regen.analysis.report_runs import (
 from regen.analysis.report_users import Panel, RunGroup, side_by_side
 from regen.artefacts import write_atomically
 from regen.evaluation.comparison import compare
+from regen.evaluation.comparison_blocks import SHUFFLED, Block, Column, cell_texts, verdict
 from regen.evaluation.comparison_cells import grouped, load, varying_settings
-from regen.evaluation.comparison_table import FEW_SEEDS, LEVEL, SHUFFLED, Block, Column, Comparison, cell_texts
-from regen.evaluation.statistics import Estimate
+from regen.evaluation.comparison_table import Comparison
+from regen.evaluation.statistics import FEW_SEEDS, Estimate
 from regen.evaluation.text_metrics import Metric
 
 TEMPLATE = "report.html.j2"
 FIGURES = "figures"  # the folder beside the page that has them as files too
-NO_QUALITY = ("length_ratio", "distinct")  # more of these is not better
 _UNSEEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
 
 
@@ -64,7 +64,7 @@ class ShownBlock:
     block: Block
     answers: Sequence[Answer]
     caution: str
-    rows: Sequence[tuple[Metric, Sequence[tuple[Column, str, str, bool]]]]
+    rows: Sequence[tuple[Metric, Sequence[tuple[Column, str, str, str, bool]]]]
     plots: Sequence[DotPlot]
 
 
@@ -205,10 +205,11 @@ def _missing(
 
 def _shown_block(block: Block) -> ShownBlock:
     rows = [
-        (metric, [(column, *cell_texts(metric, column), _holds(column.estimate(metric))) for column in block.columns])
+        (metric, [(column, *cell_texts(metric, column), column.holds(metric)) for column in block.columns])
         for metric in block.rows
     ]
-    answers = [Answer(*_beats(block, name)) for name in ("cf", "content")] + [Answer(*_reads(block))]
+    answers = [Answer(*_beats(block, name)) for name in ("cf", "content")]
+    answers += [*_loses_nothing(block), Answer(*_reads(block))]
     return ShownBlock(block, answers, _caution(block), rows, dot_plots(block))
 
 
@@ -219,6 +220,16 @@ def _beats(block: Block, other: str) -> tuple[str, str]:
     if column is None or isinstance(column.content, str):
         return question, f"Not answered: it takes finished runs with encoder=both and encoder={other}."
     return question, _verdicts(block, column, better="better")
+
+
+def _loses_nothing(block: Block) -> list[Answer]:
+    """Whether `both` is not worse than the better single encoder on planted signals; nothing where none is planted."""
+    found: dict[str, list[str]] = {}
+    for column in block.columns:
+        for metric in block.rows:
+            if of_metric := verdict(metric, column):
+                found.setdefault(of_metric, []).append(metric.display)
+    return [Answer("Is both as good as the better of cf and content?", _counted(found))] if found else []
 
 
 def _reads(block: Block) -> tuple[str, str]:
@@ -235,15 +246,10 @@ def _verdicts(block: Block, column: Column, *, better: str) -> str:
     found: dict[str, list[str]] = {better: [], "worse": [], "undecided": []}
     for metric in block.rows:
         estimate = column.estimate(metric)
-        if metric.name not in NO_QUALITY and isinstance(estimate, Estimate) and not math.isnan(estimate.value):
-            verdict = "undecided" if not _holds(estimate) else better if estimate.value > 0 else "worse"
+        if metric.higher_is_better and isinstance(estimate, Estimate) and not math.isnan(estimate.value):
+            verdict = "undecided" if not column.holds(metric) else better if estimate.value > 0 else "worse"
             found[verdict].append(metric.display)
     return _counted(found)
-
-
-def _holds(estimate: Estimate | str) -> bool:
-    """Whether a difference is apart from zero, corrected for all of its table."""
-    return isinstance(estimate, Estimate) and estimate.excludes_zero and estimate.p_holm < LEVEL
 
 
 def _counted(found: Mapping[str, Sequence[str]]) -> str:

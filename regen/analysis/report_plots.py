@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from regen.evaluation.comparison_table import Block, Column, cell_texts
+from regen.evaluation.comparison_blocks import Block, Column, cell_texts
 from regen.evaluation.statistics import Estimate
 from regen.evaluation.text_metrics import Metric
 
@@ -71,7 +71,7 @@ def _dot_plot(block: Block, metric: Metric) -> DotPlot | None:
 
     dots = [
         Dot(
-            column.name,
+            column.label,
             column.kind,
             place(of.value),
             None if math.isnan(of.low) else place(of.low),
@@ -81,7 +81,7 @@ def _dot_plot(block: Block, metric: Metric) -> DotPlot | None:
         for number, (column, of) in enumerate(shown)
     ]
     bottom = TOP + ROW * len(dots)
-    words = "; ".join(f"{column.name} {' '.join(cell_texts(metric, column))}" for column, _ in shown)
+    words = "; ".join(f"{column.label} {' '.join(cell_texts(metric, column)[:2])}" for column, _ in shown)
     step, values = ticks(least, most)
     decimals = max(0, -math.floor(math.log10(step)))
     labels = [(place(value), f"{value:.{decimals}f}") for value in values]

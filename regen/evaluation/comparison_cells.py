@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
-from regen.costs import read_costs
-from regen.evaluation.comparison_table import Status
+from regen.costs import TRAINED, read_costs
+from regen.evaluation.comparison_blocks import Status
 from regen.evaluation.scoring import EXAMPLES
 
 Settings = tuple[tuple[str, str], ...]
@@ -69,6 +71,18 @@ class Run:
         if self.examples is None:
             return self.cell.features
         return [str(name) for name in self.examples["feature"].unique(maintain_order=True)]
+
+    def faults(self, feature: str) -> list[str]:
+        """What makes its scores no fair picture of its encoder, though it finished."""
+        found = []
+        rows = self.frame(feature, "model")
+        if "predicted_words" in rows.columns and not rows.is_empty() and rows["predicted_words"].sum() == 0:
+            found.append("wrote only empty texts")
+        record = self.cell.folder / TRAINED
+        loss = json.loads(record.read_text()).get("val_loss") if record.is_file() else None
+        if loss is not None and not math.isfinite(loss):
+            found.append(f"has a validation loss that is not finite ({loss})")
+        return [f"{self.cell.encoder}: seed {self.cell.seed} {fault}" for fault in found]
 
     def frame(self, feature: str, system: str) -> pl.DataFrame:
         """The examples of one feature and system; no rows when there are none."""

@@ -5,120 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from textwrap import fill
-from typing import Literal
 
 from regen.artefacts import write_atomically
-from regen.costs import COSTS
-from regen.evaluation.statistics import Estimate
-from regen.evaluation.text_metrics import METRICS, Metric
+from regen.evaluation.comparison_blocks import SHUFFLED, Block, Column, cell_texts, plural, verdict
+from regen.evaluation.statistics import MARGIN
+from regen.evaluation.text_metrics import Metric
 
-Kind = Literal["encoder", "difference", "floor"]
-Status = Literal["failed", "missing"]
-
-LEVEL = 0.05  # of a false claim in a table
-SHUFFLED = "shuffled"  # the floor that tells whether a model reads
-FEW_USERS, FEW_SEEDS = 20, 3
 _TERMINAL_WIDTH = 120
-_ABSENT = "—"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a block and, for each metric, its estimate; or the reason why it has none.
-
-    Attributes:
-        name: encoder, "both vs cf", "both vs shuffled" or floor.
-        kind: what it holds.
-        seeds: finished runs that are pooled in it.
-        content: estimates by metric name, or `failed` or `missing` for the whole column.
-        costs: of an encoder by their names in `regen.costs`, means over seeds.
-    """
-
-    name: str
-    kind: Kind
-    seeds: int
-    content: Mapping[str, Estimate] | Status
-    costs: Mapping[str, float] = field(default_factory=dict)
-
-    def estimate(self, metric: Metric) -> Estimate | Status:
-        """The estimate of a metric, or why the column has none."""
-        if isinstance(self.content, str):
-            return self.content
-        return self.content.get(metric.name, Estimate.undefined(f"{metric.display} was not scored in every run"))
-
-
-@dataclass(frozen=True)
-class Block:
-    """One feature under one combination of the settings that vary.
-
-    Attributes:
-        feature: the output feature.
-        settings: the varying settings besides encoder and seed.
-        metrics: all metrics by name; those in `METRICS` are rows of a table, the others are in the CSV only.
-        columns: encoders in the paper's order, differences, floors.
-        users: users of the encoder columns, the fewest where they differ.
-        notes: what a reader must know: pooled seeds, users left out.
-    """
-
-    feature: str
-    settings: Mapping[str, str]
-    metrics: Mapping[str, Metric]
-    columns: Sequence[Column]
-    users: int
-    notes: Sequence[str]
-
-    @property
-    def title(self) -> str:
-        """Feature and settings, "purchase_reason · adapter=linear"."""
-        return " · ".join([self.feature, *(f"{name}={value}" for name, value in self.settings.items())])
-
-    @property
-    def rows(self) -> list[Metric]:
-        """The metrics that are rows of a table."""
-        return [metric for name, metric in self.metrics.items() if name in METRICS]
-
-    def costs(self) -> list[list[str]]:
-        """A table of what each encoder cost: a head, then a row per cost that any run recorded."""
-        encoders = [column for column in self.columns if column.kind == "encoder"]
-        rows = [
-            [shown, *(f"{column.costs[name]:.3g}" if name in column.costs else _ABSENT for column in encoders)]
-            for name, shown in COSTS.items()
-            if any(name in column.costs for column in encoders)
-        ]
-        return [["Cost", *(column.name for column in encoders)], *rows] if rows else []
-
-    def caption(self) -> str:
-        """Users, seeds per encoder, and every note."""
-        encoders = [column for column in self.columns if column.kind == "encoder" and column.seeds]
-        seeds = sorted({column.seeds for column in encoders})
-        if len(seeds) == 1:
-            counted = _plural(seeds[0], "seed")
-        else:
-            counted = "seeds: " + (", ".join(f"{column.name} {column.seeds}" for column in encoders) or "none")
-        sentences = [f"{_plural(self.users, 'user')}, {counted}.", *self.notes]
-        if 0 < self.users < FEW_USERS:
-            sentences.append(f"So few users ({self.users} of at least {FEW_USERS}) make intervals too narrow to trust.")
-        if seeds and seeds[0] == 1:
-            sentences.append("With one seed an interval covers users only, not training; a claim needs three seeds.")
-        elif seeds and seeds[0] < FEW_SEEDS:
-            sentences.append(f"A claim needs {FEW_SEEDS} seeds.")
-        return " ".join(sentences)
-
-    def estimate_notes(self) -> list[str]:
-        """What the estimates of the table's rows have to say, for instance why one is not defined."""
-        notes: dict[str, None] = {}
-        for column in self.columns:
-            for metric in self.rows:
-                estimate = column.estimate(metric)
-                if isinstance(estimate, Estimate) and estimate.note:
-                    notes[f"{column.name}: {estimate.note}."] = None
-        return list(notes)
 
 
 @dataclass(frozen=True)
@@ -141,12 +40,30 @@ class Comparison:
         """How to read the table."""
         return (
             f"Brackets: 95 % bootstrap intervals over users ({self.resamples:,} resamples), and over seeds where there "
-            "are several. Differences are paired by user, relative to what stands behind 'vs' (%) or, for "
-            "recovery, in percentage points (pp). n.s.: the interval contains zero; *: it does not, and the difference "
-            f"holds at 5 % after Holm's correction for the {_plural(self.differences, 'difference')} of this "
-            "table; (*): only without the correction. Floors: shuffled, predictions paired with other users; constant, "
-            "one training narrative for everyone."
+            "are three or more. Differences are paired by user and by seed, relative to what stands behind 'vs' (%) "
+            "or, for recovery, in percentage points (pp). n.s.: the interval contains zero; *: it does not, and the "
+            f"difference holds at 5 % after Holm's correction for the {plural(self.differences, 'difference')} of this "
+            "table; (*): only without the correction. Differences between trainings have no stars below three seeds. "
+            f"{self._verdicts()}Floors: shuffled, predictions paired with other users; constant, one training "
+            "narrative for everyone."
         )
+
+    def _verdicts(self) -> str:
+        """How to read the verdicts and the better one, where the table has them."""
+        columns = [column for block in self.blocks for column in block.columns]
+        text = ""
+        if any(column.beside for column in columns):
+            text += (
+                "The better one: of the single encoders, per metric, the one with the better mean. It is picked by the "
+                "data that it is compared on, which favours it, so the column is conservative for both. The column "
+                "repeats a difference of this table and is no further test. "
+            )
+        if any(column.verdicts for column in columns):
+            text += (
+                f"Verdicts on planted signals, with a margin of {MARGIN:g} pp: not worse, the whole interval lies "
+                f"above -{MARGIN:g} pp; worse, it lies below; open, neither. "
+            )
+        return text
 
     def to_markdown(self) -> str:
         """A Markdown document with a heading, a table and a caption per block."""
@@ -176,6 +93,8 @@ class Comparison:
             "seeds",
             "status",
             "note",
+            "beside",
+            "verdict",
         ]
         writer.writerow(["feature", *names, *measured])
         for block in self.blocks:
@@ -186,7 +105,8 @@ class Comparison:
     def to_terminal(self, width: int = _TERMINAL_WIDTH) -> str:
         """Plain text with intervals under their values; columns that do not fit go into further panels.
 
-        How far a model is above the shuffled floor stands in the files alone, so that three encoders fit one panel.
+        So that three encoders fit one panel, the files alone have the difference from the shuffled floor and, where
+        the better one is shown, those from each of the single encoders.
         """
         parts = [_terminal_block(block, width) for block in self.blocks]
         if self.problems:
@@ -200,30 +120,9 @@ class Comparison:
             write_atomically(folder / name, partial(Path.write_text, data=text, encoding="utf-8"))
 
 
-def cell_texts(metric: Metric, column: Column) -> tuple[str, str]:
-    """Value and interval of one place in a table, the second empty where there is none."""
-    estimate = column.estimate(metric)
-    if isinstance(estimate, str):
-        return estimate if column.kind == "encoder" else _ABSENT, ""
-    if math.isnan(estimate.value):
-        return _ABSENT, ""
-    if column.kind != "difference":
-        number = f".{metric.decimals}f"
-        return f"{estimate.value:{number}}", _interval(estimate, number)
-    unit = "pp" if metric.is_share else "%"
-    mark = "n.s." if not estimate.excludes_zero else "*" if estimate.p_holm < LEVEL else "(*)"
-    return f"{estimate.value:+.1f} {unit} {mark}", _interval(estimate, "+.1f")
-
-
-def _interval(estimate: Estimate, number: str) -> str:
-    if math.isnan(estimate.low):
-        return f"[{_ABSENT}]"
-    return f"[{estimate.low:{number}}, {estimate.high:{number}}]"
-
-
 def _markdown_block(block: Block) -> str:
     lines = [f"### {_one_line(block.title)}", ""]
-    lines.append("| Metric | " + " | ".join(_one_line(column.name) for column in block.columns) + " |")
+    lines.append("| Metric | " + " | ".join(_one_line(_head(column)) for column in block.columns) + " |")
     lines.append("|---" * (len(block.columns) + 1) + "|")
     for metric in block.rows:
         cells = (" ".join(filter(None, cell_texts(metric, column))) for column in block.columns)
@@ -234,14 +133,24 @@ def _markdown_block(block: Block) -> str:
     return "\n".join([*lines, "", " ".join([block.caption(), *block.estimate_notes()])])
 
 
+def _head(column: Column) -> str:
+    return f"{column.label} ({column.caveat})" if column.caveat else column.label
+
+
 def _terminal_block(block: Block, width: int) -> str:
-    labels = ["", *(text for metric in block.rows for text in (metric.display, ""))]
-    shown = [column for column in block.columns if not column.name.endswith(f" vs {SHUFFLED}")]
-    columns = [[column.name.removeprefix("both ")] for column in shown]
+    labels = ["", "", *(text for metric in block.rows for text in (metric.display, "", ""))]
+    selects = any(column.beside for column in block.columns)
+    shown = [
+        column
+        for column in block.columns
+        if not column.name.endswith(f" vs {SHUFFLED}")
+        and (column.kind != "difference" or bool(column.beside) or not selects)
+    ]
+    columns = [[column.label.removeprefix("both "), column.caveat] for column in shown]
     for metric in block.rows:
         for texts, column in zip(columns, shown, strict=True):
-            value, interval = cell_texts(metric, column)
-            texts += value, interval.replace(", ", ",")
+            value, interval, remark = cell_texts(metric, column)
+            texts += value, interval.replace(", ", ","), remark
     panels = [_panel(labels, panel) for panel in _panels(columns, width - _width(labels))]
     if costs := block.costs():
         names, *each = ([*texts] for texts in zip(*costs, strict=True))
@@ -280,16 +189,18 @@ def _records(block: Block) -> Iterator[list[object]]:
             estimate = column.estimate(metric)
             place: list[object] = [metric.name, column.name, column.kind, unit]
             if isinstance(estimate, str):
-                yield [*place, "", "", "", "", "", "", column.seeds, estimate, ""]
+                yield [*place, "", "", "", "", "", "", column.seeds, estimate, *_remarks("", metric, column)]
                 continue
             measured = (estimate.value, estimate.low, estimate.high, estimate.p, estimate.p_holm)
             numbers = ["" if math.isnan(n) else n for n in measured]
             status = "undefined" if math.isnan(estimate.value) else "ok"
-            yield [*place, *numbers, estimate.users, column.seeds, status, estimate.note or ""]
+            yield [*place, *numbers, estimate.users, column.seeds, status, *_remarks(estimate.note, metric, column)]
 
 
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+def _remarks(note: str | None, metric: Metric, column: Column) -> tuple[str, str, str]:
+    """The last fields of a line: notes and faults, what the difference is from, and the verdict."""
+    notes = "; ".join(filter(None, [note, *column.faults]))
+    return notes, column.beside.get(metric.name, ""), verdict(metric, column)
 
 
 def _one_line(text: str) -> str:

@@ -20,7 +20,7 @@ from regen.data.prepare import item_rows, load_tables
 from regen.embeddings.encode import Split
 from regen.evaluation import memorisation as memorising
 from regen.evaluation import swap as swapping
-from regen.evaluation.comparison_table import FEW_USERS
+from regen.evaluation.comparison_blocks import FEW_USERS
 from regen.evaluation.evaluate import EVALUATION, PREDICTIONS, embedder, evaluation_is_current
 from regen.evaluation.memorisation import EXCESS, REFERENCES, Memorisation, memorisation
 from regen.evaluation.scoring import EXAMPLES, read_predictions

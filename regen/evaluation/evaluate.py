@@ -2,9 +2,12 @@
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from regen.data.datamodule import NarrativeDataset
 from regen.data.prepare import load_tables
 from regen.embeddings.content import embed_texts
 from regen.engine import RayEngine
-from regen.evaluation.comparison import Cell, compare
+from regen.evaluation.comparison import Cell, Comparison, compare
 from regen.evaluation.scoring import (
     EXAMPLES,
     SCORES,
@@ -40,9 +43,12 @@ def evaluate_from_config(cfg: DictConfig) -> None:
     """`python evaluate.py`: one of `run=`, `runs=` and `predictions=`; the last two together make one table.
 
     Raises:
-        ValueError: If none or several of them are given, or `diagnose=true` without `run=`.
+        ValueError: If none or several of them are given, or `diagnose=true` without `run=`, or `against=` without
+            `runs=`.
     """
     given = [name for name in ("run", "runs", "predictions") if cfg[name] is not None]
+    if cfg.against is not None and given != ["runs"]:
+        raise ValueError(f"against={cfg.against} takes runs=FOLDER alone; got {' and '.join(given) or 'none'}.")
     if len(given) != 1 and given != ["runs", "predictions"]:
         raise ValueError(
             "Give one of run=, runs= and predictions=, or runs= and predictions= for one table; "
@@ -56,7 +62,9 @@ def evaluate_from_config(cfg: DictConfig) -> None:
         theirs = Path("outputs/predictions") / path.name.split(".")[0]
         scores = score_predictions_file(path, theirs, embed=embedder(cfg.evaluation), options=options(cfg.evaluation))
         _show(f"{scores_to_text(scores)}\n{theirs / SCORES}")
-    if cfg.runs is not None:
+    if cfg.against is not None:
+        compare_sides(cfg.runs, cfg.against, resamples=cfg.evaluation.resamples, seed=cfg.evaluation.seed)
+    elif cfg.runs is not None:
         folder = Path(cfg.runs)
         cells = grid_cells(folder) or run_cells(folder)
         if not cells:
@@ -156,18 +164,22 @@ def embedder(evaluation: DictConfig) -> Callable[[list[str]], np.ndarray]:
     return partial(embed_texts, pretrained=evaluation.similarity)
 
 
-def grid_cells(folder: Path) -> list[Cell]:
-    """The cells of a multirun, from their notes in its folder; one without a run has its job's folder instead."""
+def grid_cells(*folders: Path) -> list[Cell]:
+    """The cells of multiruns, from their notes in each folder; one without a run has its job's folder instead."""
     from regen.grid import CELL
 
-    paths = sorted(folder.glob(f"*/{CELL}"), key=lambda path: int(path.parent.name))
+    paths = [
+        path for folder in folders for path in sorted(folder.glob(f"*/{CELL}"), key=lambda path: int(path.parent.name))
+    ]
     notes = [(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
     return _cells([(Path(note["run"] or job), note["config"], note["error"]) for job, note in notes])
 
 
-def run_cells(folder: Path) -> list[Cell]:
-    """The runs in a folder, or the one run that the folder is."""
-    configs = sorted([*folder.glob("config.yaml"), *folder.glob("*/config.yaml")])
+def run_cells(*folders: Path) -> list[Cell]:
+    """The runs in folders, or the runs that the folders are."""
+    configs = sorted(
+        path for folder in folders for name in ("config.yaml", "*/config.yaml") for path in folder.glob(name)
+    )
     return _cells([(path.parent, plain(OmegaConf.load(path)), None) for path in configs])
 
 
@@ -188,9 +200,40 @@ def cells_beside(cells: list[Cell], folder: Path) -> list[Cell]:
     return [Cell(folder, folder.name, 0, {**cell.settings, "feature": ",".join(theirs)}) for cell in blocks.values()]
 
 
+def compare_sides(runs: str, against: str, *, resamples: int, seed: int) -> None:
+    """Writes and shows a table of each encoder's runs against other runs of the same encoder, for instance two adapters.
+
+    Args:
+        runs: a folder of a grid or of runs, or a pattern that matches such folders or run folders.
+        against: the same, for what they are compared with.
+        resamples: bootstrap resamples.
+        seed: of the bootstrap.
+
+    Raises:
+        FileNotFoundError: If one of them matches no run.
+        ValueError: If both are the same, or a side has two runs that differ in nothing but the seed they share.
+    """
+    if runs == against:
+        raise ValueError(f"runs= and against= are both {runs}; give the runs to compare with.")
+    cells = []
+    for name, pattern in (("runs", runs), ("against", against)):
+        folders = [Path(pattern)] if Path(pattern).is_dir() else [Path(path) for path in sorted(glob(pattern))]
+        found = grid_cells(*folders) or run_cells(*folders)
+        if not found:
+            raise FileNotFoundError(f"{name}={pattern}: matches neither the folder of a grid nor runs.")
+        cells += [replace(cell, encoder=pattern, settings={**cell.settings, "encoder": cell.encoder}) for cell in found]
+    comparison = compare(cells, subject=runs, baselines=[against], resamples=resamples, seed=seed)
+    sides = " vs ".join("-".join(re.findall(r"[\w=.]+", side)) for side in (runs, against))
+    _publish(comparison, Path("outputs/comparisons") / sides, show=True)
+
+
 def compare_cells(cells: list[Cell], folder: Path, *, resamples: int, seed: int, show: bool = True) -> None:
     """Writes and shows the table over cells."""
     comparison = compare(cells, resamples=resamples, seed=seed)
+    _publish(comparison, folder, show=show)
+
+
+def _publish(comparison: Comparison, folder: Path, *, show: bool) -> None:
     comparison.write(folder)
     if show:
         _show(f"\n{comparison.to_terminal()}\n\n{folder / 'table.md'}")

@@ -1,7 +1,7 @@
 """Bootstrap over users: intervals and paired differences of any metric that is a function of sums.
 
 Users are resampled, not narratives: all narratives of a user move together. One `Bootstrap` draws the same users for
-everything compared on it, which is what pairs two systems. Runs that differ by seed alone are pooled, and from two
+everything compared on it, which is what pairs two systems. Runs that differ by seed alone are pooled, and from three
 seeds on the seeds are resampled as well.
 """
 
@@ -20,6 +20,9 @@ from regen.evaluation.text_metrics import Metric
 
 _BLOCK_WEIGHTS = 8_000_000  # 64 MB of float64; a bootstrap larger than this is drawn again block by block
 _COVERAGE = (2.5, 97.5)
+_MOST_UNDEFINED = 0.05  # share of resamples without a value; above it the others are no fair sample
+FEW_SEEDS = 3  # with fewer, an interval covers users only, and says nothing of training
+MARGIN = 5.0  # percentage points of a planted signal that a system may lose and still be "not worse"
 Values = Float[np.ndarray, " resamples_and_one"]
 
 
@@ -33,7 +36,8 @@ class Estimate:
         users: users that contribute to it; with fewer than about 20 the interval is too narrow.
         note: what a reader must know about it, for instance why it is nan; None when there is nothing to say.
         p: of a difference, how likely one this far from zero is if there is none: two-sided, from the normal with the
-            resamples' spread, since their share beyond zero cannot resolve what a correction for many asks for.
+            resamples' spread, since their share beyond zero cannot resolve what a correction for many asks for. nan
+            without an interval.
         p_holm: the same, corrected for all differences of its table; nan before that.
     """
 
@@ -50,9 +54,20 @@ class Estimate:
         """Whether the whole interval lies on one side of zero."""
         return self.low > 0 or self.high < 0
 
+    def verdict(self, margin: float = MARGIN) -> str:
+        """The non-inferiority test of a difference in percentage points.
+
+        Returns:
+            "not worse" when the whole interval lies above `-margin`, "worse" when it lies below, else "open"; empty
+            without an interval.
+        """
+        if math.isnan(self.low):
+            return ""
+        return "not worse" if self.low > -margin else "worse" if self.high < -margin else "open"
+
     @classmethod
-    def undefined(cls, note: str, users: int = 0) -> Estimate:
-        """An estimate without a value, and the reason."""
+    def undefined(cls, note: str | None, users: int = 0) -> Estimate:
+        """An estimate without a value, and the reason where a reader needs one."""
         return cls(math.nan, math.nan, math.nan, users, note)
 
 
@@ -160,7 +175,8 @@ class Bootstrap:
         values = self._resampled(metric, [runs], lambda value: value)
         estimate = _estimate(values, _contributors(metric, runs), metric.display)
         least, greatest = (0.0, 1.0) if metric.is_share else metric.limits
-        return replace(estimate, low=max(least, estimate.low), high=min(greatest, estimate.high))
+        low, high = np.clip((estimate.low, estimate.high), least, greatest)
+        return replace(estimate, low=float(low), high=float(high))
 
     def difference(
         self, metric: Metric, runs_a: Sequence[ResampledSums], runs_b: Sequence[ResampledSums], *, relative: bool
@@ -171,33 +187,47 @@ class Bootstrap:
             metric: which metric.
             runs_a: A's runs, one per seed.
             runs_b: B's runs, in the same order of seeds.
-            relative: (A - B) / B in percent; otherwise 100 (A - B), percentage points for a share.
+            relative: (A - B) / B in percent; otherwise 100 (A - B), percentage points for a share. A percentage of
+                what a table prints as zero, or of less than zero, is not defined.
         """
 
-        def change(a: Values, b: Values) -> Values:
-            points = 100.0 * (a - b)
-            return np.divide(points, b, out=np.full_like(points, np.nan), where=b != 0) if relative else points
+        def points(a: Values, b: Values) -> Values:
+            return 100.0 * (a - b)
 
-        values = self._resampled(metric, [runs_a, runs_b], change)
-        estimate = _estimate(values, _contributors(metric, [*runs_a, *runs_b]), metric.display)
-        return replace(estimate, p=_two_sided(values))
+        def percentage(a: Values, b: Values) -> Values:
+            return np.divide(points(a, b), b, out=np.full_like(a, np.nan), where=b > 0)
+
+        users = _contributors(metric, [*runs_a, *runs_b])
+        values = self._resampled(metric, [runs_a, runs_b], points)
+        p = _two_sided(values)
+        if relative:
+            base = float(np.mean([run.values(metric)[0] for run in runs_b]))
+            if round(base, metric.decimals) <= 0:
+                reason = f"{metric.display} is {base:.{metric.decimals}f} in what it is compared with: no percentage"
+                return Estimate.undefined(reason, users)
+            values = self._resampled(metric, [runs_a, runs_b], percentage)
+            # Where A is zero for every user, each resample is -100 %: only the points say how sure that is.
+            p = max(p, _two_sided(values))
+        estimate = _estimate(values, users, metric.display)
+        return estimate if math.isnan(estimate.low) else replace(estimate, p=p)
 
     def _resampled(
         self, metric: Metric, systems: Sequence[Sequence[ResampledSums]], of: Callable[..., Values]
     ) -> Values:
         """A function of the systems' means over seeds: row 0 on everything, then with users and seeds drawn anew.
 
+        Fewer than three seeds are not drawn: the values are then those of these trained models, over users alone.
         Drawing n seeds from n understates their variance by (n - 1) / n, and says nothing of how uncertain a variance
         from n values is; `_stretch` mends both, as Student's t does. On normal data intervals meant for 95 % then
-        covered 94 to 98 % with two, three, five and ten seeds, whether training varied less than users, four or forty
+        covered 94 to 98 % with three, five and ten seeds, whether training varied less than users, four or forty
         times as much. Without the t they covered 86 % with three seeds and four times the users' noise.
         """
         if not all(systems):
             raise ValueError(f"there is no run to take {metric.name!r} from.")
         values = [np.stack([run.values(metric) for run in runs]) for runs in systems]
         users = of(*(value.mean(axis=0) for value in values))
-        seeds = min((len(value) for value in values if len(value) > 1), default=1)
-        if seeds == 1:
+        seeds = min(len(value) for value in values)
+        if seeds < FEW_SEEDS:
             return users
         both = of(*(self._seeds_drawn(value) for value in values))
         return np.concatenate([users[:1], users[1:] + _stretch(seeds) * (both - users)[1:]])
@@ -240,14 +270,14 @@ def _contributors(metric: Metric, runs: Sequence[ResampledSums]) -> int:
 
 
 def _estimate(values: Float[np.ndarray, " resamples_and_one"], users: int, display: str) -> Estimate:
-    """Percentile interval of the resamples; those with a zero denominator are left out and said so."""
+    """Percentile interval of the resamples that have a value; none when more than a few percent have none."""
     if math.isnan(values[0]):
         return Estimate.undefined(f"{display} is not defined: its denominator is zero", users)
     resampled = values[1:]
     defined = resampled[~np.isnan(resampled)]
-    if not defined.size:
-        return Estimate(float(values[0]), math.nan, math.nan, users, f"{display}: no resample defines an interval")
-    low, high = np.percentile(defined, _COVERAGE)
     undefined = resampled.size - defined.size
     note = f"{display}: {undefined:,} of {resampled.size:,} resamples had a zero denominator" if undefined else None
+    if undefined > _MOST_UNDEFINED * resampled.size:
+        return Estimate(float(values[0]), math.nan, math.nan, users, f"{note}, so there is no interval")
+    low, high = np.percentile(defined, _COVERAGE)
     return Estimate(float(values[0]), float(low), float(high), users, note)

@@ -49,6 +49,7 @@ class Metric:
         aggregate: maps sums of shape `(..., k)` to values `(...)`; nan where a denominator is zero.
         is_share: a share of narratives, compared by percentage points rather than by a relative difference.
         limits: the least and the greatest value, where an interval is cut off; 0 and 1 for a share.
+        higher_is_better: False for length and variety: neither more nor less of them is better in itself.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Metric:
     aggregate: Callable[[Float[np.ndarray, "*batch k"]], Float[np.ndarray, "*batch"]]
     is_share: bool = False
     limits: tuple[float, float] = (-math.inf, math.inf)
+    higher_is_better: bool = True
 
 
 def ratio(sums: Float[np.ndarray, "*batch 2"]) -> Float[np.ndarray, "*batch"]:
@@ -102,9 +104,15 @@ METRICS: dict[str, Metric] = {
         *(Metric(name, display, 2, (name, "examples"), percent, limits=PERCENT) for name, display in ROUGE.items()),
         Metric("similarity", "Similarity", 3, ("similarity", "examples"), ratio, limits=(-1.0, 1.0)),
         Metric(
-            "length_ratio", "Length ratio", 3, ("predicted_words", "reference_words"), ratio, limits=(0.0, math.inf)
+            "length_ratio",
+            "Length ratio",
+            3,
+            ("predicted_words", "reference_words"),
+            ratio,
+            limits=(0.0, math.inf),
+            higher_is_better=False,
         ),
-        Metric("distinct", "Distinct", 3, ("distinct", "examples"), ratio, limits=(0.0, 1.0)),
+        Metric("distinct", "Distinct", 3, ("distinct", "examples"), ratio, limits=(0.0, 1.0), higher_is_better=False),
         _recovery("need_recovery", "Need recovery", f"recovery_{NEED}"),
         _recovery("trait_recovery", "Trait recovery", "trait"),
     )

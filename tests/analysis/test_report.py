@@ -171,6 +171,8 @@ def test_the_table_stands_with_intervals_caption_floors_and_plots(page):
     plots = page.of("svg", role="img")
     assert len(plots) == 8
     assert all(re.search(r"with 95 % intervals: cf .*\[.*\]", plot["aria-label"]) for plot in plots)
+    assert page.says("both vs the better one")
+    assert page.says("1 seed: over users, no stars")
     assert page.says("Does both beat cf alone?")
     assert page.says("Does both read the history?")
 

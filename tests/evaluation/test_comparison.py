@@ -10,6 +10,7 @@ import pytest
 
 from regen.costs import EVALUATED, TRAINED
 from regen.evaluation.comparison import Cell, compare
+from regen.evaluation.comparison_blocks import cell_texts
 
 
 def write_run(folder, *, users=30, shift=0.0, first=0, features=("f",), need=0.5, floors=True):
@@ -67,6 +68,7 @@ def test_columns_stand_in_the_papers_order(cells, tmp_path):
         *encoders,
         "both vs cf",
         "both vs content",
+        "both vs the better one",
         "both vs shuffled",
         "shuffled",
         "constant",
@@ -81,9 +83,119 @@ def test_differences_are_paired_and_marked(cells):
     assert difference.excludes_zero
     need = columns(block)["both vs cf"].content["need_recovery"]
     assert (need.value, need.low, need.high) == (0, 0, 0)
-    markdown = compare(cells, resamples=200).to_markdown()
-    assert "% * [+" in markdown
-    assert "+0.0 pp n.s. [+0.0, +0.0]" in markdown
+
+
+def seeds_of(tmp_path, *, seeds=3, **shifts):
+    """Cells of encoders whose similarity is shifted by that much."""
+    return [
+        cell(write_run(tmp_path / f"{encoder}{seed}", shift=shift), encoder, seed)
+        for encoder, shift in shifts.items()
+        for seed in range(seeds)
+    ]
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_differences_between_trainings_have_stars_from_three_seeds_on(tmp_path, seeds):
+    comparison = compare(seeds_of(tmp_path, seeds=seeds, cf=0.0, content=0.0, both=0.1), resamples=200)
+    [block] = comparison.blocks
+    similarity = block.metrics["similarity"]
+    for name in ("both vs cf", "both vs content", "both vs the better one"):
+        text = cell_texts(similarity, columns(block)[name])[0]
+        assert text.endswith("% *" if seeds == 3 else "%")
+    assert cell_texts(similarity, columns(block)["both vs shuffled"])[0].endswith("% *")  # one model, its own texts
+    need = cell_texts(block.metrics["need_recovery"], columns(block)["both vs cf"])
+    assert need[:2] == ("+0.0 pp n.s." if seeds == 3 else "+0.0 pp", "[+0.0, +0.0]")
+    head = " (1 seed: over users, no stars) |" if seeds == 1 else f" ({seeds} seeds: over users, no stars) |"
+    assert (f"both vs cf{head}" in comparison.to_markdown()) == (seeds < 3)
+    assert (head[2:-3] in comparison.to_terminal()) == (seeds < 3)
+
+
+def test_the_better_one_is_picked_per_metric_and_is_no_further_test(tmp_path):
+    cells = [
+        cell(write_run(tmp_path / f"{encoder}{seed}", shift=shift, need=need), encoder, seed)
+        for encoder, shift, need in (("cf", 0.0, 0.9), ("content", 0.05, 0.1), ("both", 0.1, 0.8))
+        for seed in range(3)
+    ]
+    comparison = compare(cells, resamples=200)
+    [block] = comparison.blocks
+    better = columns(block)["both vs the better one"]
+    assert (better.beside["similarity"], better.beside["need_recovery"]) == ("content", "cf")
+    assert better.content["similarity"] == columns(block)["both vs content"].content["similarity"]
+    assert better.content["need_recovery"] == columns(block)["both vs cf"].content["need_recovery"]
+    assert comparison.differences == 6  # similarity and need, from cf, content and shuffled
+    assert cell_texts(block.metrics["need_recovery"], better)[2] == "vs cf, open"
+    assert cell_texts(block.metrics["similarity"], better)[2] == "vs content"
+    assert "with a margin of 5 pp" in comparison.legend()
+    assert "conservative for both" in comparison.legend()
+    row = next(of for of in records(comparison) if of["column"] == better.name and of["metric"] == "need_recovery")
+    assert (row["beside"], row["verdict"]) == ("cf", "open")
+
+
+@pytest.mark.parametrize(("need", "verdict"), [(0.9, "not worse"), (0.3, "worse")])
+def test_the_verdict_on_planted_signals(tmp_path, need, verdict):
+    cells = [
+        cell(write_run(tmp_path / f"{encoder}{seed}", need=share), encoder, seed)
+        for encoder, share in (("cf", 0.9), ("content", 0.1), ("both", need))
+        for seed in range(3)
+    ]
+    comparison = compare(cells, resamples=200)
+    [row] = [line for line in comparison.to_markdown().splitlines() if line.startswith("| Need recovery")]
+    assert f"] vs cf, {verdict} |" in row
+    assert f"vs cf, {verdict}" in comparison.to_terminal()
+
+
+def test_more_of_length_and_variety_is_not_better(tmp_path):
+    cells = seeds_of(tmp_path, seeds=1, cf=0.0, content=0.0, both=0.0)
+    for one in cells:
+        path = one.folder / "examples.parquet"
+        pl.read_parquet(path).with_columns(distinct=0.5, predicted_words=3.0, reference_words=6.0).write_parquet(path)
+    [block] = compare(cells, resamples=100).blocks
+    better = columns(block)["both vs the better one"]
+    assert {"distinct", "length_ratio"}.isdisjoint(better.beside)
+    assert cell_texts(block.metrics["distinct"], better) == ("—", "", "")
+    assert not block.estimate_notes()
+
+
+def test_without_one_of_the_single_encoders_the_better_one_is_not_known(tmp_path):
+    cells = [*seeds_of(tmp_path, seeds=1, cf=0.0, both=0.1), cell(tmp_path / "none", "content", error="ValueError: x")]
+    [block] = compare(cells, resamples=100).blocks
+    assert columns(block)["both vs the better one"].content == "missing"
+
+
+def words(folder, count):
+    path = folder / "examples.parquet"
+    pl.read_parquet(path).with_columns(predicted_words=float(count), reference_words=9.0).write_parquet(path)
+
+
+def test_runs_that_wrote_nothing_or_whose_loss_is_not_finite_are_marked(tmp_path):
+    cells = seeds_of(tmp_path, cf=0.0, content=0.0, both=0.1)
+    for one in cells:
+        words(one.folder, 0 if (one.encoder, one.seed) == ("cf", 1) else 3)
+    (cells[-1].folder / TRAINED).write_text('{"val_loss": Infinity}')
+    (cells[-2].folder / TRAINED).write_text('{"val_loss": 1.5}')
+    comparison = compare(cells, resamples=100)
+    [block] = comparison.blocks
+    marked = {name for name, column in columns(block).items() if column.label.endswith(" †")}
+    assert marked == set(columns(block)) - {"content", "constant"}
+    assert "† cf: seed 1 wrote only empty texts." in block.caption()
+    assert "† both: seed 2 has a validation loss that is not finite (inf)." in block.caption()
+    assert block.caption().count("†") == 2
+    assert "| cf † | content | both † | both vs cf † |" in comparison.to_markdown()
+    assert "cf †" in comparison.to_terminal()
+    assert not any("*" in cell_texts(metric, column)[0] for column in block.columns for metric in block.rows)
+    assert {of["note"] for of in records(comparison) if of["column"] == "cf"} == {"cf: seed 1 wrote only empty texts"}
+
+
+def test_there_is_no_percentage_of_a_score_that_is_printed_as_zero(tmp_path):
+    cells = seeds_of(tmp_path, cf=-0.5, content=0.0, both=0.1)
+    for one in cells:
+        path = one.folder / "examples.parquet"
+        similarity = pl.when(one.encoder != "cf").then("similarity").otherwise(0.0)
+        pl.read_parquet(path).with_columns(similarity=similarity).write_parquet(path)
+    comparison = compare(cells, resamples=100)
+    [row] = [line for line in comparison.to_markdown().splitlines() if line.startswith("| Similarity")]
+    assert row.split(" | ")[4] == "—"
+    assert "both vs cf: Similarity is 0.000 in what it is compared with: no percentage." in comparison.to_markdown()
 
 
 def test_a_difference_among_many_is_corrected_for_all_of_them(tmp_path):
@@ -91,18 +203,19 @@ def test_a_difference_among_many_is_corrected_for_all_of_them(tmp_path):
     shifts = {"cf": 0.0, "both": 0.02}
     cells = [
         Cell(
-            write_run(tmp_path / name, features=features, shift=shift, users=30),
+            write_run(tmp_path / f"{name}{seed}", features=features, shift=shift, users=30),
             name,
-            0,
+            seed,
             {"feature": ",".join(features)},
         )
         for name, shift in shifts.items()
+        for seed in range(3)
     ]
     generator = np.random.default_rng(0)
-    for at, one in enumerate(cells):  # noise of which a few of many differences exclude zero by chance
+    for one in cells:  # noise of which a few of many differences exclude zero by chance
         rows = pl.read_parquet(one.folder / "examples.parquet")
         noise = generator.normal(0, 0.05, len(rows))
-        rows.with_columns(similarity=pl.lit(0.5 + 0.01 * at) + pl.Series(noise)).write_parquet(
+        rows.with_columns(similarity=pl.lit(0.52 if one.encoder == "both" else 0.5) + pl.Series(noise)).write_parquet(
             one.folder / "examples.parquet"
         )
     comparison = compare(cells, resamples=500)
@@ -335,3 +448,44 @@ def test_predictions_of_other_features_are_refused(cells, tmp_path):
     other = write_run(tmp_path / "theirs", features=("another",))
     with pytest.raises(ValueError, match="of feature another, the runs of f"):
         cells_beside(cells, other)
+
+
+def side(folder, need, *, seeds=3):
+    """Run folders of one adapter, with both encoders, as training leaves them."""
+    for encoder in ("cf", "both"):
+        for seed in range(seeds):
+            run = write_run(folder / f"{encoder}-{seed}", need=need if encoder == "both" else 0.5)
+            config = {
+                "encoder": {"name": encoder},
+                "seed": seed,
+                "feature": {"f": {"prompt": "why"}},
+                "adapter": {"name": folder.name},
+            }
+            (run / "config.yaml").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("pattern", ["{}", "{}/*-?"])
+def test_one_adapter_is_compared_with_another_encoder_by_encoder(tmp_path, monkeypatch, capsys, pattern):
+    from regen.evaluation.evaluate import compare_sides
+
+    monkeypatch.chdir(tmp_path)
+    mlp, linear = (pattern.format(side(tmp_path / name, need).name) for name, need in (("mlp", 0.6), ("linear", 0.9)))
+    compare_sides(mlp, linear, resamples=200, seed=0)
+    shown = capsys.readouterr().out
+    assert "f · encoder=cf" in shown
+    assert "worse" in shown
+    [written] = (tmp_path / "outputs/comparisons").glob("*/table.csv")
+    rows = [row for row in csv.DictReader(written.open()) if row["metric"] == "need_recovery"]
+    verdicts = {row["encoder"]: row["verdict"] for row in rows if row["column"] == f"{mlp} vs {linear}"}
+    assert verdicts == {"cf": "not worse", "both": "worse"}
+
+
+def test_what_cannot_be_compared_with_other_runs_is_refused(tmp_path):
+    from regen.evaluation.evaluate import compare_sides
+
+    mlp = str(side(tmp_path / "mlp", 0.6, seeds=1))
+    with pytest.raises(FileNotFoundError, match="against=.*absent: matches neither"):
+        compare_sides(mlp, str(tmp_path / "absent"), resamples=100, seed=0)
+    with pytest.raises(ValueError, match="are both"):
+        compare_sides(mlp, mlp, resamples=100, seed=0)
