@@ -153,10 +153,12 @@ class LinearAdapter:
 @dataclass
 class MLPAdapter(LinearAdapter):
     hidden_dim: int = MISSING
+    residual: bool = MISSING
 
 
 @dataclass
-class TransformerAdapter(MLPAdapter):
+class TransformerAdapter(LinearAdapter):
+    hidden_dim: int = MISSING
     layers: int = MISSING
     heads: int = MISSING
     max_history: int = MISSING
@@ -206,6 +208,7 @@ class LoRA(Tuning):
 class Feature:
     prompt: str = MISSING
     withhold_final_review: bool = MISSING
+    epochs: int = 1
 
 
 @dataclass
@@ -216,7 +219,7 @@ class Data:
 
 @dataclass
 class Training:
-    epochs: int = MISSING
+    epochs: int | None = None
     batch_size: int = MISSING
     weight_decay: float = MISSING
     warmup_share: float = MISSING

@@ -67,27 +67,44 @@ class LinearAdapter(Adapter):
 
 
 class MLPAdapter(Adapter):
-    """One hidden layer with GELU, each interaction on its own (the paper's adapter).
+    """One hidden layer with GELU, applied to each interaction on its own.
+
+    With `residual`, a linear path runs beside the hidden layer, whose part starts at zero and is divided by its width.
+    Without it, this is the paper's adapter (4.2), which needs a tenth of the learning rate.
 
     Args:
         in_dim: Width of a fused vector, K.
         lm_dim: Width of the LM's input embeddings, H.
         hidden_dim: Width of the hidden layer.
+        residual: Whether to add the linear path.
     """
 
-    def __init__(self, in_dim: int, lm_dim: int, *, hidden_dim: int) -> None:
+    version = 2  # 1 had no linear path
+
+    def __init__(self, in_dim: int, lm_dim: int, *, hidden_dim: int, residual: bool = True) -> None:
         super().__init__(in_dim, lm_dim)
         self.hidden = nn.Linear(in_dim, hidden_dim)
-        self.output = nn.Linear(hidden_dim, lm_dim)
+        self.output = nn.Linear(hidden_dim, lm_dim, bias=not residual)
+        self.skip = nn.Linear(in_dim, lm_dim) if residual else None
+        if residual:
+            nn.init.zeros_(self.output.weight)
 
     def forward(
         self, fused: Float[Tensor, "batch history in_dim"], mask: Bool[Tensor, "batch history"]
     ) -> Float[Tensor, "batch history lm_dim"]:
-        return self.output(nn.functional.gelu(self.hidden(fused)))
+        nonlinear = self.output(nn.functional.gelu(self.hidden(fused)))
+        return nonlinear if self.skip is None else self.skip(fused) + nonlinear / self.hidden.out_features
 
     @torch.no_grad()
     def start_as(self, weight: Float[Tensor, "lm_dim in_dim"], bias: Float[Tensor, " lm_dim"]) -> None:
-        """Exact, without a skip path: gelu(z) - gelu(-z) = z, so each pair of hidden units carries one direction.
+        if self.skip is not None:
+            self.skip.weight.copy_(weight)
+            self.skip.bias.copy_(bias)
+        else:
+            self._start_in_pairs(weight, bias)
+
+    def _start_in_pairs(self, weight: Float[Tensor, "lm_dim in_dim"], bias: Float[Tensor, " lm_dim"]) -> None:
+        """Exact without a linear path: gelu(z) - gelu(-z) = z, so each pair of hidden units carries one direction.
 
         With fewer than 2 * rank(weight) hidden units the largest singular directions are kept.
         """
@@ -103,6 +120,8 @@ class MLPAdapter(Adapter):
 
     def scale_output(self, factor: float) -> None:
         _scale(self.output, factor)
+        if self.skip is not None:
+            _scale(self.skip, factor)
 
 
 class TransformerAdapter(Adapter):

@@ -82,6 +82,8 @@ class LoadedRun:
 def open_run(cfg: DictConfig) -> Run:
     """Builds the missing artefacts of a cell and finds its folder, which appears with its config in it."""
     config = plain(cfg)
+    if config["training"]["epochs"] is None:
+        config["training"]["epochs"] = max(feature["epochs"] for feature in config["feature"].values())
     inputs = build_inputs(cfg)
     recipe = {key: config[key] for key in ("encoder", "adapter", "lm", "tuning", "feature", "data", "split", "seed")}
     if (version := getattr(get_class(config["adapter"]["_target_"]), "version", 1)) > 1:

@@ -42,7 +42,7 @@ def linear():
 
 def without_content(adapter):
     """The adapter with every weight that reads content set to zero."""
-    readers = {LinearAdapter: ["projection"], MLPAdapter: ["hidden"], TransformerAdapter: ["inward", "skip"]}
+    readers = {LinearAdapter: ["projection"], MLPAdapter: ["hidden", "skip"], TransformerAdapter: ["inward", "skip"]}
     with torch.no_grad():
         for name in readers[type(adapter)]:
             getattr(adapter, name).weight[:, CF_DIM:] = 0

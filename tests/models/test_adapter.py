@@ -14,6 +14,7 @@ from regen.training.assembly import _instantiate_own
 ADAPTERS = {
     "linear": lambda: LinearAdapter(12, 20),
     "mlp": lambda: MLPAdapter(12, 20, hidden_dim=30),
+    "plain_mlp": lambda: MLPAdapter(12, 20, hidden_dim=30, residual=False),
     "transformer": lambda: TransformerAdapter(12, 20, hidden_dim=16, layers=1, heads=2, max_history=7),
 }
 
@@ -45,7 +46,7 @@ def test_a_started_adapter_can_still_learn_everywhere(adapter):
 
 def test_few_hidden_units_keep_the_largest_directions():
     weight = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
-    adapter = MLPAdapter(3, 3, hidden_dim=4)
+    adapter = MLPAdapter(3, 3, hidden_dim=4, residual=False)
     adapter.start_as(weight, torch.zeros(3))
     out = adapter(torch.ones(1, 1, 3), torch.ones(1, 1, dtype=torch.bool))
     torch.testing.assert_close(out[0, 0], torch.tensor([3.0, 2.0, 0.0]), atol=1e-5, rtol=0)
