@@ -201,7 +201,7 @@ def cells_beside(cells: list[Cell], folder: Path) -> list[Cell]:
 
 
 def compare_sides(runs: str, against: str, *, resamples: int, seed: int) -> None:
-    """Writes and shows a table of each encoder's runs against other runs of the same encoder, for instance two adapters.
+    """Writes and shows a table of each encoder's runs against others of the same encoder, for instance two adapters.
 
     Args:
         runs: a folder of a grid or of runs, or a pattern that matches such folders or run folders.
@@ -217,7 +217,8 @@ def compare_sides(runs: str, against: str, *, resamples: int, seed: int) -> None
         raise ValueError(f"runs= and against= are both {runs}; give the runs to compare with.")
     cells = []
     for name, pattern in (("runs", runs), ("against", against)):
-        folders = [Path(pattern)] if Path(pattern).is_dir() else [Path(path) for path in sorted(glob(pattern))]
+        matches = [pattern] if Path(pattern).is_dir() else sorted(glob(pattern))  # noqa: PTH207 - absolute ones too
+        folders = [Path(path) for path in matches]
         found = grid_cells(*folders) or run_cells(*folders)
         if not found:
             raise FileNotFoundError(f"{name}={pattern}: matches neither the folder of a grid nor runs.")
