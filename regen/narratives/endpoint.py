@@ -17,7 +17,7 @@ from regen.narratives.prompts import Request, flat_schema
 CHARACTERS_PER_TOKEN = 4.0  # of English text, for estimates before the endpoint counted
 SEEDS_PER_ATTEMPT = 10_000
 SHOWN = 300  # characters of an endpoint's message that are kept
-_NEVER_SENT = (
+_NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # of the HTTP library; which one depends on openai's version
     "ConnectError",
     "ConnectTimeout",
     "PoolTimeout",
