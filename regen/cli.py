@@ -10,6 +10,7 @@ environment brings all tracebacks back.
 import functools
 import linecache
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from regen.config_errors import UnknownKeyError, check, explain
 PACKAGE_DIR = Path(__file__).resolve().parent
 FULL_ERROR = "HYDRA_FULL_ERROR"
 HINT = f"Set {FULL_ERROR}=1 for the traceback."
+_CREDENTIALS = re.compile(r"://[^/?#\s]*@|base_url=[^?]*\?")  # a user name, a password or a query in an address
 
 Task = Callable[[DictConfig], Any]
 
@@ -59,6 +61,7 @@ def run_hydra(task: Task, *, config_name: str, config_dir: Path = CONF) -> None:
         SystemExit: with code 2 for a mistake in the command or the config, 1 for bad input that regen refuses on
             purpose, 130 for an interrupt; a message is on stderr. Other errors of the task pass through.
     """
+    _refuse_credentials(sys.argv[1:])
     register()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before hydra/launcher=ray starts it
     full_error = os.environ.get(FULL_ERROR) == "1"
@@ -80,6 +83,18 @@ def run_hydra(task: Task, *, config_name: str, config_dir: Path = CONF) -> None:
         if message is None:
             raise
         _exit(code, f"error: {message}")
+
+
+def _refuse_credentials(arguments: list[str]) -> None:
+    """Exits before Hydra can write an address with a password into its folder."""
+    for argument in arguments:
+        if _CREDENTIALS.search(argument):
+            name = argument.partition("=")[0]
+            _exit(
+                2,
+                f"error: {name}= holds credentials or a query in its address, which would be written to disk. Put the "
+                "key into the environment variable that api_key_env names.",
+            )
 
 
 def _guarded(task: Task, *, full_error: bool) -> Task:

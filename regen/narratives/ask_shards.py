@@ -15,6 +15,7 @@ from regen.narratives.prompts import Request
 from regen.narratives.runner import Limits, Report, ask_all
 
 logger = logging.getLogger(__name__)
+STOP = "stop"  # a file beside the shards: why no further one may ask
 
 
 def ask(
@@ -40,35 +41,50 @@ def ask(
         folder.mkdir(exist_ok=True)
         for killed in sorted(folder.glob("*.sqlite")):  # answers of a run that was killed: paid for, so kept
             _take_in(ledger, killed)
-        for unasked in folder.glob("*.requests"):
-            unasked.unlink()
+        for left_over in (*folder.glob("*.requests"), *folder.glob(STOP)):
+            left_over.unlink()
         left = _write_shards(folder, requests, endpoint=endpoint, ledger=ledger, limits=limits, size=engine.requests)
         report, shards = left.report, left.shards
         logger.info("%s: %d requests, %d shards to ask", name, report.counts["requests"], len(shards))
         work = AskShard(endpoint, _share_of_rates(limits, min(engine.asking, len(shards))), name)
         errors = []
         for done in engine.map(work, shards, name=name, at_once=engine.asking):
-            _take_in(ledger, done.path.with_suffix(".sqlite"))
+            if (shard_ledger := done.path.with_suffix(".sqlite")).exists():
+                _take_in(ledger, shard_ledger)
             done.path.unlink()
             report.add(done.report)
             errors += [done.error] if done.error else []
+        (folder / STOP).unlink(missing_ok=True)
         if errors:
             raise ValueError(errors[0])
-        if left.twins and not report.out_of_money:  # answered by now, or else as hopeless as the first of their kind
+        rest = left.twins  # answered by now, or else as hopeless as the first of their kind
+        if report.out_of_money:  # each shard has left a little, which together may pay for more
+            rest = [*_unasked(requests, endpoint, ledger, report.given_up), *rest]
+            report.out_of_money = False
+        if rest:
             if limits.max_cost is not None:
-                paid = sum(ledger.dollars(twin.key(endpoint.settings())) for twin in left.twins)
+                paid = sum(ledger.dollars(key) for key in {request.key(endpoint.settings()) for request in rest})
                 limits = replace(limits, max_cost=max(0.0, limits.max_cost - report.dollars_in_all + paid))
             report.add(
                 ask_all(
-                    lambda: iter(left.twins),
-                    total=len(left.twins),
+                    lambda: iter(rest),
+                    total=len(rest),
                     endpoint=endpoint,
                     ledger=ledger,
                     limits=limits,
-                    name=f"{name}, twins",
+                    name=f"{name}, the rest",
                 )
             )
         return report
+
+
+def _unasked(
+    requests: Callable[[], Iterator[Request]], endpoint: Endpoint, ledger: Ledger, given_up: set[str]
+) -> list[Request]:
+    """The requests that no shard could pay for, one of each kind."""
+    settings = endpoint.settings()
+    by_key = {request.key(settings): request for request in requests()}
+    return [request for key, request in by_key.items() if key not in given_up and ledger.answer(key) is None]
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,9 @@ class AskShard:
     def __call__(self, shard: tuple[Path, float | None]) -> ShardDone:
         """Takes the shard's file and the dollars it may spend."""
         path, max_cost = shard
+        stop = path.with_name(STOP)
+        if stop.exists():
+            return ShardDone(path, Report(), stop.read_text())
         requests, unusable = pickle.loads(path.read_bytes())
         with Ledger(path.with_suffix(".sqlite")) as ledger:
             try:
@@ -110,6 +129,7 @@ class AskShard:
                     unusable=unusable,
                 )
             except ValueError as error:
+                stop.write_text(str(error))
                 return ShardDone(path, Report(), str(error))
         return ShardDone(path, report, None)
 
@@ -134,6 +154,7 @@ def _write_shards(
 ) -> _Left:
     """Writes what has no answer yet into files of `size` requests."""
     settings, report = endpoint.settings(), Report()
+    seen: set[str] = set()
     asked: set[str] = set()
     files: list[tuple[Path, int]] = []
     part: list[Request] = []
@@ -150,7 +171,9 @@ def _write_shards(
     for request in requests():
         key = request.key(settings)
         report.counts["requests"] += 1
-        report.dollars_before += ledger.dollars(key) if limits.max_cost is not None else 0.0
+        if limits.max_cost is not None and key not in seen:
+            report.dollars_before += ledger.dollars(key)
+        seen.add(key)
         if key in asked:
             twins.append(request)
         elif ledger.answer(key) is not None:

@@ -1,22 +1,28 @@
 """Any OpenAI-compatible endpoint, hosted or local: what is sent, what came back, and what it means.
 
-The key comes from the environment and goes nowhere but into the request's header.
+The key is read from the environment when it is needed. It is written nowhere and goes only into the request's header.
 """
 
-import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
 import openai
 
 from regen.narratives.prompts import Request, flat_schema
 
 CHARACTERS_PER_TOKEN = 4.0  # of English text, for estimates before the endpoint counted
 SEEDS_PER_ATTEMPT = 10_000
+SHOWN = 300  # characters of an endpoint's message that are kept
+_NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # of the HTTP library; which one depends on openai's version
+    "ConnectError",
+    "ConnectTimeout",
+    "PoolTimeout",
+)  # of the HTTP library, which differs by openai's version
+_GATEWAY_TIMEOUTS = (408, 504, 524)  # the model behind the gateway may have gone on, and is then paid for
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -51,14 +57,14 @@ class Price:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer as it came, with what it cost in tokens."""
+    """An answer as it came, with its tokens as the endpoint counted them; None where it did not."""
 
     text: str
     refusal: str | None
     cut_off: bool
     model: str
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
 
 
 class AgainError(Exception):
@@ -72,6 +78,10 @@ class AgainError(Exception):
 
 class RejectedError(Exception):
     """The endpoint will never answer this request."""
+
+
+class ForbiddenError(RejectedError):
+    """Status 403: about this request if others are answered, about the key or the account if none is."""
 
 
 class UnusableEndpointError(Exception):
@@ -89,7 +99,7 @@ class Endpoint:
         timeout: Seconds until a request is given up.
 
     Raises:
-        ValueError: If the URL holds a password, or a hosted endpoint has no key.
+        ValueError: If the URL holds a password, or a hosted endpoint has no usable key.
     """
 
     def __init__(
@@ -97,17 +107,11 @@ class Endpoint:
     ) -> None:
         self.model = model
         self.base_url = (base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1").rstrip("/")
-        parts = urlsplit(self.base_url)
-        if parts.username or parts.password or parts.query:
-            raise ValueError(
-                f"base_url of the endpoint at {parts.hostname} holds credentials or a query, which would end up in "
-                f"configs and manifests. Put the key into the environment variable {api_key_env}."
-            )
+        refuse_credentials(self.base_url)
         if timeout <= 0:
             raise ValueError(f"timeout={timeout} has to be above 0 seconds.")
-        self._key = os.environ.get(api_key_env) or ("none" if parts.hostname in _LOCAL else "")
-        if not self._key:
-            raise ValueError(f"{self.base_url} needs a key: set the environment variable {api_key_env}.")
+        self.api_key_env = api_key_env
+        self._key()
         self.sampling = sampling
         self.timeout = timeout
         self._format = "json_schema"
@@ -118,9 +122,23 @@ class Endpoint:
         """What determines an answer beside the request; no secret is among it."""
         return {"base_url": self.base_url, "model": self.model, **vars(self.sampling)}
 
+    def _key(self) -> str:
+        """Read at each use, so that a pickled endpoint holds no key and workers read their own environment."""
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not key and urlsplit(self.base_url).hostname in _LOCAL:
+            return "none"
+        if not key:
+            raise ValueError(
+                f"{self.base_url} needs a key: set the environment variable {self.api_key_env}, with engine=ray on "
+                "every machine of the cluster."
+            )
+        if not (key.isascii() and key.isprintable()):
+            raise ValueError(f"{self.api_key_env} holds characters that no key has. Copy the key again.")
+        return key
+
     async def __aenter__(self) -> "Endpoint":
         self._client = openai.AsyncOpenAI(
-            api_key=self._key, base_url=self.base_url, timeout=self.timeout, max_retries=0
+            api_key=self._key(), base_url=self.base_url, timeout=self.timeout, max_retries=0
         )
         return self
 
@@ -137,19 +155,17 @@ class Endpoint:
 
         Raises:
             AgainError: No answer this time.
-            RejectedError: Never an answer to this request.
+            RejectedError: Never an answer to this request; `ForbiddenError` if the status is 403.
             UnusableEndpointError: Never an answer to any.
         """
         try:
             return await self._send(request, attempt)
-        except openai.APITimeoutError as error:
-            raise AgainError(f"no answer within {self.timeout:g} s", may_cost=True) from error
         except openai.APIConnectionError as error:
-            raise AgainError(self._scrubbed(f"connection failed: {error.__cause__!r:.200}"), may_cost=True) from error
+            raise self._broken_off(error) from None  # the cause may hold the key
         except openai.APIStatusError as error:
-            raise self._verdict(error) from error
-        except (openai.APIResponseValidationError, json.JSONDecodeError, httpx.HTTPError, AttributeError) as error:
-            raise AgainError(self._scrubbed(f"not an answer: {error!r:.200}"), may_cost=True) from error
+            raise self._verdict(error) from None
+        except (openai.APIError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+            raise AgainError(self._scrubbed(f"not an answer: {error!r}"), may_cost=True) from None
 
     async def _send(self, request: Request, attempt: int) -> Reply:
         assert self._client is not None
@@ -165,7 +181,7 @@ class Endpoint:
             if self.sampling.seed is not None:
                 parameters["seed"] = self.sampling.seed + request.draw + SEEDS_PER_ATTEMPT * attempt
             try:
-                return _reply(await self._client.chat.completions.create(**parameters))
+                return self._reply(await self._client.chat.completions.create(**parameters))
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if not self._falls_back(str(error)):
                     raise
@@ -189,39 +205,77 @@ class Endpoint:
             return True
         return False
 
+    def _reply(self, completion: Any) -> Reply:
+        if not getattr(completion, "choices", None):
+            raise AgainError(
+                self._scrubbed(f"no choices in the answer: {getattr(completion, 'error', None) or completion!r}"),
+                may_cost=True,
+            )
+        choice = completion.choices[0]
+        text = (choice.message.content or "").encode("utf-8", "replace").decode()  # no file can hold a lone surrogate
+        refusal = getattr(choice.message, "refusal", None) or (
+            "content filter" if choice.finish_reason == "content_filter" else None
+        )
+        usage = completion.usage
+        return Reply(
+            text=text,
+            refusal=self._scrubbed(str(refusal)) if refusal else None,
+            cut_off=choice.finish_reason == "length",
+            model=str(completion.model or self.model),
+            prompt_tokens=_count(getattr(usage, "prompt_tokens", None), least=1),
+            completion_tokens=_count(getattr(usage, "completion_tokens", None), least=1 if text else 0),
+        )
+
+    def _broken_off(self, error: openai.APIConnectionError) -> AgainError:
+        cause = error.__cause__
+        if type(cause).__name__ in _NEVER_SENT:
+            return AgainError(self._scrubbed(f"{self.base_url} cannot be reached: {cause or error!r}"))
+        if isinstance(error, openai.APITimeoutError):
+            return AgainError(f"no answer within {self.timeout:g} s", may_cost=True)
+        return AgainError(self._scrubbed(f"connection failed: {cause!r}"), may_cost=True)
+
     def _verdict(self, error: openai.APIStatusError) -> Exception:
-        message = self._scrubbed(f"{error.status_code}: {_message(error)}")
-        code = error.code if isinstance(error.code, str) else ""
-        if error.status_code in (401, 403, 404) or code == "insufficient_quota":
+        status = error.status_code
+        message = self._scrubbed(f"{status}: {_message(error)}")
+        if status in (401, 402, 404) or error.code == "insufficient_quota":
             return UnusableEndpointError(message)
-        if error.status_code in (408, 409, 425, 429) or error.status_code >= 500:
-            return AgainError(message, _retry_after(error.response.headers))
+        if status == 403:
+            return ForbiddenError(message)
+        if status in (408, 409, 425, 429) or status >= 500:
+            after = _retry_after(error.response.headers)
+            return AgainError(message, after, may_cost=status in _GATEWAY_TIMEOUTS)
         return RejectedError(message)
 
     def _scrubbed(self, message: str) -> str:
-        """The message without the key, should the endpoint repeat it."""
-        return message.replace(self._key, "***") if len(self._key) > 4 else message
+        """The start of the message, without the key; the key goes first, so that the cut cannot leave a part of it."""
+        key = self._key()
+        return (message.replace(key, "***") if len(key) > 4 else message)[:SHOWN]
 
 
-def _reply(completion: Any) -> Reply:
-    choice = completion.choices[0]
-    usage = completion.usage
-    return Reply(
-        text=(choice.message.content or "").encode("utf-8", "replace").decode(),  # a lone surrogate fits into no file
-        refusal=getattr(choice.message, "refusal", None)
-        or ("content filter" if choice.finish_reason == "content_filter" else None),
-        cut_off=choice.finish_reason == "length",
-        model=completion.model,
-        prompt_tokens=usage.prompt_tokens if usage else 0,
-        completion_tokens=usage.completion_tokens if usage else 0,
-    )
+def refuse_credentials(base_url: str) -> None:
+    """Refuses an address with a user name, a password or a query.
+
+    Raises:
+        ValueError: With the address's host alone.
+    """
+    parts = urlsplit(base_url)
+    if parts.username or parts.password or parts.query:
+        raise ValueError(
+            f"base_url of the endpoint at {parts.hostname} holds credentials or a query, which would end up in "
+            "configs and manifests. Put the key into the environment variable that api_key_env names."
+        )
+
+
+def _count(tokens: Any, *, least: int) -> int | None:
+    """A number of tokens as the endpoint reported it; None if it did not, or if it cannot be true."""
+    return tokens if isinstance(tokens, int) and tokens >= least else None
 
 
 def _message(error: openai.APIStatusError) -> str:
     body = error.body
     if isinstance(body, Mapping) and isinstance(body.get("message"), str):
-        return str(body["message"])[:300]
-    return " ".join(str(error).split())[:300]
+        return str(body["message"])
+    return " ".join(str(error).split())
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
@@ -231,13 +285,14 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
     try:
         if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
-        value = headers.get("retry-after")
-        if value is None:
+            seconds = float(headers["retry-after-ms"]) / 1000
+        elif (value := headers.get("retry-after")) is None:
             return None
-        try:
-            return max(0.0, float(value))
-        except ValueError:
-            return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+        else:
+            try:
+                seconds = float(value)
+            except ValueError:
+                seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
     except (ValueError, TypeError):
         return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None

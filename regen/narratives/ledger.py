@@ -8,7 +8,8 @@ from typing import Literal
 
 from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_random
 
-Outcome = Literal["answered", "invalid", "refused"]
+Outcome = Literal["answered", "invalid", "refused", "lost", "duplicate"]
+"""What an attempt came to; `lost` had no answer but may have cost money, `duplicate` had one when another was kept."""
 _BUSY = 60.0  # seconds to wait for another process that writes
 
 
@@ -74,10 +75,16 @@ class Ledger:
         completion_tokens: int = 0,
         dollars: float = 0.0,
     ) -> None:
-        """Writes one answer, whether it can be used or not; it is on the disk when this returns."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        values = (key, outcome, text, detail, model, prompt_tokens, completion_tokens, dollars, now)
-        self._db.execute("INSERT OR IGNORE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        """Writes what one attempt came to, usable or not; it is on the disk when this returns.
+
+        If another process has recorded an answer to the same request, that answer stays, and this one is kept for its
+        cost.
+        """
+        now = datetime.now(UTC).isoformat(timespec="microseconds")
+        values = (text, detail, model, prompt_tokens, completion_tokens, dollars, now)
+        insert = "INSERT OR IGNORE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        if not self._db.execute(insert, (key, outcome, *values)).rowcount:
+            self._db.execute(insert, (key, "duplicate", *values))
 
     def answer(self, key: str) -> Answer | None:
         """The usable answer to a request, if it was given."""
@@ -87,11 +94,11 @@ class Ledger:
 
     def unusable(self, key: str) -> int:
         """How many answers to this request could not be used."""
-        query = "SELECT COUNT(*) FROM attempts WHERE key = ? AND outcome != 'answered'"
+        query = "SELECT COUNT(*) FROM attempts WHERE key = ? AND outcome IN ('invalid', 'refused')"
         return int(self._db.execute(query, (key,)).fetchone()[0])
 
     def dollars(self, key: str) -> float:
-        """What all answers to this request cost."""
+        """What all attempts at this request cost."""
         query = "SELECT COALESCE(SUM(dollars), 0) FROM attempts WHERE key = ?"
         return float(self._db.execute(query, (key,)).fetchone()[0])
 
@@ -104,12 +111,13 @@ class Ledger:
         Ledger(other).close()
         self._db.execute("ATTACH DATABASE ? AS other", (str(other),))
         try:
-            here = (
-                "SELECT 1 FROM main.attempts AS a WHERE (a.key, a.created, a.outcome) = (o.key, o.created, o.outcome)"
+            new = (
+                "FROM other.attempts AS o WHERE NOT EXISTS (SELECT 1 FROM main.attempts AS a "
+                "WHERE (a.key, a.created, a.text, a.detail) IS (o.key, o.created, o.text, o.detail))"
             )
-            self._db.execute(
-                f"INSERT OR IGNORE INTO attempts SELECT * FROM other.attempts AS o WHERE NOT EXISTS ({here})"
-            )
+            columns = "text, detail, model, prompt_tokens, completion_tokens, dollars, created"
+            self._db.execute(f"INSERT OR IGNORE INTO attempts SELECT * {new}")
+            self._db.execute(f"INSERT INTO attempts SELECT key, 'duplicate', {columns} {new}")  # answered here already
         finally:
             self._db.execute("DETACH DATABASE other")
 

@@ -172,8 +172,10 @@ def check_report(report: Report, limits: RunLimits) -> None:
         ValueError: If the run stopped for money, or every request failed.
     """
     if report.out_of_money:
+        uncounted = report.counts["uncounted"]
+        why = f" {uncounted:,} answers came without `usage` and count with the most they can cost." if uncounted else ""
         raise ValueError(
-            f"max_cost={limits.max_cost} dollars would be passed: ${report.dollars:.4f} were spent in this run. "
+            f"max_cost={limits.max_cost} dollars would be passed: ${report.dollars:.4f} were spent in this run.{why} "
             f"{report.counts['answered']:,} answers came and are kept; a higher max_cost goes on from there."
         )
     if report.failures:

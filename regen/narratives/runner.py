@@ -11,7 +11,6 @@ from aiolimiter import AsyncLimiter
 from pydantic import ValidationError
 from tenacity import (
     AsyncRetrying,
-    RetryCallState,
     retry_if_exception_type,
     stop_after_attempt,
     wait_exponential_jitter,
@@ -22,6 +21,7 @@ from regen.narratives.endpoint import (
     CHARACTERS_PER_TOKEN,
     AgainError,
     Endpoint,
+    ForbiddenError,
     Price,
     RejectedError,
     Reply,
@@ -31,7 +31,8 @@ from regen.narratives.ledger import Ledger, Outcome
 from regen.narratives.prompts import Request
 
 logger = logging.getLogger(__name__)
-DEAD = 64  # requests that fail without a single answer before the endpoint counts as dead
+DEAD = 64  # requests that fail in a row, without an answer to any, before the endpoint counts as dead
+FORBIDDEN = 8  # the same for status 403, if nothing was ever answered
 _BURST = 5.0  # seconds' worth of requests that may leave at once
 BACKOFF = wait_exponential_jitter(multiplier=0.5, max=60.0, jitter=0.5)
 
@@ -76,15 +77,18 @@ class Report:
     """What a run did.
 
     Attributes:
-        counts: `requests`, `reused`, `answered`, `invalid`, `refused`, `again`, `failed`.
+        counts: `requests`, `reused`, `answered`, `invalid`, `refused`, `again`, `failed`, `uncounted` (answers whose
+            tokens the endpoint did not report).
         failures: User, prompt and reason of each request that got no usable answer.
-        dollars: What this run paid, as far as the endpoint reported tokens; a request that broke off counts in full.
+        given_up: Keys of those requests.
+        dollars: What this run paid; a request that broke off and tokens not reported count with the most they can cost.
         dollars_before: What earlier, interrupted runs paid for the same requests.
         out_of_money: Whether the run stopped before `max_cost` would be passed.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[tuple[str, str, str]] = field(default_factory=list)
+    given_up: set[str] = field(default_factory=set)
     prompt_tokens: int = 0
     completion_tokens: int = 0
     dollars: float = 0.0
@@ -100,6 +104,7 @@ class Report:
         """Adds what another part of the same run did; the requests it was given are counted already."""
         self.counts.update({name: count for name, count in other.counts.items() if name != "requests"})
         self.failures += other.failures
+        self.given_up |= other.given_up
         self.prompt_tokens += other.prompt_tokens
         self.completion_tokens += other.completion_tokens
         self.dollars += other.dollars
@@ -137,7 +142,8 @@ def ask_all(
         logging.getLogger(client).setLevel(logging.WARNING)
     run = _Run(requests(), total, endpoint, ledger, limits, name, unusable or {})
     if limits.max_cost is not None:  # what an earlier, interrupted run of this job paid counts
-        run.report.dollars_before = sum(ledger.dollars(request.key(run.settings)) for request in requests())
+        keys = {request.key(run.settings) for request in requests()}
+        run.report.dollars_before = sum(map(ledger.dollars, keys))
     return asyncio.run(run.run())
 
 
@@ -166,6 +172,7 @@ class _Run:
         self.resume_at = 0.0
         self.under_way: dict[str, asyncio.Event] = {}
         self.stop: BaseException | None = None
+        self.failed_in_a_row = 0
         self.per_minute = _limiter(limits.requests_per_minute)
         tokens = limits.tokens_per_minute
         self.tokens = None if tokens is None else AsyncLimiter(tokens, 60.0)
@@ -181,7 +188,7 @@ class _Run:
             before = {}
         try:
             async with self.endpoint:
-                await asyncio.gather(*(self._work() for _ in range(self.limits.concurrency)))
+                await asyncio.gather(*(self._work_or_stop() for _ in range(self.limits.concurrency)))
         finally:
             self.bar.close()
             for number, handler in before.items():
@@ -189,9 +196,9 @@ class _Run:
                 signal.signal(number, handler)
         if isinstance(self.stop, UnusableEndpointError):
             raise ValueError(
-                f"{self.endpoint.base_url} with model {self.endpoint.model!r} refuses every request: {self.stop}. "
+                f"{self.endpoint.base_url} with model {self.endpoint.model!r} {self.stop}. "
                 f"{self.report.counts['answered']:,} answers came before and are kept in {self.ledger.path}."
-            ) from self.stop
+            ) from None
         if self.stop is not None:
             raise self.stop
         return self.report
@@ -202,6 +209,12 @@ class _Run:
         self.stop = KeyboardInterrupt()
         logger.warning("Interrupted: waiting for the requests under way, so that no answer is lost.")
         del number
+
+    async def _work_or_stop(self) -> None:
+        try:
+            await self._work()
+        except Exception as error:  # raised at the end of `run`: the other requests under way are paid for
+            self.stop = self.stop or error
 
     async def _work(self) -> None:
         for request in self.requests:
@@ -215,9 +228,11 @@ class _Run:
                 self.report.counts["reused"] += 1
             else:
                 done = self.under_way.setdefault(key, asyncio.Event())
-                await self._until_answered(request, key)
-                del self.under_way[key]
-                done.set()
+                try:
+                    await self._until_answered(request, key)
+                finally:
+                    del self.under_way[key]
+                    done.set()
             self.bar.update()
             self.bar.set_postfix(cost=f"${self.report.dollars:.2f}", failed=self.report.counts["failed"], refresh=False)
 
@@ -230,7 +245,7 @@ class _Run:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type((AgainError, _UselessError)),
             stop=stop_after_attempt(self.limits.max_attempts),
-            wait=_wait,
+            wait=BACKOFF,  # also grows where the endpoint says Retry-After: 0
             sleep=self._sleep,
             reraise=True,
         )
@@ -239,37 +254,45 @@ class _Run:
                 with attempt:
                     await self._attempt(request, key)
         except (AgainError, _UselessError) as error:
-            self._fail(request, f"{error} ({self.limits.max_attempts} attempts)")
+            self._fail(request, key, error, f"{error} ({self.limits.max_attempts} attempts)")
         except (RejectedError, _RefusedError) as error:
-            self._fail(request, str(error))
+            self._fail(request, key, error, str(error))
         except UnusableEndpointError as error:
-            self.stop = self.stop or error
+            self.stop = self.stop or UnusableEndpointError(f"refuses every request: {error}")
         except _StoppedError:
             pass
 
-    def _fail(self, request: Request, reason: str) -> None:
-        if not self._stopped:
-            self.report.counts["failed"] += 1
-            self.report.failures.append((request.user_id, request.prompt, reason))
-            if self.report.counts["failed"] >= DEAD and not self.report.counts.keys() & {
-                "answered",
-                "refused",
-                "reused",
-            }:
-                self.stop = UnusableEndpointError(f"the first {DEAD} requests failed, at last with {reason}")
+    def _fail(self, request: Request, key: str, error: Exception, reason: str) -> None:
+        """Notes that a request is given up; stops the run where the endpoint seems dead."""
+        if self._stopped:
+            return
+        self.report.counts["failed"] += 1
+        self.report.failures.append((request.user_id, request.prompt, reason))
+        self.report.given_up.add(key)
+        ever_answered = self.report.counts.keys() & {"answered", "refused", "reused"}
+        if isinstance(error, AgainError) or not ever_answered:  # else the fault is the request's own
+            self.failed_in_a_row += 1
+        if self.failed_in_a_row >= (FORBIDDEN if isinstance(error, ForbiddenError) and not ever_answered else DEAD):
+            failed = f"{self.failed_in_a_row} requests failed in a row, the last with {reason}"
+            self.stop = UnusableEndpointError(f"answers no request: {failed}")
 
     async def _attempt(self, request: Request, key: str) -> None:
         """Sends the request once and writes down what comes back."""
-        most = self._most(request)
+        most = self.price.of(*self._most_tokens(request))
         await self._reserve(most)
         try:
             await self._pace(request)
+            if self.ledger.answer(key) is not None:  # another process got it while this one waited
+                self.report.counts["reused"] += 1
+                return
             useless = self.unusable.get(key, 0) + self.ledger.unusable(key)
             reply = await self.endpoint.ask(request, attempt=useless)
             self._record(request, key, reply)
         except AgainError as error:
             self.report.counts["again"] += 1
-            self.report.dollars += most if error.may_cost else 0.0
+            if error.may_cost:
+                self.ledger.record(key, "lost", text="", model="", detail=str(error), dollars=most)
+                self.report.dollars += most
             if error.after is not None:  # holds for every request
                 self.resume_at = max(self.resume_at, asyncio.get_running_loop().time() + error.after)
             raise
@@ -287,28 +310,36 @@ class _Run:
                 request.answer.model_validate_json(reply.text)
             except ValidationError as error:
                 problem, outcome = _UselessError(_what_is_wrong(error, reply)), "invalid"
-        dollars = self.price.of(reply.prompt_tokens, reply.completion_tokens)
+        most_prompt, most_completion = self._most_tokens(request)
+        prompt_tokens, completion_tokens = reply.prompt_tokens, reply.completion_tokens
+        if prompt_tokens is None or completion_tokens is None:
+            self.report.counts["uncounted"] += 1
+        dollars = self.price.of(
+            most_prompt if prompt_tokens is None else prompt_tokens,
+            most_completion if completion_tokens is None else completion_tokens,
+        )
         self.ledger.record(
             key,
             outcome,
             text=reply.text,
             detail=str(problem or ""),
             model=reply.model,
-            prompt_tokens=reply.prompt_tokens,
-            completion_tokens=reply.completion_tokens,
+            prompt_tokens=prompt_tokens or 0,
+            completion_tokens=completion_tokens or 0,
             dollars=dollars,
         )
         self.report.counts[outcome] += 1
-        self.report.prompt_tokens += reply.prompt_tokens
-        self.report.completion_tokens += reply.completion_tokens
+        self.failed_in_a_row = 0
+        self.report.prompt_tokens += prompt_tokens or 0
+        self.report.completion_tokens += completion_tokens or 0
         self.report.dollars += dollars
         if problem is not None:
             raise problem
 
-    def _most(self, request: Request) -> float:
-        """Dollars that a request costs at most: a token is at least a byte."""
+    def _most_tokens(self, request: Request) -> tuple[int, int]:
+        """The most tokens of prompt and answer that a request can be charged: a token is at least a byte."""
         size = sum(len(message["content"].encode("utf-8", "replace")) + 16 for message in request.messages)
-        return self.price.of(size, self.endpoint.sampling.max_tokens)
+        return size, self.endpoint.sampling.max_tokens
 
     async def _reserve(self, dollars: float) -> None:
         """Sets money aside; waits while requests under way may still give some back."""
@@ -359,12 +390,6 @@ class _RefusedError(Exception):
 
 class _StoppedError(Exception):
     """The run stops before this request was sent."""
-
-
-def _wait(state: RetryCallState) -> float:
-    """Growing waits; none where the endpoint said how long, because the whole run then waits."""
-    error = state.outcome.exception() if state.outcome else None
-    return 0.0 if isinstance(error, AgainError) and error.after is not None else BACKOFF(state)
 
 
 def _limiter(per_minute: float | None) -> AsyncLimiter | None:

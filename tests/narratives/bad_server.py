@@ -14,7 +14,14 @@ FAULTS = (
     "none",
     "429 with Retry-After",
     "429",
+    "429 with Retry-After 0",
     "500",
+    "200 with an error",
+    "no choices",
+    "null message",
+    "no usage",
+    "usage without counts",
+    "usage of zero",
     "time-out",
     "reset",
     "half a body",
@@ -28,6 +35,17 @@ FAULTS = (
 )
 PAID = ("truncated JSON", "wrong keys", "score 8", "empty text", "refusal")  # an answer came, but is of no use
 FINAL = ("refusal",)  # no good answer follows
+USAGES = {  # of answers that are good otherwise
+    "no usage": None,
+    "usage without counts": {},
+    "usage of zero": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+}
+GOOD = ("none", "extra keys", "slow", *USAGES)  # the first answer can be used
+BROKEN = {  # bodies with status 200 that hold no answer
+    "200 with an error": {"error": {"message": "upstream is overloaded", "code": 502}},
+    "no choices": {"id": "1", "object": "chat.completion", "created": 0, "model": "scripted-1", "choices": []},
+    "null message": {"id": "1", "model": "scripted-1", "choices": [{"index": 0, "message": None}]},
+}
 
 
 class BadServer:
@@ -37,11 +55,15 @@ class BadServer:
         faults: Of which a request gets one before its good answer, chosen by its hash.
         timeout: Seconds that a "time-out" lasts.
         slow: Seconds that a "slow" answer takes.
+        refuse_schema: Whether requests with a JSON schema get 400.
+        key: The only key that is let in.
+        statuses: By a word: the status and message that every request with the word gets.
     """
 
-    def __init__(self, faults=FAULTS, *, timeout=1.0, slow=0.2, refuse_schema=False, key=None):
+    def __init__(self, faults=FAULTS, *, timeout=1.0, slow=0.2, refuse_schema=False, key=None, statuses=None):
         self.faults, self.timeout, self.slow = faults, timeout, slow
         self.refuse_schema, self.key = refuse_schema, key
+        self.statuses = statuses or {}
         self.lock = threading.Lock()
         self.asked = []  # the hash of each request, in order
         self.sent = []  # the hash of each request that was sent its good answer
@@ -95,11 +117,18 @@ class BadServer:
                         server.seen[request] = 0
                     if fault in PAID:
                         server.useless[request] += 1
+                for word, (status, message) in server.statuses.items():
+                    if word in parsed["messages"][-1]["content"]:
+                        return self.send(status, {"error": {"message": message}})
                 good = good_answer(parsed, request)
                 if fault == "429 with Retry-After":
                     return self.send(429, {"error": {"message": "slow down"}}, {"Retry-After": "0.05"})
                 if fault == "429":
                     return self.send(429, {"error": {"message": "slow down"}})
+                if fault == "429 with Retry-After 0":
+                    return self.send(429, {"error": {"message": "slow down"}}, {"Retry-After": "0"})
+                if fault in BROKEN:
+                    return self.send(200, BROKEN[fault])
                 if fault == "500":
                     return self.send(500, {"error": {"message": "broken"}})
                 if fault == "time-out":
@@ -129,7 +158,8 @@ class BadServer:
                 if fault not in PAID:
                     with server.lock:
                         server.sent.append(request)
-                return self.send(200, completion(text, refusal))
+                record = completion(text, refusal)
+                return self.send(200, {**record, "usage": USAGES[fault]} if fault in USAGES else record)
 
             def send(self, status, record, headers=None):
                 self.write(status, json.dumps(record).encode(), headers or {})

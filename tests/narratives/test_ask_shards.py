@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 from narratives.bad_server import BadServer
-from narratives.pitches import endpoint_at, limits, pitches
+from narratives.pitches import SYSTEM, endpoint_at, limits, pitches
 from tenacity import wait_fixed
 
 from regen.engine import LocalEngine, RayEngine
@@ -121,6 +121,16 @@ def test_money_is_shared_among_shards_and_never_exceeded(ask):
         again, _ = ask(server, questions, engine(), max_cost=1.0)
         assert again.dollars_before == pytest.approx(report.dollars)
         assert again.dollars_in_all == pytest.approx(0.04)
+
+
+def test_what_one_shard_does_not_spend_pays_for_another(ask):
+    questions = [f"tag-{at} {'x' * 1000}" for at in range(9)]  # two shards of four requests, and one of a single one
+    estimate = sum(1000 + len(f"tag-{at} ") + len(SYSTEM["content"]) + 2 * 16 + 10 * 100 for at in range(9)) / 1e6
+    with BadServer(["none"]) as server:
+        report, found = ask(server, questions, engine(requests=4), max_cost=estimate)
+    assert None not in found
+    assert not report.out_of_money
+    assert report.dollars <= estimate
 
 
 def test_an_endpoint_that_refuses_all_is_told_of(ask):

@@ -1,6 +1,7 @@
 """An endpoint that misbehaves: no answer lost, none asked twice, counts as the script says, whatever is killed when."""
 
 import os
+import pickle
 import random
 import signal
 import sqlite3
@@ -13,11 +14,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from narratives.bad_server import FAULTS, FINAL, BadServer
+from narratives.bad_server import FAULTS, FINAL, GOOD, BadServer
 from tenacity import wait_fixed
 
 from regen.narratives import runner
-from regen.narratives.endpoint import Endpoint, Price, Sampling
+from regen.narratives.endpoint import SHOWN, Endpoint, Price, Sampling
 from regen.narratives.narrate import OpenAINarrator, narrate
 from regen.narratives.prompts import Limits
 
@@ -108,7 +109,7 @@ def test_each_fault_alone(fault, narrator, prepared, tmp_path):
             return
         artefact = written_by(narrator(server, timeout=1.5), prepared(4), tmp_path)
         check_everything(server, artefact, tmp_path / "ledger.sqlite", 4)
-        again = 0 if fault in ("none", "extra keys", "slow") else 8
+        again = 0 if fault in GOOD else 8
         assert len(server.asked) == 8 + again
 
 
@@ -160,10 +161,98 @@ def test_a_dead_endpoint_ends_the_run_early(narrator, prepared, tmp_path, monkey
     with BadServer(["500"]) as server:
         dead = narrator(server, concurrency=2, max_attempts=1)
         with pytest.raises(
-            ValueError, match="refuses every request: the first 5 requests failed, at last with 500: broken"
+            ValueError, match="answers no request: 5 requests failed in a row, the last with 500: broken"
         ):
             written_by(dead, prepared(40), tmp_path)
         assert len(server.asked) <= 5 + 2
+
+
+def test_a_dead_endpoint_ends_a_resumed_run_too(narrator, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "DEAD", 5)
+    data = prepared(40)
+    with BadServer(["none"]) as server:
+        with pytest.raises(ValueError, match="max_cost"):
+            written_by(narrator(server, max_cost=0.03), data, tmp_path)
+        answered = len(server.sent)
+        assert answered > 0
+        server.faults, server.statuses = ["none"], {"tag-": (500, "broken")}
+        with pytest.raises(ValueError, match="answers no request: 5 requests failed in a row"):
+            written_by(narrator(server, concurrency=2, max_attempts=1), data, tmp_path)
+        assert len(server.asked) <= answered + 5 + 2
+
+
+def test_no_credit_left_ends_the_run_and_builds_nothing(narrator, prepared, tmp_path):
+    with BadServer(["none"], statuses={"tag-u0005": (402, "no credit left")}) as server:
+        with pytest.raises(ValueError, match="refuses every request: 402: no credit left"):
+            written_by(narrator(server, concurrency=1), prepared(40), tmp_path)
+        assert len(server.asked) == 11  # two of each user before, and the one that was refused
+    assert not list((tmp_path / "data").glob("narrated-*"))
+
+
+def test_a_flagged_request_is_that_requests_fault(narrator, prepared, tmp_path):
+    with BadServer(["none"], statuses={"tag-u0002": (403, "your input was flagged")}) as server:
+        artefact = written_by(narrator(server, concurrency=1), prepared(6), tmp_path)
+    failures = pl.read_parquet(artefact.path / "failures.parquet")
+    assert failures["user_id"].unique().to_list() == ["u0002"]
+    assert failures["reason"].to_list() == ["403: your input was flagged"] * 2
+    assert artefact.manifest["counts"]["requests.answered"] == 10
+
+
+def test_a_key_that_may_do_nothing_ends_the_run_early(narrator, prepared, tmp_path):
+    with BadServer(["none"], statuses={"tag-": (403, "no access")}) as server:
+        with pytest.raises(ValueError, match="answers no request: 8 requests failed in a row, the last with 403"):
+            written_by(narrator(server, concurrency=1), prepared(40), tmp_path)
+        assert len(server.asked) == runner.FORBIDDEN
+
+
+@pytest.mark.parametrize("fault", ["no usage", "usage without counts", "usage of zero"])
+def test_an_answer_without_counts_costs_the_most_it_can(fault, narrator, prepared, tmp_path):
+    with BadServer([fault]) as server:  # an answer costs at most 0.005 dollars, and its prompt some thousandths
+        with pytest.raises(ValueError, match=r"max_cost=0.02 .* answers came without `usage` and count with the most"):
+            written_by(narrator(server, max_cost=0.02), prepared(25), tmp_path)
+        assert 1 <= len(server.asked) <= 3
+
+
+def test_what_a_time_out_may_have_cost_is_not_forgotten(narrator, prepared, tmp_path):
+    data = prepared(4)
+    with BadServer(["time-out"], timeout=0.6) as server:
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"max_cost=0.02 dollars would be passed"):
+                written_by(narrator(server, timeout=0.2, concurrency=1, max_cost=0.02), data, tmp_path)
+        assert len(server.asked) <= 3
+    assert outcomes(tmp_path / "ledger.sqlite").keys() == {"lost"}
+
+
+def test_an_endpoint_that_is_not_there_costs_nothing_and_is_named(narrator, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "DEAD", 3)
+    with BadServer(["none"]) as server:
+        gone = narrator(server, concurrency=1, max_attempts=1, max_cost=0.02)
+    with pytest.raises(ValueError, match=f"the last with {server.url} cannot be reached"):
+        written_by(gone, prepared(9), tmp_path)
+    assert not outcomes(tmp_path / "ledger.sqlite")
+
+
+def test_a_fault_of_ours_loses_no_answer_under_way(narrator, prepared, tmp_path, monkeypatch):
+    real = Endpoint._reply
+
+    def reply(self, completion):
+        if "tag-u0001" in completion.choices[0].message.content:
+            raise MemoryError("no room")
+        return real(self, completion)
+
+    monkeypatch.setattr(Endpoint, "_reply", reply)
+    with BadServer(["slow"]) as server, pytest.raises(MemoryError, match="no room"):
+        written_by(narrator(server, concurrency=16), prepared(8), tmp_path)
+    assert outcomes(tmp_path / "ledger.sqlite")["answered"] == 14
+
+
+def test_waits_grow_where_the_endpoint_says_retry_after_0(narrator, prepared, tmp_path, monkeypatch):
+    with BadServer(["429 with Retry-After 0"]) as server:
+        patient = narrator(server, concurrency=1)
+        waits = []
+        monkeypatch.setattr(runner, "BACKOFF", lambda state: waits.append(state.attempt_number) or 0.0)
+        written_by(patient, prepared(2), tmp_path)
+    assert waits == [1] * 4
 
 
 def test_rate_limit_spreads_requests(narrator, prepared, tmp_path):
@@ -191,6 +280,27 @@ def test_a_wrong_key_ends_the_run_and_shows_nowhere(narrator, prepared, tmp_path
         written_by(narrator(server), prepared(3), tmp_path)
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or b"secret-key" not in path.read_bytes(), path
+
+
+def test_no_part_of_a_key_is_kept_where_a_message_is_cut(narrator, prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("TEST_KEY", "secret-key-123")
+    message = "x" * (SHOWN - 12) + "secret-key-123"
+    with BadServer(["none"], statuses={"tag-u0000": (400, message)}) as server:
+        artefact = written_by(narrator(server), prepared(2), tmp_path)
+    reason = pl.read_parquet(artefact.path / "failures.parquet")["reason"][0]
+    assert reason.startswith("400: xxx")
+    assert "secret" not in reason
+
+
+def test_a_pickled_endpoint_holds_no_key(monkeypatch):
+    monkeypatch.setenv("TEST_KEY", "secret-key-123")
+    sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=5, seed=None)
+    options = {"model": "m", "base_url": "https://h/v1", "api_key_env": "TEST_KEY", "timeout": 1.0}
+    pickled = pickle.dumps(Endpoint(sampling=sampling, **options))
+    assert b"secret-key" not in pickled
+    monkeypatch.delenv("TEST_KEY")
+    with pytest.raises(ValueError, match="https://h/v1 needs a key: set the environment variable TEST_KEY"):
+        pickle.loads(pickled)._key()
 
 
 def test_keys_and_urls_that_cannot_be_used(monkeypatch):

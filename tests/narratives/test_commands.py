@@ -225,6 +225,15 @@ def test_a_mistake_is_named_in_short(run, tmp_path, command, overrides, code, pa
     assert not (tmp_path / "release").exists()
 
 
+@pytest.mark.parametrize("address", ["https://me:pass-word@h/v1", "https://h/v1?api-key=pass-word"])
+def test_credentials_in_an_address_reach_neither_disk_nor_screen(run, tmp_path, address):
+    done = run("narrate", *OPENAI, f"narrator.base_url={address}")
+    assert done.code == 2
+    assert "narrator.base_url= holds credentials or a query" in done.err
+    assert "pass-word" not in done.out + done.err
+    assert not (tmp_path / "logs").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["narrate", "rate", "release"])
 def test_help_says_what_to_type(command):

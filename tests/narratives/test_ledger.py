@@ -46,8 +46,18 @@ def test_answers_of_no_use_cost_but_do_not_answer(path, outcome):
 def test_the_first_usable_answer_to_a_request_is_the_one_that_counts(path):
     with Ledger(path) as ledger:
         ledger.record("a", "answered", text="first", model="m")
-        ledger.record("a", "answered", text="second", model="m")
+        ledger.record("a", "answered", text="second", model="m", dollars=0.5)
         assert ledger.answer("a").text == "first"
+        assert ledger.dollars("a") == 0.5
+
+
+def test_what_two_processes_paid_for_one_request_is_kept_when_their_ledgers_are_joined(path, tmp_path):
+    with Ledger(path) as ledger, Ledger(tmp_path / "other") as other:
+        ledger.record("a", "answered", text="first", model="m", dollars=0.25)
+        other.record("a", "answered", text="second", model="m", dollars=0.5)
+        for _ in range(2):  # taking it in once more adds nothing
+            ledger.take_in(tmp_path / "other")
+            assert (ledger.answer("a").text, ledger.dollars("a")) == ("first", 0.75)
 
 
 @pytest.mark.parametrize(
