@@ -17,11 +17,8 @@ from regen.narratives.prompts import Request, flat_schema
 CHARACTERS_PER_TOKEN = 4.0  # of English text, for estimates before the endpoint counted
 SEEDS_PER_ATTEMPT = 10_000
 SHOWN = 300  # characters of an endpoint's message that are kept
-_NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # of the HTTP library; which one depends on openai's version
-    "ConnectError",
-    "ConnectTimeout",
-    "PoolTimeout",
-)  # of the HTTP library, which differs by openai's version
+# Errors of the HTTP library before anything was sent; by name, since the library depends on the version of openai.
+_NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 _GATEWAY_TIMEOUTS = (408, 504, 524)  # the model behind the gateway may have gone on, and is then paid for
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
