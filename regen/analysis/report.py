@@ -98,7 +98,8 @@ def write_report(
     evaluation: Mapping[str, Any] = next((run.config["evaluation"] for run in runs if "evaluation" in run.config), {})
     comparison = compare(
         [run.cell for run in runs],
-        **{name: int(evaluation[name]) for name in ("resamples", "seed") if name in evaluation},
+        resamples=int(evaluation.get("resamples", 2000)),
+        seed=int(evaluation.get("seed", 0)),
     )
     panels = _panels(runs, users=users, seed=seed)
     chapters = [*adapter_chapters(runs, seed=seed), *data_chapters(runs)] if figures else []

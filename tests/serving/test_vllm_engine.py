@@ -42,7 +42,9 @@ def with_engine(served, server, scenario):
 
 
 async def posted(engine, *, stream=False):
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(engine)), base_url="http://s") as http:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(create_app(engine)), base_url="http://localhost"
+    ) as http:
         reply = await http.post("/v1/narratives", json={"narratives": [ONE], "stream": stream})
         return reply, await http.get("/health")
 
