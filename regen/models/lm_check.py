@@ -99,7 +99,8 @@ class _Check:
         except UnfitLanguageModelError:
             raise
         except Exception as error:
-            raise UnfitLanguageModelError(f"it does not run on embeddings in place of tokens ({_brief(error)})") from error
+            reason = f"it does not run on embeddings in place of tokens ({_brief(error)})"
+            raise UnfitLanguageModelError(reason) from error
         self._check_causality()
 
     def fast_path(self) -> FastPath:
@@ -143,10 +144,7 @@ class _Check:
         padded = nn.utils.rnn.pad_sequence(self.ids, batch_first=True)
         mask = torch.arange(padded.shape[1]) < torch.tensor(LENGTHS)[:, None]
         embeds = self.lm.get_input_embeddings()(padded)
-        if own_head:
-            logits = lm_head(self.lm)(model.hidden(embeds, mask))
-        else:
-            logits = model.logits(embeds, mask)
+        logits = lm_head(self.lm)(model.hidden(embeds, mask)) if own_head else model.logits(embeds, mask)
         return [row[:length] for row, length in zip(logits, LENGTHS, strict=True)]
 
     def _check_padding(self) -> None:
