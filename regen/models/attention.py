@@ -81,15 +81,16 @@ def attend(
     """
     if unknown := sorted(name for name, given in others.items() if given is not None and name not in UNUSED):
         raise NotImplementedError(f"our attention does not know the argument {', '.join(unknown)}")
-    windowed = sliding_window is not None and sliding_window < key.shape[2]
+    window = key.shape[2] if sliding_window is None else sliding_window
+    windowed = window < key.shape[2]
     if attention_mask is not None and query.shape[2] == 1:
         if windowed:
             seen = attention_mask.sum(dim=-1, keepdim=True)
-            attention_mask = attention_mask & (torch.arange(key.shape[2], device=key.device) >= seen - sliding_window)
+            attention_mask = attention_mask & (torch.arange(key.shape[2], device=key.device) >= seen - window)
         return _attend_once(query, key, value, attention_mask, scaling), None
     if attention_mask is None and windowed:
         at = torch.arange(key.shape[2], device=key.device)
-        attention_mask = (at <= at[:, None]) & (at > at[:, None] - sliding_window)
+        attention_mask = (at <= at[:, None]) & (at > at[:, None] - window)
     attended = nn.functional.scaled_dot_product_attention(
         query,
         key,

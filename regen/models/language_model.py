@@ -237,7 +237,7 @@ def add_lora(
         ) from error
 
 
-def _lora_targets(model: nn.Module, layers: Sequence[str]) -> Sequence[str] | str:
+def _lora_targets(model: Any, layers: Sequence[str]) -> Sequence[str] | str:
     """The layers that PEFT takes by default for this architecture, if the LM has them; else all linear ones."""
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as BY_ARCHITECTURE
 

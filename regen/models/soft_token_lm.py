@@ -115,13 +115,13 @@ class SoftTokenLM(nn.Module):
         self, embeds: Float[Tensor, "rows length lm_dim"], mask: Bool[Tensor, "rows length"]
     ) -> Float[Tensor, "rows length hidden_dim"]:
         """What the LM's decoder returns for rows with padding at their ends only."""
-        return self._read(self.decoder, embeds, mask).last_hidden_state  # type: ignore[no-any-return]
+        return self._read(self.decoder, embeds, mask).last_hidden_state
 
     def logits(
         self, embeds: Float[Tensor, "rows length lm_dim"], mask: Bool[Tensor, "rows length"]
     ) -> Float[Tensor, "rows length vocabulary"]:
         """What the LM and its own head return for rows with padding at their ends only."""
-        return self._read(self.causal_lm, embeds, mask).logits  # type: ignore[no-any-return]
+        return self._read(self.causal_lm, embeds, mask).logits
 
     def _read(self, part: Any, embeds: Tensor, mask: Tensor) -> Any:
         if not self.fast_path.attention:
