@@ -201,7 +201,7 @@ class LoRA(Tuning):
     rank: int = MISSING
     alpha: float = MISSING
     dropout: float = MISSING
-    target_modules: list[str] = MISSING
+    target_modules: Any = None
 
 
 @dataclass

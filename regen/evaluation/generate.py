@@ -15,8 +15,9 @@ from regen.data.batch import Batch
 from regen.data.datamodule import LengthBatches, NarrativeDataset
 from regen.evaluation.decode_at_vllm import VLLMServer, decode_at_vllm
 from regen.models.narrow_weights import narrow_weights
+from regen.models.native_decoder import greedy_decoder
 from regen.models.packed_weights import packed_weights
-from regen.models.row_decoder import RowDecoder, row_bytes
+from regen.models.row_decoder import row_bytes
 from regen.models.soft_token_lm import SoftTokenLM
 
 CACHE_BYTES = 2 << 30  # of keys and values; longer rows are decoded fewer at a time
@@ -144,9 +145,11 @@ def decode_rows(
     """
     prefixes = dataset.prefixes
     length = max(prefixes) + max(limits)
-    slots = max(1, min(rows, len(prefixes), CACHE_BYTES // row_bytes(model, length)))
+    slots = min(rows, len(prefixes))
+    if model.fast_path.rows:
+        slots = max(1, min(slots, CACHE_BYTES // row_bytes(model, length)))
     device = model.device
-    decoder = RowDecoder(model, slots=slots, length=length, stop_ids=stop_ids)
+    decoder = greedy_decoder(model, slots=slots, length=length, stop_ids=stop_ids)
     waiting = np.argsort(prefixes, kind="stable").tolist()
     entering = max(1, slots // 8)  # at once, so that reading a prefix is not done row by row
     ids: dict[int, list[int]] = {}

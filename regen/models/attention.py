@@ -4,7 +4,7 @@
 mask; both are avoided by an attention function of our own, which it calls by name.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 ATTENTION = "regen"
+UNUSED = {  # arguments that change no result here
+    "is_causal",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "position_ids",
+    "use_cache",
+}
 
 
 @contextmanager
@@ -27,6 +35,23 @@ def own_attention(decoder: Any) -> Iterator[None]:
         decoder.config._attn_implementation = before
 
 
+@contextmanager
+def counted() -> Iterator[Callable[[], int]]:
+    """Inside, the calls of `attend` are counted; yields a function that says how many there were."""
+    made = 0
+
+    def counting(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        nonlocal made
+        made += 1
+        return attend(*args, **kwargs)
+
+    AttentionInterface.register(ATTENTION, counting)
+    try:
+        yield lambda: made
+    finally:
+        AttentionInterface.register(ATTENTION, attend)
+
+
 def attend(
     module: nn.Module,
     query: Float[Tensor, "rows heads new dim"],
@@ -36,7 +61,7 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Float[Tensor, "rows new heads dim"], None]:
     """Scaled dot-product attention, in the form `transformers` calls it.
 
@@ -45,16 +70,27 @@ def attend(
         query: Of the new positions.
         key: Of all positions, for fewer heads where queries are grouped.
         value: Likewise.
-        attention_mask: True where a query may look; None for causal attention.
+        attention_mask: True at every position up to the query's, for one new position; None for causal attention.
         dropout: Share of attention weights dropped.
         scaling: Of the scores; the inverse root of `dim` without it.
         sliding_window: How far back causal attention looks, in layers that have such a limit.
+        others: Arguments of other architectures.
+
+    Raises:
+        NotImplementedError: If another argument has a value, because it could change the result.
     """
+    if unknown := sorted(name for name, given in others.items() if given is not None and name not in UNUSED):
+        raise NotImplementedError(f"our attention does not know the argument {', '.join(unknown)}")
+    window = key.shape[2] if sliding_window is None else sliding_window
+    windowed = window < key.shape[2]
     if attention_mask is not None and query.shape[2] == 1:
+        if windowed:
+            seen = attention_mask.sum(dim=-1, keepdim=True)
+            attention_mask = attention_mask & (torch.arange(key.shape[2], device=key.device) >= seen - window)
         return _attend_once(query, key, value, attention_mask, scaling), None
-    if attention_mask is None and sliding_window is not None and sliding_window < key.shape[2]:
+    if attention_mask is None and windowed:
         at = torch.arange(key.shape[2], device=key.device)
-        attention_mask = (at <= at[:, None]) & (at > at[:, None] - sliding_window)
+        attention_mask = (at <= at[:, None]) & (at > at[:, None] - window)
     attended = nn.functional.scaled_dot_product_attention(
         query,
         key,
@@ -80,7 +116,7 @@ def _attend_once(
     grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], dim)
     scores = torch.matmul(grouped * (dim**-0.5 if scaling is None else scaling), key.transpose(2, 3))
     weights = scores.masked_fill_(~mask, float("-inf")).softmax(dim=-1)
-    return torch.matmul(weights, value).reshape(rows, new, heads, dim)
+    return torch.matmul(weights, value).reshape(rows, new, heads, value.shape[3])
 
 
 AttentionInterface.register(ATTENTION, attend)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 ROWS = 128  # few enough that the allocator reuses their memory, enough to keep the matrix products near full rate
 
@@ -41,6 +41,11 @@ def head_loss(
     weights = [p for p in lm.get_output_embeddings().parameters() if p.requires_grad]
     loss: Tensor = _HeadLoss.apply(hidden, targets, lm_head(lm), rows, *weights)  # type: ignore[no-untyped-call]
     return loss
+
+
+def logits_loss(logits: Float[Tensor, "rows vocabulary"], targets: Int[Tensor, " rows"]) -> Float[Tensor, ""]:
+    """Summed negative log-likelihood of `targets` after logits that exist at once."""
+    return nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 class _HeadLoss(torch.autograd.Function):

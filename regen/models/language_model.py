@@ -22,9 +22,11 @@ import torch
 from filelock import FileLock
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig, LlamaForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from regen.artefacts import appearing_whole
 from regen.data.download import user_cache
+from regen.models.fast_path import FastPath
 
 logger = logging.getLogger(__name__)
 DIGESTED = 256  # values of each parameter that enter the digest of an LM's weights
@@ -63,6 +65,17 @@ class LanguageModel:
     def window(self) -> int:
         """The most positions the LM reads."""
         return int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
+
+    @functools.cached_property
+    def fast_path(self) -> FastPath:
+        """Which parts of our own faster code are right for this LM, found by a comparison with `transformers`.
+
+        Raises:
+            UnfitLanguageModelError: If the LM cannot be used at all.
+        """
+        from regen.models.lm_check import checked_fast_path
+
+        return checked_fast_path(self.model, name=self.name)
 
     @torch.no_grad()
     def embedding_norm(self) -> float:
@@ -185,24 +198,69 @@ def tune_fully(model: nn.Module) -> nn.Module:
     return model.requires_grad_(True)
 
 
-def add_lora(model: nn.Module, *, rank: int, alpha: float, dropout: float, target_modules: Sequence[str]) -> nn.Module:
-    """`tuning=lora`: low-rank updates on the named projections, the rest frozen (Hu et al. 2021, through PEFT)."""
+def add_lora(
+    model: nn.Module, *, rank: int, alpha: float, dropout: float, target_modules: Sequence[str] | str | None = None
+) -> nn.Module:
+    """`tuning=lora`: low-rank updates on some linear layers, the rest frozen (Hu et al. 2021, through PEFT).
+
+    Args:
+        model: A Hugging Face causal LM.
+        rank: Of the updates.
+        alpha: An update is multiplied by `alpha / rank`.
+        dropout: Share of an update's inputs that is dropped in training.
+        target_modules: Names of the layers, `all-linear`, or None for PEFT's choice for the architecture
+            (`q_proj` and `v_proj` for a Llama), and for `all-linear` where it has none.
+
+    Raises:
+        ValueError: If the LM has no layer of such a name, or PEFT cannot tune it.
+    """
     from peft import LoraConfig, get_peft_model
 
+    layers = _linear_layers(model)
+    targets = _lora_targets(model, layers) if target_modules is None else target_modules
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules), task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2 and its kind
     )
     try:
         with warnings.catch_warnings():  # peft asks transformers for a property by its old name
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             return get_peft_model(model, config)
     except ValueError as error:
-        raise ValueError(f"tuning.target_modules={list(target_modules)}: {error}") from error
+        raise ValueError(
+            f"tuning.target_modules={targets}: {error} Name some of this LM's linear layers ({', '.join(layers)}), or "
+            "all-linear; null leaves the choice to PEFT."
+        ) from error
+
+
+def _lora_targets(model: Any, layers: Sequence[str]) -> Sequence[str] | str:
+    """The layers that PEFT takes by default for this architecture, if the LM has them; else all linear ones."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as BY_ARCHITECTURE
+
+    names = BY_ARCHITECTURE.get(model.config.model_type)
+    known = isinstance(names, list) and set(names) <= set(layers)
+    return names if known else "all-linear"
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    """Names of the linear layers without the path to them, in the order of the LM."""
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+
+
+def hold_frozen_in_bfloat16(model: nn.Module) -> None:
+    """Halves the memory of what does not train. What trains stays float32: a small step on bfloat16 changes nothing."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _load_folder(name: str, folder: str, *, revision: str | None = None) -> LanguageModel:
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32  # bf16 on CPU is slower by over ten times
-    model = AutoModelForCausalLM.from_pretrained(folder, revision=revision, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(folder, revision=revision, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

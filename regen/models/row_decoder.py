@@ -53,7 +53,7 @@ class RowDecoder:
         self._cache = _SlotCache(slots, length)
         self._ends: Int[Tensor, " active"] = torch.empty(0, dtype=torch.long)  # positions of each row in the cache
         self._next: Int[Tensor, " active"] = torch.empty(0, dtype=torch.long)  # tokens that the cache has not seen
-        self._head = lm_head(model.causal_lm)
+        self.head = lm_head(model.causal_lm)
         self._embed = model.lm.get_input_embeddings()
 
     @property
@@ -95,7 +95,8 @@ class RowDecoder:
             return []
         embeds = self._embed(self._next[:, None])
         self._cache.go_on(self._ends)
-        hidden = self._read(embeds, self._ends[:, None], self._seen())
+        seen = torch.arange(self._cache.read, device=embeds.device) <= self._ends[:, None, None, None]
+        hidden = self._read(embeds, self._ends[:, None], seen)
         self._ends = self._ends + 1
         return self._write(hidden[:, 0], first=0)
 
@@ -105,30 +106,20 @@ class RowDecoder:
             self._leave([self.keys.index(key)])
 
     def _read(
-        self, embeds: Float[Tensor, "rows new lm_dim"], positions: Int[Tensor, "#rows new"], masks: Any
+        self, embeds: Float[Tensor, "rows new lm_dim"], positions: Int[Tensor, "#rows new"], mask: Tensor | None
     ) -> Float[Tensor, "rows new lm_dim"]:
         with own_attention(self.model.decoder):
             hidden: Tensor = self.model.decoder(
                 inputs_embeds=embeds,
-                attention_mask=masks,
+                attention_mask=mask,
                 position_ids=positions,
                 past_key_values=self._cache,
                 use_cache=True,
             ).last_hidden_state
         return hidden
 
-    def _seen(self) -> Any:
-        """What each row's next token may look at: a mask, or one for each kind of layer."""
-        ends = self._ends[:, None, None, None]
-        at = torch.arange(self._cache.read, device=ends.device)
-        seen = at <= ends
-        config = self.model.decoder.config
-        if "sliding_attention" not in (getattr(config, "layer_types", None) or []):
-            return seen
-        return {"full_attention": seen, "sliding_attention": seen & (at > ends - config.sliding_window)}
-
     def _write(self, hidden: Float[Tensor, "rows lm_dim"], *, first: int) -> list[Token]:
-        ids = self._head(hidden).argmax(dim=-1)
+        ids = self.head(hidden).argmax(dim=-1)
         self._next = torch.cat([self._next[:first].to(ids.device), ids])
         tokens: list[Token] = []
         leaving: list[int] = []
@@ -186,9 +177,9 @@ class _SlotCache:
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """What `transformers`' attention layers call: keeps the new keys and values, returns all to attend to."""
         if layer not in self.layers:
-            shape = (self.slots, keys.shape[1], self.length, keys.shape[3])
+            shape = (self.slots, keys.shape[1], self.length)
             # What a row has not written yet is masked, but 0 times a stray NaN would still be NaN.
-            self.layers[layer] = keys.new_empty(shape), values.new_zeros(shape)
+            self.layers[layer] = keys.new_empty(*shape, keys.shape[3]), values.new_zeros(*shape, values.shape[3])
         for kept, new in zip(self.layers[layer], (keys, values), strict=True):
             if self._first is None:
                 kept[self._rows, :, self._ends] = new[:, :, 0]

@@ -10,7 +10,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from regen.data.batch import Batch, Layout
 from regen.models.adapter import Adapter
 from regen.models.attention import own_attention
-from regen.models.head_loss import head_loss
+from regen.models.fast_path import FastPath
+from regen.models.head_loss import head_loss, logits_loss
 
 
 class SoftTokenLM(nn.Module):
@@ -22,13 +23,21 @@ class SoftTokenLM(nn.Module):
         bos_token_id: Token that the LM expects first, where it has one.
         learned_positions: With a number, the fused vectors are ignored and replaced by that many learned ones, one per
             position counted back from the latest interaction (`encoder=none`).
+        fast_path: Where our own code replaces that of `transformers`: `LanguageModel.fast_path`.
     """
 
     def __init__(
-        self, lm: Any, adapter: Adapter | None, *, bos_token_id: int | None = None, learned_positions: int | None = None
+        self,
+        lm: Any,
+        adapter: Adapter | None,
+        *,
+        bos_token_id: int | None = None,
+        learned_positions: int | None = None,
+        fast_path: FastPath = FastPath(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         self.lm = lm
+        self.fast_path = fast_path
         self.adapter = adapter
         self.bos_token_id = bos_token_id
         self.positions: nn.Parameter | None = None
@@ -87,26 +96,61 @@ class SoftTokenLM(nn.Module):
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
         """Summed negative log-likelihood of the narratives and their end tokens, and how many tokens that is.
 
-        Rows are moved together so that padding stands at their ends only: the causal mask is then all the attention
-        needs, and a batch is as long as its longest row. The LM head runs on the target positions only.
+        Padding moves to the end of each row. The causal mask is then all that attention needs, and a batch is as long
+        as its longest row. The LM head runs on the target positions only.
         """
         layout = batch.layout or self.layout(batch)
-        prefix, _ = self.prefix(batch)
+        prefix, mask = self.prefix(batch)
         said = self.lm.get_input_embeddings()(batch.target[:, :-1])
         embeds = torch.cat([prefix, said], dim=1).take_along_dim(layout.order[..., None], dim=1)
+        mask = torch.cat([mask, batch.target_mask[:, 1:]], dim=1).take_along_dim(layout.order, dim=1)
+        tokens = batch.target_mask.sum()
+        if not self.fast_path.head:
+            logits = self.logits(embeds, mask).flatten(0, 1).index_select(0, layout.predicts)
+            return logits_loss(logits, layout.targets), tokens
+        predicting = self.hidden(embeds, mask).flatten(0, 1).index_select(0, layout.predicts)
+        return head_loss(self.causal_lm, predicting, layout.targets), tokens
+
+    def hidden(
+        self, embeds: Float[Tensor, "rows length lm_dim"], mask: Bool[Tensor, "rows length"]
+    ) -> Float[Tensor, "rows length hidden_dim"]:
+        """What the LM's decoder returns for rows with padding at their ends only."""
+        return self._read(self.decoder, embeds, mask).last_hidden_state
+
+    def logits(
+        self, embeds: Float[Tensor, "rows length lm_dim"], mask: Bool[Tensor, "rows length"]
+    ) -> Float[Tensor, "rows length vocabulary"]:
+        """What the LM and its own head return for rows with padding at their ends only."""
+        return self._read(self.causal_lm, embeds, mask).logits
+
+    def _read(self, part: Any, embeds: Tensor, mask: Tensor) -> Any:
+        if not self.fast_path.attention:
+            return part(inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False)
         with own_attention(self.decoder):
-            hidden = self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
-        predicting = hidden.flatten(0, 1).index_select(0, layout.predicts)
-        return head_loss(self.causal_lm, predicting, layout.targets), batch.target_mask.sum()
+            return part(inputs_embeds=embeds, use_cache=False)
 
     @torch.no_grad()
     def generate(self, batch: Batch, generation_config: Any) -> Int[Tensor, "batch new"]:
         """Token ids of a narrative for every row, after a Hugging Face `GenerationConfig`."""
-        prefix, mask = self.prefix(batch)
-        ids: Tensor = self.lm.generate(
-            inputs_embeds=prefix, attention_mask=mask.long(), generation_config=generation_config
-        )
-        return ids
+        return self.continue_prefix(*self.prefix(batch), generation_config)
+
+    @torch.no_grad()
+    def continue_prefix(
+        self, prefix: Float[Tensor, "batch prefix lm_dim"], mask: Bool[Tensor, "batch prefix"], generation_config: Any
+    ) -> Int[Tensor, "batch new"]:
+        """Token ids that `transformers` writes after each prefix. Shorter texts are padded at their ends."""
+
+        def written(embeds: Tensor, seen: Tensor) -> Tensor:
+            ids: Tensor = self.lm.generate(
+                inputs_embeds=embeds, attention_mask=seen.long(), generation_config=generation_config
+            )
+            return ids
+
+        if self.fast_path.padding or mask.all():
+            return written(prefix, mask)
+        texts = [written(row[seen][None], seen[seen][None])[0] for row, seen in zip(prefix, mask, strict=True)]
+        pad = float(generation_config.pad_token_id or 0)
+        return torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=pad)
 
     def trained_state(self) -> dict[str, Tensor]:
         """The tensors that training changes: adapter, LoRA, learned positions; never frozen weights.

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from regen.costs import Stopwatch
 from regen.data.batch import Batch
 from regen.evaluation.generate import decode_rows, generation_config
-from regen.models.row_decoder import RowDecoder
+from regen.models.native_decoder import greedy_decoder
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.serving.interactions import MOST, RequestError, shown
 from regen.serving.narrative import Prepared, collate
@@ -89,7 +89,7 @@ class Decoding:
             yield from self.texts([prepared], temperature=None, seed=0)
             return
         limit = self.limit(prepared)
-        decoder = RowDecoder(self.model, slots=1, length=prepared.prefix + limit, stop_ids=self.stop_ids)
+        decoder = greedy_decoder(self.model, slots=1, length=prepared.prefix + limit, stop_ids=self.stop_ids)
         pieces = TextPieces(self.tokenizer)
         tokens = decoder.add(self.collate([prepared]), [0], [limit])
         while tokens:

@@ -9,6 +9,7 @@ from itertools import count, islice
 from queue import SimpleQueue
 from typing import Self
 
+from regen.models.native_decoder import NativeDecoder, greedy_decoder
 from regen.models.row_decoder import RowDecoder, Token, row_bytes
 from regen.serving.engine import Engine, EngineError, longest_row
 from regen.serving.model import NarrativeModel
@@ -50,8 +51,9 @@ class TransformersEngine(Engine):
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
 
     async def __aenter__(self) -> Self:
-        cache = self.rows * row_bytes(self.model.soft_token_lm, self.length)
-        logger.info("%d rows of %d positions, %.2f GiB when all are taken", self.rows, self.length, cache / 2**30)
+        if self.model.soft_token_lm.fast_path.rows:
+            cache = self.rows * row_bytes(self.model.soft_token_lm, self.length)
+            logger.info("%d rows of %d positions, %.2f GiB when all are taken", self.rows, self.length, cache / 2**30)
         self._loop = asyncio.get_running_loop()
         self._thread.start()
         return self
@@ -98,10 +100,11 @@ class TransformersEngine(Engine):
             self.writing = len(decoder.keys)
         self._tell(self._give_up, [*decoder.keys, *waiting], "the service is shutting down.")
 
-    def _decoder(self) -> RowDecoder:
-        return RowDecoder(self.model.soft_token_lm, slots=self.rows, length=self.length, stop_ids=self.model.stop_ids)
+    def _decoder(self) -> RowDecoder | NativeDecoder:
+        model = self.model
+        return greedy_decoder(model.soft_token_lm, slots=self.rows, length=self.length, stop_ids=model.stop_ids)
 
-    def _take_orders(self, waiting: dict[int, _Enter], decoder: RowDecoder) -> bool:
+    def _take_orders(self, waiting: dict[int, _Enter], decoder: RowDecoder | NativeDecoder) -> bool:
         """Takes all orders there are, and waits for one where there is nothing to do; False if told to stop."""
         while not self._orders.empty() or not (waiting or decoder.keys):
             self.writing = len(decoder.keys)  # before it waits: the last rows may just have been given up
@@ -115,7 +118,7 @@ class TransformersEngine(Engine):
                     return False
         return True
 
-    def _let_enter(self, waiting: dict[int, _Enter], decoder: RowDecoder) -> None:
+    def _let_enter(self, waiting: dict[int, _Enter], decoder: RowDecoder | NativeDecoder) -> None:
         entering = list(islice(waiting.values(), min(ENTERING, decoder.free)))
         if not entering:
             return

@@ -107,6 +107,7 @@ def load_weights(
         make(spec.dim, lm.width, **options),
         bos_token_id=lm.tokenizer.bos_token_id,
         learned_positions=spec.max_history if spec.encoder == "none" else None,
+        fast_path=lm.fast_path,
     )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in state or not name.startswith(OF_LM))

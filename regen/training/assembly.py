@@ -121,10 +121,16 @@ def build_model(cfg: DictConfig, data: NarrativeDataModule, lm: LanguageModel, *
     if cfg.encoder.name == TEXT:
         if cfg.tuning.name == "frozen":
             raise ValueError("encoder=text tuning=frozen leaves nothing to train. Use tuning=lora or full.")
-        return SoftTokenLM(tuned, None, bos_token_id=lm.tokenizer.bos_token_id)
+        return SoftTokenLM(tuned, None, bos_token_id=lm.tokenizer.bos_token_id, fast_path=lm.fast_path)
     adapter = _instantiate_own(cfg.adapter, train.vectors.dim, lm.width)  # type: ignore[attr-defined]
     positions = cfg.data.max_history if cfg.encoder.name == "none" else None
-    model = SoftTokenLM(tuned, adapter, bos_token_id=lm.tokenizer.bos_token_id, learned_positions=positions)
+    model = SoftTokenLM(
+        tuned,
+        adapter,
+        bos_token_id=lm.tokenizer.bos_token_id,
+        learned_positions=positions,
+        fast_path=lm.fast_path,
+    )
     if start:
         rows = range(min(len(train), START_SAMPLE))
         histories = [_entering(model, train, row) for row in rows]

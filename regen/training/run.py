@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from regen.artefacts import fingerprint, write_atomically
 from regen.costs import KEY, TRAINED, PeakMemory
 from regen.data.datamodule import NarrativeDataModule
-from regen.models.language_model import LanguageModel
+from regen.models.language_model import LanguageModel, hold_frozen_in_bfloat16
 from regen.models.packed_weights import packed_weights
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.pipeline import instantiate, plain
@@ -131,6 +131,9 @@ def fit(run: Run, run_logger: Any) -> LoadedRun:
     rates = {"adapter_lr": cfg.adapter.lr, "lm_lr": cfg.tuning.lr}
     rates |= {key: options[key] for key in ("weight_decay", "warmup_share")}
     provenance = {"config": plain(cfg), "versions": library_versions(), "inputs": run.inputs.fingerprints()}
+    narrow = cfg.trainer.precision == "bf16-mixed"
+    if narrow:
+        hold_frozen_in_bfloat16(model.lm)
     module = NarrativeModule(model.train(), **rates, provenance=provenance)
     trainer = _trainer(run, run_logger)
     if last.exists():
@@ -141,7 +144,7 @@ def fit(run: Run, run_logger: Any) -> LoadedRun:
     packed = packed_weights(model.lm, backward=True) if cfg.trainer.strategy != SHARDED else nullcontext()
     with packed:
         trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
-    if module.sharded:  # every process gives its part; what follows wants a model in one piece
+    if module.sharded or narrow:  # every process gives its part; what follows wants one model in float32
         state = model.trained_state()
         model = build_model(cfg, data, lm, start=False)
         model.load_trained_state(state)

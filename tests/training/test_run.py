@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from regen.data.tables import DataError
 from regen.grid import train_and_evaluate
+from regen.models.language_model import load_pretrained, load_tiny
 from regen.training import run as runs
 from regen.training.module import NarrativeModule
 
@@ -66,6 +67,38 @@ def test_same_seed_same_loss_and_another_seed_another(small_config, tmp_path):
     other = train_and_evaluate(small_config("seed=1"))[1]
     assert first == again
     assert first != other
+
+
+def test_an_lm_is_loaded_in_float32_whatever_the_machine_has(tiny_lm, tmp_path, monkeypatch):
+    tiny_lm.model.save_pretrained(tmp_path)
+    tiny_lm.tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    lm = load_pretrained("mine", pretrained=str(tmp_path))
+    assert {parameter.dtype for parameter in lm.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_in_bf16_mixed_what_trains_stays_float32(small_config, monkeypatch, tuning):
+    seen, step = {}, NarrativeModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        for parameter in self.model.lm.parameters():
+            seen.setdefault(parameter.requires_grad, set()).add(parameter.dtype)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(NarrativeModule, "training_step", training_step)
+    options = ["trainer.precision=bf16-mixed", "trainer.max_steps=10", f"tuning={tuning}", "tuning.lr=0.00002"]
+    folder, _ = train_and_evaluate(small_config(*options, without="tuning"))
+    assert seen == ({True: {torch.float32}} | ({} if tuning == "full" else {False: {torch.bfloat16}}))
+    if tuning == "full":
+        start = load_tiny("tiny", width=32, layers=2, heads=4, seed=0).model.state_dict()
+        state = load_file(folder / "model.safetensors")
+        moved = [
+            (tensor != start[name.removeprefix("lm.")]).float().mean()
+            for name, tensor in state.items()
+            if "proj" in name and name.startswith("lm.")
+        ]
+        assert min(moved) > 0.9
 
 
 def test_the_gpu_settings_in_bf16_reach_the_loss_of_float32(small_config, tmp_path):
