@@ -1,6 +1,7 @@
 """Examples to batches: tokens, padding, batches of similar lengths, and a loader that can stop and go on."""
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from regen.data.batch import Batch, pad_rows
 from regen.data.histories import Example
 from regen.data.tables import DataError
 
+logger = logging.getLogger(__name__)
 EVALUATION_DRAW = 2**31  # noise vectors of validation and test: the same at every visit, and of no training epoch
 
 
@@ -135,28 +137,43 @@ class LengthBatches(Sampler[list[int]]):
             )
 
     def batches(self) -> list[list[int]]:
-        """All batches of the epoch, before ranks share them."""
+        """All batches of the epoch, before ranks share them. Every rank has a share of each, so all take equal steps.
+
+        Raises:
+            ValueError: If there are fewer examples than ranks.
+        """
         lengths = np.asarray(self.lengths)
+        if len(lengths) < self.world_size:
+            raise ValueError(
+                f"{len(lengths)} examples are too few for {self.world_size} processes: each needs at least one. "
+                "Use more users (split.*, source.*) or fewer processes (trainer.devices)."
+            )
         if not self.shuffle:
             order = np.argsort(lengths, kind="stable")
-            return [order[i : i + self.batch_size].tolist() for i in range(0, len(order), self.batch_size)]
+            size = max(self.batch_size, self.world_size)
+            batches = [order[i : i + size].tolist() for i in range(0, len(order), size)]
+            if len(batches[-1]) < self.world_size:
+                batches[-2:] = [batches[-2] + batches[-1]]
+            return batches
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(len(lengths))
+        order = order[: len(order) - len(order) % self.world_size]
         pool = 32 * self.batch_size  # sorting within pools keeps batches random and their padding small
         pools = [order[i : i + pool] for i in range(0, len(order), pool)]
         order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in pools])
         batches = [order[i : i + self.batch_size].tolist() for i in range(0, len(order), self.batch_size)]
-        if len(batches[-1]) % self.world_size:  # every rank has to take every step
-            batches.pop()
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.batches()[self.first :]:
-            if share := batch[self.rank :: self.world_size]:
-                yield share
+            yield batch[self.rank :: self.world_size]
 
     def __len__(self) -> int:
-        return len(self.batches())
+        """Number of batches, without building them: a loader asks for it at every step."""
+        full, rest = divmod(
+            len(self.lengths), self.batch_size if self.shuffle else max(self.batch_size, self.world_size)
+        )
+        return full + (rest >= self.world_size)
 
 
 class ResumableLoader(DataLoader[int]):
@@ -236,6 +253,14 @@ class NarrativeDataModule(L.LightningDataModule):
         dataset = self.splits[split]
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = LengthBatches(dataset.lengths, batch_size, shuffle, self.seed, rank, world)
+        if shuffle and rank == 0 and (left_out := len(dataset) % world):
+            logger.warning(
+                "%d of %d training examples are left out of each epoch, others every time, so that %d processes take "
+                "equal steps.",
+                left_out,
+                len(dataset),
+                world,
+            )
         return ResumableLoader(dataset, batches, num_workers=self.num_workers)
 
 

@@ -59,6 +59,9 @@ def embed_texts(
         pretrained: As for `load_sentence_encoder`.
         batch_size: The most texts of a step; of long texts fewer, `CHARACTERS` times as many characters together.
         progress: Whether to show a bar.
+
+    Raises:
+        ValueError: If a vector is not finite.
     """
     distinct = list(dict.fromkeys(texts))
     row_of = {text: row for row, text in enumerate(distinct)}
@@ -76,6 +79,11 @@ def embed_texts(
     vectors = np.empty((len(distinct), parts[0].shape[1]), dtype=np.float32)
     vectors[rows] = np.concatenate(parts)
     vectors[[not text.strip() for text in distinct]] = 0
+    if len(bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
+        raise ValueError(
+            f"content.pretrained={pretrained}: the vectors of {len(bad)} of {len(distinct):,} texts are not finite, "
+            f"the first is that of {distinct[bad[0]]!r:.80}. Use another encoder, or leave these texts out."
+        )
     return vectors[[row_of[text] for text in texts]]
 
 

@@ -73,6 +73,11 @@ def encode_cf(
         interactions = cf_interactions(tables, split)
         confidence = confidence_matrix(interactions, alpha=alpha, items=len(tables.items))
         vectors = item_vectors(model, confidence)
+        if bad := int((~np.isfinite(vectors)).any(axis=1).sum()):
+            raise ValueError(
+                f"cf={config['name']}: the vectors of {bad} of {len(vectors):,} items are not finite. Change cf.model: "
+                "more regularization, or a lower learning rate where it has one."
+            )
         np.save(folder / "vectors.npy", vectors)
         return {
             "users": confidence.shape[0],

@@ -9,7 +9,6 @@ import logging
 import os
 import pickle
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -42,7 +41,6 @@ logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 RECORD = TRAINED  # inputs, versions, and what training found
 SHARDED = "fsdp2"  # the strategy of trainer=fsdp
-READ_EVERY = 10  # steps after which log and progress bar read the loss, for which a GPU has to be waited
 
 
 @dataclass(frozen=True)
@@ -135,12 +133,11 @@ def fit(run: Run, run_logger: Any) -> LoadedRun:
     if narrow:
         hold_frozen_in_bfloat16(model.lm)
     module = NarrativeModule(model.train(), **rates, provenance=provenance)
-    trainer = _trainer(run, run_logger)
+    clock, memory = StepClock(), PeakMemory()
+    trainer = _trainer(run, run_logger, clock)
     if last.exists():
         _check_readable(last)
         logger.info("resuming %s", last)
-    started, memory, clock = time.monotonic(), PeakMemory(), StepClock()
-    trainer.callbacks.append(clock)
     packed = packed_weights(model.lm, backward=True) if cfg.trainer.strategy != SHARDED else nullcontext()
     with packed:
         trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
@@ -159,7 +156,7 @@ def fit(run: Run, run_logger: Any) -> LoadedRun:
             "step_ms": clock.step_ms,
             "memory_gib": memory.gib(),
         }
-        facts = {"steps": trainer.global_step, "seconds": round(time.monotonic() - started, 1), KEY: costs}
+        facts = {"steps": trainer.global_step, "seconds": round(clock.seconds, 1), KEY: costs}
         _save(run, model, facts, trainer)
     return LoadedRun(run, lm, data, model.eval())
 
@@ -253,9 +250,11 @@ def _check_readable(checkpoint: Path) -> None:
         ) from error
 
 
-def _trainer(run: Run, run_logger: Any) -> Any:
+def _trainer(run: Run, run_logger: Any, clock: Any) -> Any:
     import lightning as L
     from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+
+    from regen.training.module import READ_EVERY, LastCheckpoint
 
     training, trainer = run.cfg.training, plain(run.cfg.trainer)
     trainer.pop("num_workers")
@@ -268,7 +267,8 @@ def _trainer(run: Run, run_logger: Any) -> Any:
     folder = run.folder / "checkpoints"
     callbacks = [
         ModelCheckpoint(folder, "best", monitor="val_loss", save_top_k=1, enable_version_counter=False),
-        ModelCheckpoint(
+        clock,
+        LastCheckpoint(
             folder,
             "last",
             train_time_interval=timedelta(seconds=training.checkpoint_seconds),
@@ -312,6 +312,11 @@ def _save(run: Run, model: SoftTokenLM, facts: dict[str, Any], trainer: Any) -> 
     from safetensors.torch import save_file
 
     state = {name: tensor.contiguous() for name, tensor in model.trained_state().items()}
+    if bad := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise ValueError(
+            f"{run.folder}: {len(bad)} of {len(state)} trained tensors are not finite, the first is {bad[0]}. Nothing "
+            f"is saved. Lower adapter.lr={run.cfg.adapter.lr} and tuning.lr={run.cfg.tuning.lr}."
+        )
     record = json.loads((run.folder / RECORD).read_text())
     record |= {**facts, "val_loss": _best_loss(trainer)}
     record["trained_parameters"] = sum(tensor.numel() for tensor in state.values())
@@ -331,5 +336,8 @@ def _best_loss(trainer: Any) -> float | None:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes files; the other ranks of a job only train."""
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
+    """Whether this is the process that writes files; the other ranks of a job only train.
+
+    Torchrun, Lightning and Slurm each set some of these variables; only the main process has 0 in all that are set.
+    """
+    return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))

@@ -28,12 +28,29 @@ def test_lengths_in_a_batch_are_similar():
     assert len({tuple(batch) for batch in LengthBatches(LENGTHS, 4, True)}) == 51
 
 
-def test_ranks_share_the_batches_of_one_process():
-    whole = [batch for batch in LengthBatches(LENGTHS[:202], 4, True).batches() if len(batch) % 2 == 0]
-    shares = [list(LengthBatches(LENGTHS[:202], 4, True, rank=rank, world_size=2)) for rank in (0, 1)]
-    assert len(shares[0]) == len(shares[1]) == len(whole)
-    for batch, left, right in zip(whole, *shares, strict=True):
-        assert sorted(batch) == sorted([*left, *right])
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(("examples", "batch", "world"), [(202, 4, 2), (7, 6, 2), (58, 4, 4), (3, 4, 2), (9, 8, 4)])
+def test_ranks_share_every_batch(examples, batch, world, shuffle):
+    """Each rank takes part in every step; only training leaves out what cannot be shared equally."""
+    samplers = [LengthBatches(LENGTHS[:examples], batch, shuffle, rank=rank, world_size=world) for rank in range(world)]
+    shares = [list(sampler) for sampler in samplers]
+    assert all(len(share) == len(sampler) > 0 for share, sampler in zip(shares, samplers, strict=True))
+    assert all(part for share in shares for part in share)
+    seen = [index for share in shares for part in share for index in part]
+    assert len(set(seen)) == len(seen) == (examples - examples % world if shuffle else examples)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_empty_epoch_is_an_error(shuffle):
+    with pytest.raises(ValueError, match="1 examples are too few for 2 processes"):
+        LengthBatches(LENGTHS[:1], 4, shuffle, world_size=2).batches()
+
+
+def test_a_loader_counts_its_batches_without_forming_them(monkeypatch):
+    formed = []
+    monkeypatch.setattr(LengthBatches, "batches", lambda self: formed.append(1))
+    assert len(LengthBatches(LENGTHS, 4, True)) == 51
+    assert not formed
 
 
 def test_a_batch_that_ranks_cannot_share():

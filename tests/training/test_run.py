@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from regen.data.tables import DataError
 from regen.grid import train_and_evaluate
 from regen.models.language_model import load_pretrained, load_tiny
+from regen.models.soft_token_lm import SoftTokenLM
 from regen.training import run as runs
 from regen.training.module import NarrativeModule
 
@@ -31,34 +32,113 @@ def die_at(step, monkeypatch):
     monkeypatch.setattr(NarrativeModule, "training_step", training_step)
 
 
-@pytest.mark.parametrize(("encoder", "kill_at"), [("noise", 14), ("cf", 7)])
-def test_resume_reaches_the_weights_of_an_uninterrupted_run(small_config, tmp_path, monkeypatch, kill_at, encoder):
-    options = [
-        f"encoder={encoder}",
-        "training.epochs=2",
-        "training.checkpoint_seconds=0",
-        "tuning=lora",
-        "encoder.dim=16",
-    ]
-    options = options if encoder == "noise" else options[:-1]
-    whole, whole_loss = train_and_evaluate(small_config(*options))
-    assert json.loads((whole / "run.json").read_text())["steps"] > 20
-    interrupted = small_config(*options, f"paths.runs_dir={tmp_path}/other")
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        die_at(kill_at, patched)
-        train_and_evaluate(interrupted)
-    folder = next((tmp_path / "other").glob("p*"))
-    assert (folder / "checkpoints" / "last.ckpt").is_file()
-    assert not (folder / "model.safetensors").exists()
-    resumed, resumed_loss = train_and_evaluate(interrupted)
-    assert resumed == folder
-    expected, got = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
+def die_in_validation(number, monkeypatch):
+    """Makes training stop as by a kill in the validation of a number, counted from 1."""
+    alive, seen = NarrativeModule.on_validation_epoch_end, []
+
+    def on_validation_epoch_end(self):
+        seen.append(self.global_step)
+        if len(seen) == number:
+            raise Killed
+        alive(self)
+
+    monkeypatch.setattr(NarrativeModule, "on_validation_epoch_end", on_validation_epoch_end)
+
+
+SHORT = ["training.epochs=2", "training.batch_size=16", "training.checkpoint_seconds=0", "tuning=lora"]
+
+
+def same_run(whole, other):
+    """Whether two runs have the same weights, best loss and number of steps."""
+    expected, got = load_file(whole / "model.safetensors"), load_file(other / "model.safetensors")
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[name], got[name]) for name in expected)
-    assert resumed_loss == whole_loss
-    assert (
-        json.loads((whole / "run.json").read_text())["steps"] == json.loads((resumed / "run.json").read_text())["steps"]
+    records = [json.loads((folder / "run.json").read_text()) for folder in (whole, other)]
+    assert records[0]["steps"] == records[1]["steps"]
+    assert records[0]["val_loss"] == records[1]["val_loss"]
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.parametrize("encoder", ["cf", "noise"])
+def test_a_run_killed_at_every_step_and_validation_reaches_the_same_weights(
+    small_config, tmp_path, monkeypatch, encoder
+):
+    """One run dies at each step and in each validation in turn, and goes on from there each time."""
+    options = [*SHORT, f"encoder={encoder}", *(["encoder.dim=16"] if encoder == "noise" else [])]
+    monkeypatch.setattr("regen.evaluation.evaluate.evaluate_run", lambda *_: None)
+    monkeypatch.setattr("regen.training.run.load", lambda run: None)
+    whole, _ = train_and_evaluate(small_config(*options))
+    steps = json.loads((whole / "run.json").read_text())["steps"]
+    assert steps == 8
+    killed = small_config(*options, f"paths.runs_dir={tmp_path}/killed")
+    for step in range(1, steps):
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            die_at(step, patched)
+            train_and_evaluate(killed)
+    folder = train_and_evaluate(killed)[0]
+    same_run(whole, folder)
+    in_validation = small_config(*options, f"paths.runs_dir={tmp_path}/in_validation")
+    for _ in range(2):
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            die_in_validation(2, patched)
+            train_and_evaluate(in_validation)
+    folder = train_and_evaluate(in_validation)[0]
+    same_run(whole, folder)
+    clock = json.loads((folder / "run.json").read_text())
+    assert 0 < clock["costs"]["step_ms"] * clock["steps"] / 1000 <= clock["seconds"] + 0.1
+
+
+@pytest.mark.parametrize("rate", ["adapter.lr=3e37", "tuning.lr=1e30"])
+def test_a_loss_that_is_not_finite_ends_the_run(small_config, tmp_path, rate):
+    cfg = small_config(rate, "training.checkpoint_seconds=0")
+    with pytest.raises(ValueError, match=r"step \d+ .*not finite; adapter.lr=.*precision=32-true, last good step \d+"):
+        train_and_evaluate(cfg)
+    (folder,) = (tmp_path / "runs").glob("p*")
+    assert not (folder / "model.safetensors").exists()
+    assert not (folder / "scores.json").exists()
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_run(small_config, monkeypatch):
+    alive = SoftTokenLM.forward
+
+    def forward(self, batch):
+        loss, tokens = alive(self, batch)
+        return (loss if self.training else loss * torch.nan), tokens
+
+    monkeypatch.setattr(SoftTokenLM, "forward", forward)
+    with pytest.raises(ValueError, match=r"The validation loss after step \d+ is inf"):
+        train_and_evaluate(small_config())
+
+
+def test_weights_that_are_not_finite_are_not_saved(small_config, tmp_path, monkeypatch):
+    alive, bias = SoftTokenLM.load_trained_state, "adapter.projection.bias"
+    monkeypatch.setattr(
+        SoftTokenLM, "load_trained_state", lambda self, state: alive(self, {**state, bias: state[bias] * torch.nan})
     )
+    with pytest.raises(
+        ValueError, match=r"1 of \d+ trained tensors are not finite, the first is adapter.projection.bias"
+    ):
+        train_and_evaluate(small_config())
+    assert not list((tmp_path / "runs").glob("*/model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "main"),
+    [
+        ({}, True),
+        ({"SLURM_PROCID": "1"}, False),
+        ({"SLURM_PROCID": "0"}, True),
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),
+        ({"RANK": "4", "LOCAL_RANK": "0"}, False),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
+    ],
+)
+def test_only_rank_zero_is_the_main_process(monkeypatch, variables, main):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert runs.is_main_process() == main
 
 
 def test_same_seed_same_loss_and_another_seed_another(small_config, tmp_path):
