@@ -27,6 +27,8 @@ SMALL = [
 class QuickEncoder:
     """A sentence encoder without weights, as wide as MiniLM: a random vector per text, the same at every call."""
 
+    max_seq_length = None
+
     def encode(self, texts, **_):
         drawn = [np.random.default_rng(zlib.crc32(text.encode("utf-8", "replace"))).normal(size=384) for text in texts]
         return np.array([vector / np.linalg.norm(vector) for vector in drawn], dtype=np.float32)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from jaxtyping import Float
 from tqdm import tqdm
 
@@ -94,29 +93,3 @@ def _steps(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
         size = max(1, min(batch_size, CHARACTERS * batch_size // max(1, lengths[order[0]])))
         yield order[:size]
         order = order[size:]
-
-
-def interaction_text(item: str, review: str) -> str:
-    """What the sentence encoder reads of one interaction; the review is empty where it is withheld or missing."""
-    return f"{item}. {review}" if review else item
-
-
-def item_text(items: pl.DataFrame) -> pl.Series:
-    """Metadata of each item as one text, m_i of the paper. The description is last: an encoder's window cuts the end.
-
-    Args:
-        items: Rows of `items.parquet`.
-
-    Returns:
-        One text per row.
-    """
-    price = pl.when(pl.col("price").is_not_null()).then(pl.format("{} dollars", pl.col("price").round(2)))
-    parts = [pl.col("title"), pl.col("category"), pl.col("brand"), price, pl.col("description")]
-    return items.select(pl.concat_str(parts, separator=". ", ignore_nulls=True).alias("text"))["text"]
-
-
-def review_text(interactions: pl.DataFrame) -> pl.Series:
-    """Rating and review of each interaction as one text, p_i of the paper; empty where there is neither."""
-    rating = pl.when(pl.col("rating").is_not_null()).then(pl.format("{} stars", pl.col("rating")))
-    parts = [rating, pl.col("review_title"), pl.col("review_text")]
-    return interactions.select(pl.concat_str(parts, separator=". ", ignore_nulls=True).alias("text"))["text"]

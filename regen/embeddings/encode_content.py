@@ -4,7 +4,9 @@ At no time are more texts or vectors in memory than those of one shard; items ar
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +22,13 @@ from regen.artefacts import Artefact, build
 from regen.data.histories import build_examples
 from regen.data.prepare import item_rows
 from regen.data.tables import FEATURES, Tables
-from regen.embeddings.content import embed_texts, interaction_text, item_text, review_text
+from regen.embeddings.content import embed_texts
 from regen.embeddings.fusion import ContentVectors
+from regen.embeddings.interaction_texts import interaction_texts, item_parts, review_text
 from regen.embeddings.vector_store import VECTOR_DTYPE, VectorStore, text_keys
 from regen.engine import Engine
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,13 @@ class ShardTexts:
         texts: Distinct, sorted.
         reviewed: Interactions that enter a history with their review, and the text of each.
         unreviewed: Interactions whose review is withheld somewhere, and the text of each.
+        counts: Reviews of the interactions in `reviewed`, and how much of them the encoder's window cuts.
     """
 
     texts: list[str]
     reviewed: tuple[np.ndarray, np.ndarray]
     unreviewed: tuple[np.ndarray, np.ndarray]
+    counts: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class EncodeShard:
 
     def __call__(self, rows: tuple[int, int]) -> tuple[int, int]:
         """Takes interactions from the first to before the second; counts their texts, and those that were encoded."""
-        texts = shard_texts(self.prepared, rows).texts
+        texts = shard_texts(self.prepared, rows, pretrained=self.pretrained).texts
         keys = text_keys(texts)
         store = VectorStore(self.root, self.config)
         missing = np.flatnonzero(store.missing(keys))
@@ -83,13 +90,16 @@ def encode_content(
         shards = user_shards(prepared.path, engine.interactions)
         work = EncodeShard(prepared.path, root, config, pretrained, batch_size)
         texts, encoded = map(sum, zip(*engine.map(work, shards, name="encode"), strict=True))
-        return {"encoded": encoded, **_assemble(folder, prepared.path, shards, VectorStore(root, config), texts)}
+        parts = (shard_texts(prepared.path, rows, pretrained=pretrained) for rows in shards)
+        return {"encoded": encoded, **_assemble(folder, shards, parts, VectorStore(root, config), texts)}
 
     inputs = {"prepared": prepared.fingerprint}
     libraries = ("sentence-transformers", "transformers")
-    return build(
-        "content", root=root, config=config, inputs=inputs, libraries=libraries, version=1, make=make, force=force
+    made = build(
+        "content", root=root, config=config, inputs=inputs, libraries=libraries, version=2, make=make, force=force
     )
+    logger.info("content: %s", _coverage(made.manifest["counts"]))
+    return made
 
 
 def load_content(artefact: Artefact) -> ContentVectors:
@@ -112,10 +122,10 @@ def user_shards(prepared: Path, size: int) -> list[tuple[int, int]]:
     return list(zip(bounds, [*bounds[1:], row], strict=True))
 
 
-def shard_texts(prepared: Path, rows: tuple[int, int]) -> ShardTexts:
-    """Texts of the interactions from the first row to before the second."""
+def shard_texts(prepared: Path, rows: tuple[int, int], *, pretrained: str) -> ShardTexts:
+    """Texts of the interactions from the first row to before the second, as the sentence encoder reads them."""
     start, end = rows
-    items, metadata = _items(prepared)
+    items, parts = _items(prepared)
     interactions = pl.scan_parquet(prepared / "interactions.parquet", glob=False).slice(start, end - start).collect()
     users = interactions["user_id"]
     narratives = pl.scan_parquet(prepared / "narratives.parquet", glob=False).filter(
@@ -125,35 +135,54 @@ def shard_texts(prepared: Path, rows: tuple[int, int]) -> ShardTexts:
     everything = build_examples(tables, withhold=dict.fromkeys(FEATURES, True), max_history=len(interactions))
     shown = _distinct([example.rows for example in everything])
     hidden = _distinct([example.rows[example.withheld] for example in everything])
-    items_of, reviews = metadata.gather(item_rows(tables)).to_numpy(), review_text(interactions).to_numpy()
-    texts = [interaction_text(items_of[row], reviews[row]) for row in shown]
-    texts += [items_of[row] for row in hidden]
+    item_of, reviews = item_rows(tables), review_text(interactions)
+    reviewed = interaction_texts(parts[item_of.gather(shown)], reviews.gather(shown).to_list(), pretrained=pretrained)
+    unreviewed = interaction_texts(parts[item_of.gather(hidden)], [""] * len(hidden), pretrained=pretrained)
+    before, kept = reviewed.review_characters, reviewed.kept_characters
+    texts = [*reviewed.texts, *unreviewed.texts]
     distinct, index = np.unique(np.array(texts, dtype=object), return_inverse=True)
-    return ShardTexts(distinct.tolist(), (shown + start, index[: len(shown)]), (hidden + start, index[len(shown) :]))
+    counts = {
+        "interactions": len(shown),
+        "withheld_somewhere": len(hidden),
+        "reviews": int((before > 0).sum()),
+        "reviews_cut": int((kept < before).sum()),
+        "review_characters": int(before.sum()),
+        "review_characters_kept": int(kept.sum()),
+    }
+    index_of = (shown + start, index[: len(shown)]), (hidden + start, index[len(shown) :])
+    return ShardTexts(distinct.tolist(), *index_of, counts)
+
+
+def _coverage(counts: Mapping[str, int]) -> str:
+    """How much of the reviews reaches the vectors, in words."""
+    share = counts["review_characters_kept"] / max(1, counts["review_characters"])
+    return (
+        f"{share:.1%} of the reviews' characters reach the vectors; the encoder's window cuts "
+        f"{counts['reviews_cut']:,} of {counts['reviews']:,} reviews"
+    )
 
 
 def _assemble(
-    folder: Path, prepared: Path, shards: list[tuple[int, int]], store: VectorStore, texts: int
+    folder: Path, shards: list[tuple[int, int]], parts: Iterable[ShardTexts], store: VectorStore, texts: int
 ) -> dict[str, int]:
     """Writes vectors and the row of each interaction's vector, shard by shard; rows of one user lie together."""
-    counts = {"texts": 0, "interactions": 0, "withheld_somewhere": 0}
+    counts: Counter[str] = Counter()
+    written = 0
     rows = shards[-1][1]
     with (
         _growing(folder / "vectors.npy", VECTOR_DTYPE, (texts, store.dim)) as vectors,
         _growing(folder / "reviewed.npy", np.int32, (rows,)) as reviewed,
         _growing(folder / "unreviewed.npy", np.int32, (rows,)) as unreviewed,
     ):
-        for start, end in shards:
-            part = shard_texts(prepared, (start, end))
+        for (start, end), part in zip(shards, parts, strict=True):
             store.vectors(text_keys(part.texts)).tofile(vectors)
             for file, (interactions, of) in ((reviewed, part.reviewed), (unreviewed, part.unreviewed)):
                 row_of = np.full(end - start, -1, dtype=np.int32)
-                row_of[interactions - start] = counts["texts"] + of
+                row_of[interactions - start] = written + of
                 row_of.tofile(file)
-            counts["texts"] += len(part.texts)
-            counts["interactions"] += len(part.reviewed[0])
-            counts["withheld_somewhere"] += len(part.unreviewed[0])
-    return counts
+            written += len(part.texts)
+            counts.update(part.counts)
+    return {"texts": written, **counts}
 
 
 @contextmanager
@@ -166,9 +195,9 @@ def _growing(path: Path, dtype: type, shape: tuple[int, ...]) -> Iterator[Binary
 
 
 @functools.lru_cache(maxsize=1)
-def _items(prepared: Path) -> tuple[pl.DataFrame, pl.Series]:
+def _items(prepared: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
     items = pl.read_parquet(prepared / "items.parquet", glob=False)
-    return items, item_text(items)
+    return items, item_parts(items)
 
 
 def _distinct(rows: list[np.ndarray]) -> np.ndarray:

@@ -9,8 +9,9 @@ from jaxtyping import Float
 
 from regen.data.histories import withheld_reviews
 from regen.data.tables import INTERACTIONS, ITEMS
-from regen.embeddings.content import embed_texts, interaction_text, item_text, review_text
+from regen.embeddings.content import embed_texts
 from regen.embeddings.fusion import random_vector
+from regen.embeddings.interaction_texts import interaction_texts, item_parts, review_text
 from regen.embeddings.vector_store import VECTOR_DTYPE
 from regen.serving.interactions import Interaction
 from regen.serving.items import Items
@@ -103,11 +104,9 @@ class HistoryEncoder:
             },
             schema={name: INTERACTIONS[name] for name in ("rating", "review_title", "review_text")},
         )
-        texts = [
-            interaction_text(item, "" if hidden else review)
-            for item, review, hidden in zip(item_text(items), review_text(reviews), withheld, strict=True)
-        ]
-        vectors = embed_texts(texts, pretrained=self.sentence_encoder)
+        shown = ["" if hidden else review for review, hidden in zip(review_text(reviews), withheld, strict=True)]
+        built = interaction_texts(item_parts(items), shown, pretrained=self.sentence_encoder)
+        vectors = embed_texts(built.texts, pretrained=self.sentence_encoder)
         return vectors.astype(VECTOR_DTYPE).astype(np.float32)  # rounded as those of training are kept
 
     def _random(self, row: int | None) -> Float[np.ndarray, " dim"]:

@@ -97,6 +97,8 @@ def test_cf_without_interactions_is_an_error():
 class Counting:
     """A sentence encoder that remembers what it was asked to encode."""
 
+    max_seq_length = None
+
     def __init__(self):
         self.asked = []
 
