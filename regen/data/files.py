@@ -121,9 +121,9 @@ def _number_as_text(value: Any) -> Any:
 def _column(path: Path, rows: list[dict[str, Any]], name: str, dtype: pl.DataType) -> pl.Series:
     """A typed column; ids that are whole numbers become text; anything else of a wrong type is refused."""
     accepted: tuple[type, ...] = (str,) if dtype == pl.String else (int, float)
-    values: list[str | float | None] = []
+    values: list[Any] = []
     for row in rows:
-        value = row[name]
+        value: Any = row[name]
         if name.endswith("id") and isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
         if value is not None and (isinstance(value, bool) or not isinstance(value, accepted)):

@@ -216,7 +216,7 @@ def test_every_reason_is_counted(prepare):
         "users.dropped.no_interaction_left": counts["users.read"] - 12,
     }
     noted = [counts[f"interactions.without_{name}"] for name in ("text", "time")]
-    assert noted == [1, 0]  # of those that are kept
+    assert noted == [2, 0]  # of those that are kept
     assert (counts["interactions.without_rating"], counts["items.without_price"]) == (0, 1)
     assert (counts["items.reviewed_without_metadata"], counts["users.kept"]) == (1, 12)
     assert counts["users.last_purchase_ties"] == 1
@@ -487,9 +487,9 @@ def test_gift_cards(real_data, tmp_path):
     counts = AmazonSource(**{name: str(path) for name, path in files.items()}, **options).write(tmp_path)
     assert counts["interactions.read"] == 2972
     assert counts["interactions.dropped.copied_review"] == 758
-    assert (counts["interactions.kept"], counts["users"], counts["items.kept"]) == (2160, 458, 148)
+    assert (counts["interactions.kept"], counts["users.kept"], counts["items.kept"]) == (2214, 458, 148)
     assert adds_up(counts, "interactions")
     assert adds_up(counts, "items")
     rows = pl.read_parquet(tmp_path / "interactions.parquet")
-    assert (len(rows), rows["user_id"].n_unique(), rows["item_id"].n_unique()) == (2160, 458, 148)
+    assert (len(rows), rows["user_id"].n_unique(), rows["item_id"].n_unique()) == (2214, 458, 148)
     assert pl.read_parquet(tmp_path / "items.parquet")["title"].null_count() == 0
