@@ -35,8 +35,8 @@ class Reviews:
     def __init__(self, interactions: int) -> None:
         self.interactions = interactions
 
-    def files(self) -> list[Path]:
-        return []
+    def files(self) -> dict[str, Path]:
+        return {}
 
     def write(self, folder: Path) -> dict[str, int]:
         rng, draw = np.random.default_rng(0), np.random.default_rng(1)  # apart, so that more rows begin with the same

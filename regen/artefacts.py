@@ -178,7 +178,7 @@ def _partials(folder: Path) -> str:
 
 
 def installed_versions(distributions: Sequence[str]) -> dict[str, str]:
-    """Version of each distribution.
+    """Version of each distribution, without what follows a plus, which says for which machine it was compiled.
 
     Raises:
         ModuleNotFoundError: one is not installed.
@@ -188,7 +188,7 @@ def installed_versions(distributions: Sequence[str]) -> dict[str, str]:
 
 def _installed_version(distribution: str) -> str:
     try:
-        return metadata.version(distribution)
+        return metadata.version(distribution).partition("+")[0]
     except metadata.PackageNotFoundError:
         raise ModuleNotFoundError(f"'{distribution}' is not installed. Run: pip install {distribution}") from None
 

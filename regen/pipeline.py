@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from regen import identity
 from regen.artefacts import Artefact
 from regen.data.prepare import item_rows, load_tables, prepare
 from regen.embeddings import fusion
@@ -135,12 +136,10 @@ def encoded_artefacts(
             model, config, alpha=config["alpha"], prepared=prepared, split=split, root=root, force=force
         )
     if "content" in parts:
-        config = plain(cfg.content)
-        batch_size = config.pop("batch_size")  # of speed, not of the vectors
         made["content"] = encode_content(
-            config,
-            pretrained=config["pretrained"],
-            batch_size=batch_size,
+            identity.sentence_encoder(cfg.content.pretrained),
+            pretrained=cfg.content.pretrained,
+            batch_size=cfg.content.batch_size,
             prepared=prepared,
             root=root,
             engine=build_engine(cfg),

@@ -69,9 +69,12 @@ class AmazonSource:
         self.max_history = max_history
         self.collapse_copies = collapse_copies
 
-    def files(self) -> list[Path]:
+    def files(self) -> dict[str, Path]:
         """Reviews and metadata, fetched if need be."""
-        return [fetch(location, setting=key, folder=self.folder) for key, location in self.locations.items()]
+        return {
+            key.removeprefix("source."): fetch(location, setting=key, folder=self.folder)
+            for key, location in self.locations.items()
+        }
 
     def write(self, folder: Path) -> dict[str, int]:
         """Writes the three tables; `narratives` is empty, a narrator fills it.
@@ -79,7 +82,7 @@ class AmazonSource:
         Raises:
             DataError: If a file is damaged, or nothing is left of it.
         """
-        reviews, metadata = self.files()
+        reviews, metadata = self.files().values()
         _check_layout(reviews)
         spill = folder / ".ranges"
         spill.mkdir()

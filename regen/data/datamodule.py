@@ -131,6 +131,11 @@ class LengthBatches(Sampler[list[int]]):
     first: int = 0  # batches of this epoch that an interrupted run has behind it
 
     def __post_init__(self) -> None:
+        if len(self.lengths) < self.world_size:
+            raise ValueError(
+                f"{len(self.lengths)} examples are too few for {self.world_size} processes: each needs at least one. "
+                "Use more users (split.*, source.*) or fewer processes (trainer.devices)."
+            )
         if self.shuffle and self.batch_size % self.world_size:
             raise ValueError(
                 f"training.batch_size={self.batch_size} is the batch of all processes together and has to be a "
@@ -138,17 +143,8 @@ class LengthBatches(Sampler[list[int]]):
             )
 
     def batches(self) -> list[list[int]]:
-        """All batches of the epoch, before ranks share them. Every rank has a share of each, so all take equal steps.
-
-        Raises:
-            ValueError: If there are fewer examples than ranks.
-        """
+        """The batches of the epoch, before ranks share them; every rank has a share of each, so all step alike."""
         lengths = np.asarray(self.lengths)
-        if len(lengths) < self.world_size:
-            raise ValueError(
-                f"{len(lengths)} examples are too few for {self.world_size} processes: each needs at least one. "
-                "Use more users (split.*, source.*) or fewer processes (trainer.devices)."
-            )
         if not self.shuffle:
             order = np.argsort(lengths, kind="stable")
             size = max(self.batch_size, self.world_size)

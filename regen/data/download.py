@@ -1,5 +1,6 @@
 """Fetching public data files: by path or URL, resumed where a transfer broke off, checked by size."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +41,7 @@ def fetch(location: str, *, setting: str, folder: Path | None = None) -> Path:
     name = Path(urlsplit(location).path).name
     if folder is not None and (folder / name).is_file():
         return folder / name
-    target = user_cache() / "downloads" / name
+    target = place_of(location)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{name}.lock")):
         if not target.exists():
@@ -55,6 +56,11 @@ def fetch(location: str, *, setting: str, folder: Path | None = None) -> Path:
                     "is kept, and the same command goes on from there."
                 ) from error
     return target
+
+
+def place_of(url: str) -> Path:
+    """Where the file of a URL lies in the user's cache, under its name and apart from those of all other URLs."""
+    return user_cache() / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:12] / Path(urlsplit(url).path).name
 
 
 class _BrokenOffError(httpx.TransportError):

@@ -43,13 +43,13 @@ class JsonlSource(TablesSource):
         self.on_bad_row = on_bad_row
         self.max_rating = max_rating
 
-    def files(self) -> list[Path]:
+    def files(self) -> dict[str, Path]:
         """The three input files."""
-        return [find_file(self.folder, name, setting="source.folder") for name in FILES.values()]
+        return {role: find_file(self.folder, name, setting="source.folder") for role, name in FILES.items()}
 
     def read(self) -> tuple[Tables, dict[str, int]]:
         """The tables, checked, and the counts of `validate`."""
-        items, interactions, narratives = self.files()
+        items, interactions, narratives = self.files().values()
         tables = Tables(
             items=read_jsonl(items, required=["item_id"], schema=ITEMS, joined=("category",)),
             interactions=_read_timed(interactions, ["user_id", "item_id"], INTERACTIONS),

@@ -7,11 +7,11 @@ from typing import Any
 
 import polars as pl
 
-from regen.artefacts import Artefact, build, file_hash
+from regen import identity
+from regen.artefacts import Artefact, build
 from regen.data.source import Source
 from regen.data.tables import Tables
 
-STAGE = "prepared"
 TABLES = ("items", "interactions", "narratives")
 
 
@@ -20,7 +20,7 @@ def prepare(source: Source, config: Mapping[str, Any], *, root: Path, force: boo
 
     Args:
         source: Reads the rows.
-        config: What made the source; enters the fingerprint.
+        config: What made the source.
         root: Folder that holds artefacts.
         force: Build again even where it exists.
 
@@ -36,8 +36,7 @@ def prepare(source: Source, config: Mapping[str, Any], *, root: Path, force: boo
         }
         return counts | sizes
 
-    inputs = {path.name: file_hash(path) for path in source.files()}
-    return build(STAGE, root=root, config=config, inputs=inputs, version=2, make=make, force=force)
+    return build(**identity.prepared(config, source.files()), root=root, make=make, force=force)
 
 
 @functools.lru_cache(maxsize=2)  # the cells of a grid read the same tables

@@ -66,14 +66,14 @@ class ReleaseSource(TablesSource):
             if name not in self.fields:
                 raise ValueError(f"source.fields.{name} cannot be null.")
 
-    def files(self) -> list[Path]:
+    def files(self) -> dict[str, Path]:
         """The one file."""
         if not self.path.is_file():
             raise DataError(
                 f"{self.path}: no such file. Download the release from Kaggle (googleai/"
                 "regen-reviews-enhanced-with-generative-narratives) and set source.path to the file of the vertical."
             )
-        return [self.path]
+        return {"release": self.path}
 
     def read(self) -> tuple[Tables, dict[str, int]]:
         """The tables, checked, and the counts of `validate`, with `users.read` and `users.dropped.malformed_line`.

@@ -10,8 +10,8 @@ from regen.data.tables import NARRATIVE_KEY, Tables
 class Source(Protocol):
     """Where rows come from."""
 
-    def files(self) -> list[Path]:
-        """Input files; their hashes enter the artefact's fingerprint."""
+    def files(self) -> dict[str, Path]:
+        """Input files by their role; what is in them identifies the artefact."""
 
     def write(self, folder: Path) -> dict[str, int]:
         """Writes `items.parquet`, `interactions.parquet` and `narratives.parquet`, checked and sorted.

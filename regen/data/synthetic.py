@@ -17,6 +17,7 @@ from regen.data.synthetic_text import (
     BLAME,
     DESCRIPTIONS,
     FEATURES_ABOUT_AN_ITEM,
+    LEXICON,
     NARRATIVES,
     PRAISE,
     REVIEW_TITLES,
@@ -76,9 +77,9 @@ class SyntheticSource(TablesSource):
             if not kept:
                 raise ValueError(f"{rule}.")
 
-    def files(self) -> list[Path]:
-        """No input files."""
-        return []
+    def files(self) -> dict[str, Path]:
+        """The words of its vertical."""
+        return {"lexicon": LEXICON / f"{self.vertical}.yaml"}
 
     def read(self) -> tuple[Tables, dict[str, int]]:
         """The world's tables and how many rows were generated."""

@@ -32,13 +32,13 @@ class XRecSource(TablesSource):
         self.folder = Path(folder)
         self.on_bad_row = on_bad_row
 
-    def files(self) -> list[Path]:
+    def files(self) -> dict[str, Path]:
         """The four input files."""
-        return [find_file(self.folder, name, setting="source.folder") for name in FILES]
+        return {name: find_file(self.folder, name, setting="source.folder") for name in FILES}
 
     def read(self) -> tuple[Tables, dict[str, int]]:
         """The tables, checked, and the counts of `validate`, with `pairs_that_are_edges` and `pairs_added`."""
-        users, books, pairs, graph = self.files()
+        users, books, pairs, graph = self.files().values()
         explained = read_jsonl(pairs, required=_PAIRS.names(), schema=_PAIRS)
         edges = read_csv(graph, required=["user", "item"]).select(
             user_id=pl.col("user"), item_id=pl.col("item"), line=pl.col(LINE)

@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from regen.identity import MINILM, files_state
+
 
 def minilm_folder() -> str:
     """Folder of the all-MiniLM-L6-v2 weights inside their package."""
@@ -19,13 +21,13 @@ def minilm_folder() -> str:
     return str(Path(spec.origin).parent / "model")
 
 
-MINILM = "minilm"
 CHARACTERS = 128  # of a text, on average, in a step of the largest batch; about 32 tokens
 
 
-@functools.cache
 def load_sentence_encoder(pretrained: str) -> Any:
-    """A `SentenceTransformer`, loaded once a process; on a CPU its weights are packed for faster products.
+    """A `SentenceTransformer`, loaded once a process, and again when its folder has changed.
+
+    On a CPU its weights are packed for faster products.
 
     Args:
         pretrained: `minilm` for the weights that ship in a package, or any sentence-transformers id or folder.
@@ -33,6 +35,11 @@ def load_sentence_encoder(pretrained: str) -> Any:
     Raises:
         ValueError: If nothing can be loaded from there.
     """
+    return _loaded_encoder(pretrained, files_state(pretrained))
+
+
+@functools.cache
+def _loaded_encoder(pretrained: str, state: tuple[Any, ...]) -> Any:
     from sentence_transformers import SentenceTransformer
 
     from regen.models.packed_weights import pack_weights

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from regen import identity
 from regen.artefacts import Artefact, build
 from regen.data.prepare import item_rows, load_tables
 from regen.data.splits import split_of
@@ -86,11 +87,7 @@ def encode_cf(
             "interactions": len(interactions),
         }
 
-    recipe = {**config, "split": vars(split)}
-    inputs = {"prepared": prepared.fingerprint}
-    return build(
-        "cf", root=root, config=recipe, inputs=inputs, libraries=("implicit",), version=1, make=make, force=force
-    )
+    return build(**identity.cf(prepared.fingerprint, config, vars(split)), root=root, make=make, force=force)
 
 
 def load_cf(artefact: Artefact, tables: Tables) -> CFVectors:

@@ -18,6 +18,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.lib.format import write_array_header_1_0
 
+from regen import identity
 from regen.artefacts import Artefact, build
 from regen.data.histories import build_examples
 from regen.data.prepare import item_rows
@@ -54,24 +55,25 @@ class EncodeShard:
 
     prepared: Path
     root: Path
-    config: Mapping[str, Any]
+    encoder: Mapping[str, Any]
     pretrained: str
     batch_size: int
+    force: bool = False
 
     def __call__(self, rows: tuple[int, int]) -> tuple[int, int]:
         """Takes interactions from the first to before the second; counts their texts, and those that were encoded."""
         texts = shard_texts(self.prepared, rows, pretrained=self.pretrained).texts
         keys = text_keys(texts)
-        store = VectorStore(self.root, self.config)
-        missing = np.flatnonzero(store.missing(keys))
+        store = VectorStore(self.root, self.encoder)
+        missing = np.arange(len(keys)) if self.force else np.flatnonzero(store.missing(keys))
         if len(missing):
             embed = partial(embed_texts, pretrained=self.pretrained, batch_size=self.batch_size)
-            store.add([texts[at] for at in missing], keys[missing], embed)
+            store.add([texts[at] for at in missing], keys[missing], embed, force=self.force)
         return len(texts), len(missing)
 
 
 def encode_content(
-    config: Mapping[str, Any],
+    encoder: Mapping[str, Any],
     *,
     pretrained: str,
     batch_size: int,
@@ -82,22 +84,26 @@ def encode_content(
 ) -> Artefact:
     """Builds or reuses the content vectors of all interactions in histories, and of those whose review may be withheld.
 
-    They do not depend on the features that a cell chooses, so that cells share them. Vectors that the store holds are
-    taken from there, with `force` too: what text and encoder are the same has the same vector.
+    They do not depend on the features that a cell chooses, so that cells share them.
+
+    Args:
+        encoder: What identifies the sentence encoder, see `identity.sentence_encoder`.
+        pretrained: As for `embed_texts`.
+        batch_size: As for `embed_texts`.
+        prepared: The data.
+        root: Folder that holds artefacts.
+        engine: Where texts are encoded.
+        force: Encode again, those texts too whose vectors the store holds.
     """
 
     def make(folder: Path) -> dict[str, int]:
         shards = user_shards(prepared.path, engine.interactions)
-        work = EncodeShard(prepared.path, root, config, pretrained, batch_size)
+        work = EncodeShard(prepared.path, root, encoder, pretrained, batch_size, force)
         texts, encoded = map(sum, zip(*engine.map(work, shards, name="encode"), strict=True))
         parts = (shard_texts(prepared.path, rows, pretrained=pretrained) for rows in shards)
-        return {"encoded": encoded, **_assemble(folder, shards, parts, VectorStore(root, config), texts)}
+        return {"encoded": encoded, **_assemble(folder, shards, parts, VectorStore(root, encoder), texts)}
 
-    inputs = {"prepared": prepared.fingerprint}
-    libraries = ("sentence-transformers", "transformers")
-    made = build(
-        "content", root=root, config=config, inputs=inputs, libraries=libraries, version=2, make=make, force=force
-    )
+    made = build(**identity.content(prepared.fingerprint, encoder), root=root, make=make, force=force)
     logger.info("content: %s", _coverage(made.manifest["counts"]))
     return made
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float16, UInt64
 
+from regen import identity
 from regen.artefacts import DamagedArtefactError, build, fingerprint, installed_versions, open_artefact
 
 logger = logging.getLogger(__name__)
-LIBRARIES = ("sentence-transformers", "transformers", "torch")
 STAGE = "segment"
 VECTOR_DTYPE = np.float16  # in which content vectors are kept
 
@@ -52,12 +52,13 @@ class VectorStore:
 
     Args:
         root: Folder that holds artefacts.
-        encoder: What makes the vectors what they are; with the libraries' versions it names the store.
+        encoder: What identifies it, see `identity.sentence_encoder`; with the libraries' versions it names the store.
     """
 
     def __init__(self, root: Path, encoder: Mapping[str, Any]) -> None:
         self.encoder = dict(encoder)
-        recipe = {"encoder": self.encoder, "libraries": installed_versions(LIBRARIES)}
+        whole = identity.segment(self.encoder, "")
+        recipe = {**whole, "libraries": installed_versions(whole["libraries"])}
         self.folder = root / f"vectors-{fingerprint(recipe)}"
 
     @property
@@ -72,13 +73,14 @@ class VectorStore:
             missing &= segment.rows(keys) < 0
         return missing
 
-    def add(self, texts: Sequence[str], keys: Keys, embed: Embed) -> None:
+    def add(self, texts: Sequence[str], keys: Keys, embed: Embed, *, force: bool = False) -> None:
         """Encodes texts into a new segment, unless another process has just made it.
 
         Args:
             texts: Distinct texts.
             keys: Their hashes.
             embed: Gives a vector for each text.
+            force: Encode even if there is such a segment.
         """
         order = np.lexsort((keys[:, 1], keys[:, 0]))
 
@@ -88,8 +90,8 @@ class VectorStore:
             np.save(folder / "vectors.npy", vectors)
             return {"texts": len(vectors)}
 
-        config = {"encoder": self.encoder, "texts": hashlib.sha256(keys[order].tobytes()).hexdigest()}
-        build(STAGE, root=self.folder, config=config, libraries=LIBRARIES, make=make)
+        request = identity.segment(self.encoder, hashlib.sha256(keys[order].tobytes()).hexdigest())
+        build(**request, root=self.folder, make=make, force=force)
 
     def vectors(self, keys: Keys) -> Float16[np.ndarray, "texts dim"]:
         """Vectors of keys that are all here."""
@@ -108,18 +110,19 @@ class VectorStore:
         return found
 
     def _segments(self) -> list[Segment]:
-        """All whole segments; a damaged one is removed, so that its texts are encoded again."""
-        found = []
+        """All whole segments, the newest first; a damaged one is removed, so that its texts are encoded again."""
+        found: list[tuple[int, Segment]] = []
         for folder in sorted(self.folder.glob(f"{STAGE}-*")):
             try:
                 open_artefact(folder)
-                found.append(_mapped(folder, (folder / "vectors.npy").stat().st_mtime_ns))
+                changed = (folder / "vectors.npy").stat().st_mtime_ns
+                found.append((changed, _mapped(folder, changed)))
             except FileNotFoundError:  # another process is replacing it
                 continue
             except DamagedArtefactError as problem:
                 logger.warning("A damaged segment is removed, its texts are encoded again: %s", problem)
                 shutil.rmtree(folder, ignore_errors=True)
-        return found
+        return [segment for _, segment in sorted(found, key=lambda one: -one[0])]
 
 
 @functools.lru_cache(maxsize=1 << 14)

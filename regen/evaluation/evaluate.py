@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 from omegaconf import DictConfig, OmegaConf
 
+from regen import identity
 from regen.artefacts import fingerprint, write_atomically
 from regen.costs import EVALUATED, KEY, TRAINED, PeakMemory, Stopwatch
 from regen.data.datamodule import NarrativeDataset
@@ -305,12 +306,7 @@ def _narratives(dataset: NarrativeDataset) -> pl.DataFrame:
 
 
 def _evaluation_recipe(run: Run) -> str:
-    weights = (run.folder / WEIGHTS).stat()
-    settings = {name: value for name, value in plain(run.cfg.evaluation).items() if value is not None}
-    settings["weights"] = [weights.st_size, weights.st_mtime_ns]
-    for where in ("batch_size", "endpoint"):  # what decodes, and how many at a time
-        settings.pop(where, None)
-    return fingerprint(settings)
+    return fingerprint(identity.evaluation(plain(run.cfg.evaluation), run.folder / WEIGHTS))
 
 
 def _log_to(run_logger: Any, loaded: LoadedRun, predictions: pl.DataFrame, scores: Scores) -> None:

@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from regen.artefacts import appearing_whole
 from regen.data.download import user_cache
+from regen.identity import files_state
 from regen.models.fast_path import FastPath
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def load_packaged(name: str, *, package: str) -> LanguageModel:
     Raises:
         ValueError: If that package is not installed.
     """
-    return _load_folder(name, str(packaged_folder(name, package=package)))
+    return _load_folder(name, str(packaged_folder(name, package=package)), revision=None, state=())
 
 
 def packaged_folder(name: str, *, package: str) -> Path:
@@ -145,15 +146,14 @@ def packaged_folder(name: str, *, package: str) -> Path:
     return folder
 
 
-@functools.cache
 def load_pretrained(name: str, *, pretrained: str, revision: str | None = None) -> LanguageModel:
-    """Any Hugging Face causal LM, by folder or hub id.
+    """Any Hugging Face causal LM, by folder or hub id; loaded once a process, and again when the folder has changed.
 
     Raises:
         ValueError: If nothing can be loaded from there.
     """
     try:
-        return _load_folder(name, pretrained, revision=revision)
+        return _load_folder(name, pretrained, revision=revision, state=files_state(pretrained))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"lm.pretrained={pretrained}: nothing to load there ({str(error).splitlines()[0]}). "
@@ -259,7 +259,8 @@ def hold_frozen_in_bfloat16(model: nn.Module) -> None:
             parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def _load_folder(name: str, folder: str, *, revision: str | None = None) -> LanguageModel:
+@functools.cache
+def _load_folder(name: str, folder: str, *, revision: str | None, state: tuple[Any, ...]) -> LanguageModel:
     model = AutoModelForCausalLM.from_pretrained(folder, revision=revision, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
     if tokenizer.pad_token_id is None:

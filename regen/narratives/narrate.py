@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import polars as pl
 
+from regen import identity
 from regen.artefacts import Artefact, build
 from regen.data.prepare import load_tables
 from regen.data.tables import FEATURES, ITEM_FEATURES, NARRATIVE_KEY, NARRATIVES, DataError
@@ -26,7 +27,6 @@ from regen.narratives.runner import Report
 
 logger = logging.getLogger(__name__)
 
-STAGE = "narrated"
 NARRATED = pl.Schema(
     {
         **NARRATIVES,
@@ -256,9 +256,8 @@ def narrate(
             **written.counts,
         }
 
-    config = {"max_history": max_history, "users": users, **narrator.recipe()}
-    inputs = {"prepared": prepared.fingerprint}
-    return build(STAGE, root=root, config=config, inputs=inputs, version=1, make=make, force=force)
+    request = identity.narrated(prepared.fingerprint, narrator.recipe(), max_history=max_history, users=users)
+    return build(**request, root=root, make=make, force=force)
 
 
 def histories_of(prepared: Artefact, *, max_history: int, users: int | None) -> tuple[Histories, int]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import polars as pl
 from pydantic import BaseModel, create_model
 
+from regen import identity
 from regen.artefacts import Artefact, build
 from regen.data.prepare import load_tables
 from regen.data.tables import DataError
@@ -28,7 +29,6 @@ from regen.narratives.runner import Report
 
 logger = logging.getLogger(__name__)
 
-STAGE = "rated"
 LEVELS = ("very low", "low", "rather low", "medium", "rather high", "high", "very high")
 """The seven points of the scale; a score is a level's position, 1 to 7."""
 Level = Literal["very low", "low", "rather low", "medium", "rather high", "high", "very high"]
@@ -256,17 +256,19 @@ def rate(
             **dict(sorted(counts.items())),
         }
 
-    config = {
-        "draws": draws,
-        "max_history": max_history,
-        "users": users,
-        "raters": {rater.name: rater.recipe() for rater in raters},
-    }
-    inputs = {"data": data.fingerprint, "references": data.manifest["files"]["narratives.parquet"]["sha256"]}
+    written = None
     if narratives is not None:
-        inputs["written"] = fingerprint({"rows": narratives.select("user_id", "feature", "text").rows()})
-    libraries = ("krippendorff",)
-    return build(STAGE, root=root, config=config, inputs=inputs, libraries=libraries, version=1, make=make, force=force)
+        written = fingerprint({"rows": narratives.select("user_id", "feature", "text").rows()})
+    request = identity.rated(
+        data.fingerprint,
+        data.manifest["files"]["narratives.parquet"]["sha256"],
+        {rater.name: rater.recipe() for rater in raters},
+        written=written,
+        draws=draws,
+        max_history=max_history,
+        users=users,
+    )
+    return build(**request, root=root, make=make, force=force)
 
 
 def ask_raters(

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel
 
+from regen import identity
 from regen.artefacts import Artefact, build
 from regen.data.tables import DataError
 from regen.engine import HERE, Engine
@@ -26,7 +27,6 @@ from regen.narratives.narrate import FAILURES
 from regen.narratives.prompts import Limits, Prompt, Request, fenced
 from regen.narratives.rate import Rater, ask_raters
 
-STAGE = "side_by_side"
 ORDERS = ("a first", "b first")
 VERDICTS = pl.Schema(
     {
@@ -113,9 +113,9 @@ def compare_side_by_side(
         return {"pairs": len(pairs), "verdicts": len(verdicts), "failures": len(failures)}
 
     texts = [[pair.history.user_id, pair.feature, pair.a, pair.b] for pair in pairs]
-    config = {"raters": {rater.name: {**rater.recipe(), "prompts": PROMPT.hash} for rater in raters}}
-    inputs = {"pairs": fingerprint({"pairs": texts})}
-    return build(STAGE, root=root, config=config, inputs=inputs, version=1, make=make, force=force)
+    recipes = {rater.name: {**rater.recipe(), "prompts": PROMPT.hash} for rater in raters}
+    request = identity.side_by_side(fingerprint({"pairs": texts}), recipes)
+    return build(**request, root=root, make=make, force=force)
 
 
 def cautions(found: Mapping[str, Any]) -> list[str]:

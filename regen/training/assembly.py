@@ -17,6 +17,7 @@ from regen.data.history_words import HistoryWords
 from regen.data.prepare import load_tables
 from regen.data.tables import DataError
 from regen.embeddings.encode import Split
+from regen.identity import LIBRARIES
 from regen.models.language_model import LanguageModel
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.models.warm_start import initialise
@@ -181,4 +182,4 @@ def library_versions() -> dict[str, str]:
     """Versions that a checkpoint's meaning depends on."""
     from importlib import metadata
 
-    return {name: metadata.version(name) for name in ("regen", "torch", "transformers", "peft", "lightning")}
+    return {name: metadata.version(name) for name in ("regen", *LIBRARIES)}

@@ -9,7 +9,7 @@ import logging
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,16 +18,16 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from regen.artefacts import fingerprint, write_atomically
+from regen import identity
+from regen.artefacts import fingerprint, installed_versions, write_atomically
 from regen.costs import KEY, TRAINED, PeakMemory
 from regen.data.datamodule import NarrativeDataModule
 from regen.models.language_model import LanguageModel, hold_frozen_in_bfloat16
 from regen.models.packed_weights import packed_weights
 from regen.models.soft_token_lm import SoftTokenLM
-from regen.pipeline import instantiate, plain
+from regen.pipeline import TEXT, instantiate, plain
 from regen.training.assembly import (
     Inputs,
     build_data,
@@ -82,23 +82,34 @@ def open_run(cfg: DictConfig) -> Run:
     config = plain(cfg)
     if config["training"]["epochs"] is None:
         config["training"]["epochs"] = max(feature["epochs"] for feature in config["feature"].values())
+    weights = identity.lm_weights(config["lm"])
+    if "commit" in weights:  # the run keeps to it, whatever the hub has later
+        config["lm"]["revision"] = weights["commit"]
     inputs = build_inputs(cfg)
-    recipe = {key: config[key] for key in ("encoder", "adapter", "lm", "tuning", "feature", "data", "split", "seed")}
-    if (version := getattr(get_class(config["adapter"]["_target_"]), "version", 1)) > 1:
-        recipe["adapter"] = {**recipe["adapter"], "version": version}
-    recipe["training"] = {key: value for key, value in config["training"].items() if key != "checkpoint_seconds"}
-    recipe["trainer"] = {key: config["trainer"][key] for key in ("precision", "max_steps")}
-    recipe["inputs"] = inputs.fingerprints()
-    features = "+".join(config["feature"]) if len(config["feature"]) <= 2 else f"{len(config['feature'])}_features"
-    parts = [features, config["encoder"]["name"], config["adapter"]["name"], config["lm"]["name"]]
-    name = "-".join([*parts, config["tuning"]["name"], f"seed{config['seed']}", fingerprint(recipe)])
-    run = Run(Path(cfg.paths.runs_dir) / name, OmegaConf.create(config), inputs)
+    versions = installed_versions(identity.LIBRARIES)
+    recipe = identity.run(config, inputs=inputs.fingerprints(), weights=weights, versions=versions)
+    run = Run(Path(cfg.paths.runs_dir) / f"{_label(config)}-{fingerprint(recipe)}", OmegaConf.create(config), inputs)
     if is_main_process():
         run.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(run.folder / "config.yaml", lambda path: path.write_text(OmegaConf.to_yaml(run.cfg)))
         if not (run.folder / RECORD).is_file():  # what training adds to it stays
-            _write_record(run, {"inputs": inputs.fingerprints(), "versions": library_versions()})
+            _write_record(run, _made_from(run))
     return run
+
+
+def _label(config: Mapping[str, Any]) -> str:
+    """What a person reads in the name of a run's folder."""
+    features = sorted(config["feature"])
+    parts = ["+".join(features) if len(features) <= 2 else f"{len(features)}_features", config["encoder"]["name"]]
+    if config["encoder"]["name"] != TEXT:
+        parts.append(config["adapter"]["name"])
+    return "-".join([*parts, config["lm"]["name"], config["tuning"]["name"], f"seed{config['seed']}"])
+
+
+def _made_from(run: Run) -> dict[str, Any]:
+    """What a run's record says from the beginning."""
+    weights = identity.lm_weights(plain(run.cfg.lm))
+    return {"inputs": run.inputs.fingerprints(), "weights": weights, "versions": library_versions()}
 
 
 @contextmanager
@@ -128,7 +139,7 @@ def fit(run: Run, run_logger: Any) -> LoadedRun:
     options = plain(cfg.training)
     rates = {"adapter_lr": cfg.adapter.lr, "lm_lr": cfg.tuning.lr}
     rates |= {key: options[key] for key in ("weight_decay", "warmup_share")}
-    provenance = {"config": plain(cfg), "versions": library_versions(), "inputs": run.inputs.fingerprints()}
+    provenance = {"config": plain(cfg), **_made_from(run)}
     narrow = cfg.trainer.precision == "bf16-mixed"
     if narrow:
         hold_frozen_in_bfloat16(model.lm)
@@ -190,6 +201,7 @@ def read_run(folder: Path) -> Run:
 
     Raises:
         FileNotFoundError: If the folder holds no run.
+        ValueError: If its data or the LM's weights are not those that it was trained with.
     """
     path = folder / "config.yaml"
     if not path.is_file():
@@ -197,11 +209,16 @@ def read_run(folder: Path) -> Run:
     cfg = OmegaConf.load(path)
     assert isinstance(cfg, DictConfig)
     run = Run(folder, cfg, build_inputs(cfg))
-    trained_on = json.loads((folder / RECORD).read_text())["inputs"]
-    if trained_on != run.inputs.fingerprints():
+    record = json.loads((folder / RECORD).read_text())
+    if (trained_on := record["inputs"]) != run.inputs.fingerprints():
         raise ValueError(
             f"{folder} was trained on data {trained_on}, and its config now makes {run.inputs.fingerprints()}: an "
             "input file or a library has changed since. Train it again, or bring the old input back."
+        )
+    if (trained_from := record["weights"]) != (now := identity.lm_weights(plain(cfg.lm))):
+        raise ValueError(
+            f"{folder} was trained from the LM {trained_from}, and its config now names {now}: the weights have "
+            "changed since. Train it again, or bring the old weights back."
         )
     return run
 
@@ -212,7 +229,7 @@ def opened_run(folder: Path) -> Iterator[Run]:
 
     Raises:
         FileNotFoundError: If the folder holds no run.
-        ValueError: If the run is not finished.
+        ValueError: If the run is not finished, or what it was made from has changed.
     """
     folder = folder.resolve()
     with chdir(_started_in(folder)):
@@ -237,7 +254,7 @@ def forget(run: Run) -> None:
     for path in run.folder.iterdir():
         if path.name not in ("config.yaml", RECORD):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    _write_record(run, {"inputs": run.inputs.fingerprints(), "versions": library_versions()})
+    _write_record(run, _made_from(run))
 
 
 def _check_readable(checkpoint: Path) -> None:
@@ -327,7 +344,7 @@ def _save(run: Run, model: SoftTokenLM, facts: dict[str, Any], trainer: Any) -> 
 
 
 def _write_record(run: Run, record: dict[str, Any]) -> None:
-    write_atomically(run.folder / RECORD, lambda path: path.write_text(json.dumps(record, indent=2)))
+    write_atomically(run.folder / RECORD, lambda path: path.write_text(json.dumps(record, indent=2, allow_nan=False)))
 
 
 def _best_loss(trainer: Any) -> float | None:

@@ -126,7 +126,7 @@ def test_several_ranges_give_the_same_rows_as_one(prepare, monkeypatch, range_by
     monkeypatch.setattr(amazon, "RANGE_BYTES", range_bytes)
     for name in ("CHUNK_BYTES", "READ_BYTES"):
         monkeypatch.setattr(json_lines, name, 1000)
-    assert amazon._range_count(one.source.files()[0]) > 2
+    assert amazon._range_count(one.source.files()["reviews"]) > 2
     several = prepare(REVIEWS, METADATA, pack=False, **options)
     for name in TABLES:
         assert getattr(one, name).equals(getattr(several, name))
@@ -442,7 +442,7 @@ def test_the_config_finds_a_verticals_files_in_the_folder(small_config, tmp_path
         (tmp_path / name).touch()
     chosen = ["source=amazon2018", "vertical=luxury_beauty", f"source.folder={tmp_path}"]
     source = instantiate(small_config(*chosen, without="source.").source)
-    assert source.files() == [tmp_path / name for name in names]
+    assert list(source.files().values()) == [tmp_path / name for name in names]
     assert (source.max_history, source.collapse_copies) == (50, True)
 
 

@@ -10,7 +10,7 @@ import pytest
 from tenacity import wait_none
 
 from regen.data import download
-from regen.data.download import fetch, user_cache
+from regen.data.download import fetch, place_of, user_cache
 from regen.data.tables import DataError
 
 CONTENT = bytes(range(256)) * 200
@@ -37,7 +37,7 @@ class Host:
             def do_GET(self):
                 asked = self.headers["Range"]
                 host.requests.append(asked)
-                host.seen.append({path.name for path in downloads.glob("[!.]*")})
+                host.seen.append(visible(downloads))
                 if self.path.startswith("/moved/"):
                     self.send_response(302)
                     self.send_header("Location", self.path.removeprefix("/moved"))
@@ -83,7 +83,7 @@ def host(downloads):
 
 
 def visible(folder):
-    return {path.name for path in folder.glob("[!.]*")}
+    return {path.name for path in folder.rglob("[!.]*") if path.is_file()}
 
 
 @pytest.mark.parametrize("announced", [True, False])
@@ -91,7 +91,7 @@ def visible(folder):
 def test_a_whole_file_is_fetched_once(host, downloads, announced, content):
     host.content, host.announces_length = content, announced
     path = fetch(host.url, setting="source.reviews")
-    assert path == downloads / NAME
+    assert path == place_of(host.url)
     assert path.read_bytes() == content
     assert fetch(host.url, setting="source.reviews") == path
     assert host.requests == [None]
@@ -125,9 +125,21 @@ def test_a_transfer_that_keeps_breaking_is_an_error_and_the_next_one_goes_on(hos
     assert visible(downloads) == {NAME}
 
 
+def test_files_of_one_name_from_two_urls_are_two(host):
+    host.content = b"what x has"
+    first = fetch(host.url.replace("/files/", "/x/"), setting="source.reviews")
+    host.content, host.cuts = CONTENT, [100] * download.ATTEMPTS
+    with pytest.raises(DataError, match="cannot be fetched"):
+        fetch(host.url.replace("/files/", "/y/"), setting="source.reviews")
+    other = fetch(host.url.replace("/files/", "/z/"), setting="source.reviews")
+    assert host.requests[-1] is None, "the part of y is not continued from z"
+    assert first.read_bytes() == b"what x has"
+    assert other.read_bytes() == CONTENT
+
+
 def test_a_part_that_does_not_fit_the_file_is_thrown_away(host, downloads):
-    downloads.mkdir(parents=True)
-    (downloads / f"{NAME}.part").write_bytes(b"x" * (len(CONTENT) + 1))
+    place_of(host.url).parent.mkdir(parents=True)
+    place_of(host.url).with_name(f"{NAME}.part").write_bytes(b"x" * (len(CONTENT) + 1))
     assert fetch(host.url, setting="source.reviews").read_bytes() == CONTENT
     assert host.requests == [f"bytes={len(CONTENT) + 1}-", None]
 
@@ -180,14 +192,14 @@ def test_a_file_in_the_folder_is_taken_without_asking_the_host(host, downloads, 
 
 
 def test_a_folder_without_the_file_does_not_matter(host, downloads, tmp_path):
-    assert fetch(host.url, setting="source.reviews", folder=tmp_path / "absent") == downloads / NAME
+    assert fetch(host.url, setting="source.reviews", folder=tmp_path / "absent") == place_of(host.url)
     assert host.requests == [None]
 
 
 def test_two_who_want_the_same_file_fetch_it_once(host, downloads):
     with ThreadPoolExecutor(2) as pool:
         paths = list(pool.map(lambda _: fetch(host.url, setting="source.reviews"), range(2)))
-    assert paths == [downloads / NAME] * 2
+    assert paths == [place_of(host.url)] * 2
     assert host.requests == [None]
 
 

@@ -57,7 +57,7 @@ def test_order_of_rows_and_compression_do_not_matter(write, tmp_path):
     straight, _ = write().read()
     shuffled = [random.Random(3).sample(rows, len(rows)) for rows in (ITEMS, INTERACTIONS, NARRATIVES)]
     source = write(items=shuffled[0], interactions=shuffled[1], narratives=shuffled[2])
-    for path in source.files():
+    for path in source.files().values():
         path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
     turned, _ = source.read()

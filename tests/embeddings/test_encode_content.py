@@ -4,6 +4,7 @@ import itertools
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,7 +51,7 @@ class Purchases:
         self.users = [f"u{number:04d}" for number in range(users)]
 
     def files(self):
-        return []
+        return {}
 
     def write(self, folder: Path):
         rows = [(user, f"i{at}", at, f"{user} likes item {at}") for user in self.users for at in range(5)]
@@ -115,12 +116,17 @@ def test_one_percent_more_rows_encode_one_percent(encoder, tmp_path):
     assert more.manifest["counts"]["interactions"] == 5050
 
 
-def test_force_takes_vectors_from_the_store(encoder, tmp_path):
-    encoded(100, tmp_path)
+def test_without_force_vectors_come_from_the_store_and_with_it_they_are_encoded_again(encoder, tmp_path, monkeypatch):
+    made, _ = encoded(100, tmp_path)
+    before = np.load(made.path / "vectors.npy")
+    shutil.rmtree(made.path)
     encoder.asked.clear()
+    assert encoded(100, tmp_path)[0].manifest["counts"]["encoded"] == len(encoder.asked) == 0
+    alive = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda texts, **options: -alive(texts, **options))
     again, _ = encoded(100, tmp_path, force=True)
-    assert encoder.asked == []
-    assert again.manifest["counts"]["encoded"] == 0
+    assert again.manifest["counts"]["encoded"] == len(encoder.asked) == 501 + 1  # the last item's text in both shards
+    assert np.array_equal(np.load(again.path / "vectors.npy"), -before)
 
 
 @pytest.mark.parametrize("file", ["vectors.npy", "keys.npy", "manifest.json"])
@@ -132,7 +138,8 @@ def test_a_damaged_segment_is_made_again_with_a_warning(encoder, tmp_path, caplo
     (segment / file).write_bytes(content_of[:-1] + bytes([content_of[-1] ^ 1]))
     encoder.asked.clear()
     with caplog.at_level(logging.WARNING):
-        again, _ = encoded(100, tmp_path, force=True)
+        shutil.rmtree(made.path)
+        again, _ = encoded(100, tmp_path)
     assert "A damaged segment is removed, its texts are encoded again" in caplog.text
     assert 0 < len(encoder.asked) < 500
     assert np.array_equal(np.load(again.path / "vectors.npy"), before)

@@ -11,7 +11,7 @@ from regen.grid import train_and_evaluate
 from regen.models.language_model import load_pretrained, load_tiny
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.training import run as runs
-from regen.training.module import NarrativeModule
+from regen.training.module import LastCheckpoint, NarrativeModule
 
 pytestmark = pytest.mark.usefixtures("no_sentence_encoder")
 
@@ -86,6 +86,27 @@ def test_a_run_killed_at_every_step_and_validation_reaches_the_same_weights(
     same_run(whole, folder)
     clock = json.loads((folder / "run.json").read_text())
     assert 0 < clock["costs"]["step_ms"] * clock["steps"] / 1000 <= clock["seconds"] + 0.1
+
+
+def test_the_time_of_a_step_is_without_checkpoints(small_config, monkeypatch):
+    clock, save = [0.0], LastCheckpoint._save_checkpoint
+
+    def slow_save(self, trainer, path):
+        clock[0] += 1000
+        save(self, trainer, path)
+
+    def training_step(self, batch, batch_idx):
+        clock[0] += 2
+        return step(self, batch, batch_idx)
+
+    step = NarrativeModule.training_step
+    monkeypatch.setattr("regen.training.module.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(LastCheckpoint, "_save_checkpoint", slow_save)
+    monkeypatch.setattr(NarrativeModule, "training_step", training_step)
+    folder, _ = train_and_evaluate(small_config("training.checkpoint_seconds=0", "trainer.max_steps=3"))
+    record = json.loads((folder / "run.json").read_text())
+    assert record["costs"]["step_ms"] == 2000
+    assert record["seconds"] >= 3006
 
 
 @pytest.mark.parametrize("rate", ["adapter.lr=3e37", "tuning.lr=1e30"])
