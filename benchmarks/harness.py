@@ -57,7 +57,11 @@ class Line:
             usual = f"{statistics.median(self.usual):.1f} | {statistics.median(ratios):.2f} | {spread}"
         if shares:
             limit = f"{statistics.median(self.limit):.1f} | {statistics.median(shares):.2f}"
-        return f"| {self.what} | {self.unit} | {statistics.median(self.ours):.1f} | {usual} | {limit} |"
+        return f"| {self.what} | {self.unit} | {_number(statistics.median(self.ours))} | {usual} | {limit} |"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value < 1 else f"{value:.1f}"
 
 
 HEAD = "| what | unit | ours | usual loop | ratio | spread (rounds) | limit | share of it |\n" + "|---" * 8 + "|"

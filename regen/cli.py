@@ -27,6 +27,7 @@ from yaml import YAMLError
 
 from regen.config import CONF, register
 from regen.config_errors import UnknownKeyError, check, explain
+from regen.quiet import quiet_libraries
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -104,6 +105,7 @@ def _guarded(task: Task, *, full_error: bool) -> Task:
     def job(cfg: DictConfig) -> Any:
         with _full_error_set(full_error):  # processes that the task starts see what the user set
             check(cfg)
+            quiet_libraries()
             try:
                 return task(cfg)
             except (ValueError, OSError) as error:

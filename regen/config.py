@@ -497,10 +497,17 @@ def groups_help() -> str:
     return "\n".join(f"  {group}: {', '.join(values)}" for group, values in groups.items())
 
 
+def _the_store(memo: dict[int, Any]) -> ConfigStore:
+    return ConfigStore.instance()
+
+
 def register() -> None:
     """Puts the schema where the YAML files' defaults lists find it: `/schema/<group>/<class>`."""
     OmegaConf.register_new_resolver("groups_help", groups_help, replace=True)
     store = ConfigStore.instance()
+    # Hydra copies its config sources, and the store in them, for every group that --help lists: seconds. A copy is
+    # not needed, because nothing writes to a source's store and `ConfigStore.load` copies what it returns.
+    vars(store)["__deepcopy__"] = _the_store
     groups: dict[str, list[type]] = {
         "root": [
             PrepareConfig,
@@ -517,7 +524,7 @@ def register() -> None:
             ExportConfig,
             DemoConfig,
         ],
-        "source": [SyntheticSource, FolderSource, AmazonSource, ReleaseSource],
+        "source": [SyntheticSource, FolderSource, JsonlSource, JsonlSource, AmazonSource, ReleaseSource],
         "narrator": [Narrator, WritingNarrator, OpenAINarrator],
         "encoder": [Encoder, ControlEncoder, TextEncoder],
         "engine": [LocalEngine, RayEngine],

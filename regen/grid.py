@@ -2,7 +2,6 @@
 
 import json
 import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from regen.artefacts import write_atomically
+from regen.quiet import quiet_libraries
 from regen.threads import share_cores
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ def run_cell(cfg: DictConfig) -> float:
         )
     note: dict[str, Any] = {"overrides": list(job.overrides.task), "run": None, "error": None}
     folder = Path(job.runtime.output_dir)
+    _announce(folder, int(job.job.num), note["overrides"])
     try:
         run, loss = train_and_evaluate(cfg)
         note["run"] = str(run.resolve())
@@ -62,9 +63,11 @@ class GridTable(Callback):
             _note(folder / str(number) / CELL, cfg, {"overrides": overrides, "run": None, "error": None})
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
+        if HydraConfig.get().mode is not RunMode.MULTIRUN:
+            return  # before the import: an error message does not wait for torch
         from regen.evaluation.evaluate import compare_cells, grid_cells
 
-        if HydraConfig.get().mode is RunMode.MULTIRUN and (cells := grid_cells(Path(config.hydra.sweep.dir))):
+        if cells := grid_cells(Path(config.hydra.sweep.dir)):
             compare_cells(
                 cells,
                 Path(config.hydra.sweep.dir),
@@ -94,7 +97,7 @@ def train_and_evaluate(cfg: DictConfig) -> tuple[Path, float]:
     from regen.evaluation.evaluate import evaluate_run, evaluation_is_current
     from regen.training import run as runs
 
-    _quiet()
+    quiet_libraries()  # again: lightning sets its levels when it is imported
     run = runs.open_run(cfg)
     with runs.locked(run):
         if cfg.force and runs.is_main_process():
@@ -134,6 +137,14 @@ def _planned_cells(config: DictConfig, config_name: str) -> list[tuple[list[str]
         return []
 
 
+def _announce(folder: Path, number: int, overrides: list[str]) -> None:
+    """One line that says which cell of the grid begins, by what it has of its own."""
+    notes = [json.loads(path.read_text(encoding="utf-8"))["overrides"] for path in folder.parent.glob(f"*/{CELL}")]
+    shared = set.intersection(*map(set, notes)) if len(notes) > 1 else set()
+    own = " ".join(override for override in overrides if override not in shared)
+    logger.info("cell %d of %d: %s", number + 1, max(len(notes), number + 1), own)
+
+
 def _note(path: Path, cfg: DictConfig, note: dict[str, Any]) -> None:
     from omegaconf import OmegaConf
 
@@ -158,12 +169,3 @@ def _warn_of_idle_overrides(cfg: DictConfig, overrides: list[str]) -> None:
         if idle.get(group, False):
             reason = "source" if group == "vertical" else f"encoder={cfg.encoder.name}"
             logger.warning("%s has no effect with this %s.", key, reason)
-
-
-def _quiet() -> None:
-    """Silences messages of libraries that ask for nothing a user of this command could do."""
-    for name in ("lightning.pytorch", "lightning.fabric", "httpx", "sentence_transformers"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a resumed run's own checkpoints
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # lightning's call into torch

@@ -1,12 +1,15 @@
 """Every file of conf/ composes; found by glob, so that none can be forgotten."""
 
+import contextlib
 import re
+import sys
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from regen.cli import run_hydra
 from regen.config import CONF, register
 
 VERTICALS = sorted(CONF.glob("vertical/*.yaml"))
@@ -43,6 +46,17 @@ def test_every_option_composes_and_resolves(path):
 @pytest.mark.parametrize("name", ROOTS)
 def test_every_root_composes(name):
     assert OmegaConf.to_container(composed(name, NEEDED.get(name, [])), resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"]], ids=["help", "cfg"])
+@pytest.mark.parametrize("name", ROOTS)
+def test_every_command_shows_its_help_and_config(name, flags, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, *flags, *NEEDED.get(name, [])])
+    with contextlib.suppress(SystemExit):
+        run_hydra(lambda cfg: None, config_name=name)
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert len(shown.out.splitlines()) >= 3
 
 
 @pytest.mark.parametrize("path", VERTICALS, ids=lambda path: path.stem)

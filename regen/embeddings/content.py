@@ -11,6 +11,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from regen.identity import MINILM, files_state
+from regen.quiet import without_loading_bar
 
 
 def minilm_folder() -> str:
@@ -45,7 +46,9 @@ def _loaded_encoder(pretrained: str, state: tuple[Any, ...]) -> Any:
     from regen.models.packed_weights import pack_weights
 
     try:
-        encoder = SentenceTransformer(minilm_folder() if pretrained == MINILM else pretrained)
+        folder = minilm_folder() if pretrained == MINILM else pretrained
+        with without_loading_bar(folder):
+            encoder = SentenceTransformer(folder)
     except OSError as error:
         raise ValueError(
             f"content.pretrained={pretrained}: nothing to load there ({str(error).splitlines()[0]}). Give a "

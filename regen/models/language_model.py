@@ -28,6 +28,7 @@ from regen.artefacts import appearing_whole
 from regen.data.download import user_cache
 from regen.identity import files_state
 from regen.models.fast_path import FastPath
+from regen.quiet import without_loading_bar
 
 logger = logging.getLogger(__name__)
 DIGESTED = 256  # values of each parameter that enter the digest of an LM's weights
@@ -261,7 +262,8 @@ def hold_frozen_in_bfloat16(model: nn.Module) -> None:
 
 @functools.cache
 def _load_folder(name: str, folder: str, *, revision: str | None, state: tuple[Any, ...]) -> LanguageModel:
-    model = AutoModelForCausalLM.from_pretrained(folder, revision=revision, dtype=torch.float32)
+    with without_loading_bar(folder):
+        model = AutoModelForCausalLM.from_pretrained(folder, revision=revision, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
