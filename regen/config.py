@@ -51,6 +51,11 @@ class FolderSource:
 
 
 @dataclass
+class JsonlSource(FolderSource):
+    max_rating: float = MISSING
+
+
+@dataclass
 class AmazonSource:
     _target_: str = MISSING
     folder: str | None = None
@@ -82,6 +87,7 @@ class ReleaseSource:
     _target_: str = MISSING
     path: str = MISSING
     on_bad_row: OnBadRow = OnBadRow.error
+    max_rating: float = MISSING
     fields: ReleaseFields = MISSING
 
 

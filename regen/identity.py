@@ -34,7 +34,7 @@ class Request(TypedDict):
 def prepared(source: Mapping[str, Any], files: Mapping[str, Path]) -> Request:
     """Stage `prepare`: how a source reads its files, and what is in each of them."""
     config = {key: value for key, value in source.items() if key not in _LOCATIONS}
-    return _request("prepared", config, {role: file_hash(path) for role, path in files.items()})
+    return _request("prepared", config, {role: file_hash(path) for role, path in files.items()}, version=2)
 
 
 def narrated(prepared: str, narrator: Mapping[str, Any], *, max_history: int, users: int | None) -> Request:

@@ -5,6 +5,7 @@ Two files a vertical: reviews (`<Vertical>_5.json.gz`, users and items with five
 dropped, the latest 50 kept. The files are streamed; texts are held for one range of users at a time.
 """
 
+import json
 import logging
 import math
 from collections.abc import Iterator
@@ -13,10 +14,11 @@ from typing import Any
 
 import polars as pl
 
-from regen.data.cleaning import clean_text, clean_titles, join_categories, parse_prices
+from regen.data.cleaning import clean_text, clean_titles, join_categories, parse_prices, unreadable
 from regen.data.download import fetch
-from regen.data.json_lines import JsonLines
+from regen.data.json_lines import JsonLines, whole_lines
 from regen.data.tables import INTERACTIONS, ITEMS, NARRATIVES, DataError, sort_interactions
+from regen.data.times import read_times
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +55,8 @@ class AmazonSource:
         metadata: Path or URL of the metadata.
         folder: Looked into first for a file of a URL's name; files that are not there are fetched into the user cache.
         max_history: How many of a user's interactions stay, the latest ones.
-        collapse_copies: Keep one of the interactions in which a user has the same text on the same day: Amazon shows
-            one review under all variants of a listing.
+        collapse_copies: Keep one of the interactions of a user with the same rating, title and text on the same day:
+            Amazon shows one review under all variants of a listing.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class AmazonSource:
             DataError: If a file is damaged, or nothing is left of it.
         """
         reviews, metadata = self.files().values()
+        _check_layout(reviews)
         spill = folder / ".ranges"
         spill.mkdir()
         ranges = UserRanges(spill, count=_range_count(reviews))
@@ -97,6 +100,8 @@ class AmazonSource:
                 kept_items.update(histories["item_id"].unique())
                 parts.add(histories)
         spill.rmdir()
+        counts["users.read"] = ranges.users
+        counts["users.dropped.no_interaction_left"] = ranges.users - counts.get("users.kept", 0)
         if not parts.rows:
             raise DataError(
                 f"{reviews}: 0 interactions are left of {counts['interactions.read']:,} reviews; at least one is "
@@ -104,6 +109,9 @@ class AmazonSource:
             )
         counts["items.dropped.no_interaction_left"] = items["title"].count() - len(kept_items)
         items = items.filter(pl.col("item_id").is_in(kept_items)).sort("item_id")
+        counts["items.without_price"] = items["price"].null_count()
+        counts["items.with_unreadable_price"] = int(items["unreadable_price"].sum())
+        items = items.drop("unreadable_price")
         items.write_parquet(folder / "items.parquet")
         NARRATIVES.to_frame().write_parquet(folder / "narratives.parquet")
         return counts | {"items.kept": len(items), "interactions.kept": parts.rows}
@@ -122,61 +130,68 @@ class AmazonSource:
         rows = sort_interactions(drop(rows, ~pl.col("item_id").is_in(titled), "item_without_title"))
         rows = drop(rows, ~pl.struct(INTERACTIONS.names()).is_first_distinct(), "repeated")
         if self.collapse_copies:
-            review = pl.struct("user_id", pl.col("timestamp") // DAY, "review_text")
-            rows = drop(rows, pl.col("review_text").is_not_null() & ~review.is_first_distinct(), "copied_review")
+            review = pl.struct("user_id", pl.col("timestamp") // DAY, "rating", "review_title", "review_text")
+            said = pl.any_horizontal(pl.col("review_title", "review_text").is_not_null())
+            dated = pl.col("timestamp").is_not_null()
+            rows = drop(rows, said & dated & ~review.is_first_distinct(), "copied_review")
         newer = pl.int_range(pl.len(), dtype=pl.Int64).reverse().over("user_id")
         rows = drop(rows, newer >= self.max_history, f"before_the_latest_{self.max_history}")
         ends = rows.group_by("user_id").agg(
             tie=pl.col("timestamp").tail(2).n_unique() < pl.col("timestamp").tail(2).len()
         )
-        counts["users"] = counts.get("users", 0) + len(ends)
-        counts["users.last_purchase_ties"] = counts.get("users.last_purchase_ties", 0) + int(ends["tie"].sum())
+        noted = {
+            "users.kept": len(ends),
+            "users.last_purchase_ties": int(ends["tie"].sum()),
+            "interactions.without_text": rows["review_text"].null_count(),
+            "interactions.without_time": rows["timestamp"].null_count(),
+            "interactions.without_rating": rows["rating"].null_count(),
+        }
+        for name, count in noted.items():
+            counts[name] = counts.get(name, 0) + count
         return rows
 
 
 class UserRanges:
     """Interactions gathered by ranges of user ids, so that one range at a time can be sorted in memory.
 
+    All rows are counted by user before the ranges are set, so that each has about as many, whatever the file's order.
+
     Args:
-        folder: Where rows wait; not used for a single range.
+        folder: Where rows wait.
         count: How many ranges.
     """
 
     def __init__(self, folder: Path, *, count: int) -> None:
         self.folder = folder
         self.count = count
-        self.bounds: list[str] | None = None
-        self.waiting: list[pl.DataFrame] = []
-        self.chunks = 0
+        self._chunks: list[Path] = []
+        self._rows = pl.DataFrame(schema={"user_id": pl.String(), "rows": pl.UInt32()})  # of each user
+
+    @property
+    def users(self) -> int:
+        """How many users the rows are of."""
+        return len(self._rows)
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Takes rows of any users; the first ones decide where the ranges begin."""
-        if self.count == 1:
-            self.waiting.append(rows)
-            return
-        if self.bounds is None:
-            users = rows["user_id"].unique().sort()
-            self.bounds = users.gather([len(users) * at // self.count for at in range(1, self.count)]).to_list()
-        of = (
-            rows["user_id"]
-            .to_frame()
-            .select(
-                pl.sum_horizontal([(pl.col("user_id") >= bound).cast(pl.Int32) for bound in self.bounds]).alias("range")
-            )
-        )
-        for (number,), part in rows.with_columns(of["range"]).partition_by("range", as_dict=True).items():
-            part.drop("range").write_ipc(self.folder / f"{number:05}-{self.chunks:06}.arrow", compression="lz4")
-        self.chunks += 1
+        """Takes rows of any users."""
+        self._chunks.append(self.folder / f"chunk-{len(self._chunks):06}.arrow")
+        rows.write_ipc(self._chunks[-1], compression="lz4")
+        counted = rows.group_by("user_id").agg(rows=pl.len())
+        self._rows = pl.concat([self._rows, counted]).group_by("user_id").agg(pl.col("rows").sum())
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
-        if self.count == 1:
-            if self.waiting:
-                yield pl.concat(self.waiting)
-            return
-        for number in range(self.count):
+        users = self._rows.sort("user_id")
+        before = users["rows"].cast(pl.Int64).cum_sum() - users["rows"]
+        each = max(1, math.ceil(users["rows"].sum() / self.count))
+        ranges = users.select("user_id", range=before // each)
+        for at, path in enumerate(self._chunks):
+            chunk = pl.read_ipc(path).join(ranges, on="user_id", maintain_order="left")
+            for (number,), part in chunk.partition_by("range", as_dict=True, include_key=False).items():
+                part.write_ipc(self.folder / f"{number:05}-{at:06}.arrow", compression="lz4")
+            path.unlink()
+        for number in ranges["range"].unique().sort():
             files = sorted(self.folder.glob(f"{number:05}-*.arrow"))
-            if files:
-                yield pl.concat([pl.read_ipc(file) for file in files])
+            yield pl.concat([pl.read_ipc(file) for file in files])
             for file in files:
                 file.unlink()
 
@@ -211,16 +226,42 @@ def _range_count(reviews: Path) -> int:
     return max(1, math.ceil(reviews.stat().st_size * (_UNPACKED if packed else 1) / RANGE_BYTES))
 
 
+def _check_layout(path: Path) -> None:
+    """Refuses reviews in the layout of the data set of 2023.
+
+    Raises:
+        DataError: Which says what to do.
+    """
+    if not path.is_file():
+        return  # the reader of lines says so
+    begin = next(whole_lines(path), b"").split(b"\n", 1)[0]
+    try:
+        keys = set(json.loads(begin))
+    except (ValueError, TypeError):
+        return
+    if ("parent_asin" in keys and not keys & {"asin", "reviewerID"}) or {"user_id", "parent_asin"} <= keys:
+        raise DataError(
+            f"{path}: this is the layout of Amazon Reviews 2023 (user_id, parent_asin, timestamp in milliseconds); "
+            "source=amazon2018 reads that of 2018 (reviewerID, asin, unixReviewTime). Use source=jsonl for it: write "
+            "items.jsonl and interactions.jsonl as regen/data/jsonl.py describes, with parent_asin as item_id."
+        )
+
+
 def _read_reviews(path: Path, counts: dict[str, int]) -> Iterator[pl.DataFrame]:
     """Interactions with plain texts; counts what is dropped and what is missing."""
     lines = JsonLines(path, _REVIEWS)
     dropped = dict.fromkeys(("no_user_id", "no_item_id"), 0)
-    noted = dict.fromkeys(("without_text", "without_time", "without_rating"), 0)
+    units: dict[str, int] = {}
+    bad_times = 0
     for chunk in lines.chunks():
+        seconds, bad, found = read_times(chunk["unixReviewTime"])
+        bad_times += int(bad.sum())
+        for unit, count in found.items():
+            units[unit] = units.get(unit, 0) + count
         rows = chunk.select(
             user_id=pl.col("reviewerID").str.strip_chars(),
             item_id=pl.col("asin").str.strip_chars(),
-            timestamp=pl.col("unixReviewTime").cast(pl.Int64, strict=False),
+            timestamp=seconds,
             rating=pl.when(pl.col("overall").is_between(1, 5)).then("overall"),
             review_title=clean_text(chunk["summary"]),
             review_text=clean_text(chunk["reviewText"]),
@@ -229,32 +270,34 @@ def _read_reviews(path: Path, counts: dict[str, int]) -> Iterator[pl.DataFrame]:
             kept = rows.filter(pl.col(column).is_not_null() & (pl.col(column) != ""))
             dropped[f"no_{column}"] += len(rows) - len(kept)
             rows = kept
-        for name, column in (("text", "review_text"), ("time", "timestamp"), ("rating", "rating")):
-            noted[f"without_{name}"] += rows[column].null_count()
         if not rows.is_empty():
             yield rows
     counts["interactions.read"] = lines.lines
     counts["interactions.dropped.malformed_line"] = lines.malformed
     counts.update({f"interactions.dropped.{name}": count for name, count in dropped.items()})
-    counts.update({f"interactions.{name}": count for name, count in noted.items()})
+    counts["interactions.with_bad_time"] = bad_times
+    counts.update({f"interactions.times_in_{unit}": count for unit, count in units.items()})
 
 
 def _read_items(path: Path, seen: set[str], counts: dict[str, int]) -> pl.DataFrame:
     """The items that somebody reviewed, each once, whether their title is usable or not."""
     lines = JsonLines(path, _METADATA)
     wanted = pl.Series(sorted(seen), dtype=pl.String).implode()
-    chunks, matched = [ITEMS.to_frame()], 0
+    schema = pl.Schema({**ITEMS, "unreadable_price": pl.Boolean()})
+    chunks, matched = [schema.to_frame()], 0
     for chunk in lines.chunks():
         rows = chunk.with_columns(item_id=pl.col("asin").str.strip_chars()).filter(pl.col("item_id").is_in(wanted))
         matched += len(rows)
+        price = parse_prices(rows["price"])
         chunks.append(
             rows.select(
                 "item_id",
                 title=clean_titles(rows["title"]),
                 description=clean_text(rows["description"].list.join(" ", ignore_nulls=True)),
                 category=join_categories(rows["category"]),
-                price=parse_prices(rows["price"]),
+                price=price,
                 brand=clean_titles(rows["brand"]),
+                unreadable_price=unreadable(rows["price"], price),
             )
         )
     found = pl.concat(chunks).sort(ITEMS.names(), nulls_last=True)
@@ -267,6 +310,5 @@ def _read_items(path: Path, seen: set[str], counts: dict[str, int]) -> pl.DataFr
     counts["items.dropped.never_reviewed"] = lines.lines - lines.malformed - matched
     counts["items.dropped.repeated_id"] = len(found) - len(items)
     counts["items.dropped.no_usable_title"] = items["title"].null_count()
-    counts["items.without_price"] = items.filter(pl.col("title").is_not_null())["price"].null_count()
     counts["items.reviewed_without_metadata"] = len(seen) - len(items)
     return items

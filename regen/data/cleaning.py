@@ -13,8 +13,13 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _SUSPECT = ["&", "<", "[[", *(chr(code) for code in range(128) if _CONTROL.match(chr(code)))]
 _VIDEO = re.compile(r"\[\[VIDEOID:[^\]]*\]\]")
 _PRODUCT = re.compile(r"\[\[ASIN:\w+\s*([^\]]*)\]\]")
-_PRICE = r"^\$?\s*(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)(?:\s*-\s*\$?\s*[\d,.]+)?$"
-_SCRAP = rf"{TAG}|(?i)<\s*(?:span|div|script|!--)|\bgetTime\b|function\s*\(|\bvar \w+\s*=|^\s*$"
+_AMOUNT = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?:\.\d{3})+,\d{2}|\d+(?:\.\d+)?|\.\d+"
+_PRICE = rf"^(?:(?i:price|from)\s*:?\s*)?(?:USD|US)?\s*\$?\s*({_AMOUNT})\s*(?:USD)?(?:\s*-\s*\$?\s*[\d,.]+)?$"
+_EUROPEAN = r"^[\d.]*,\d{2}$"  # "1.234,50": points between thousands, a comma before the cents
+_INLINE = r"(?i)</?(?:b|big|em|i|small|strong|sub|sup|u)\s*/?>"  # tags inside words, as in "H<sub>2</sub>O"
+_SCRAP = rf"(?:{TAG})|(?i:(?:<|&lt;)\s*(?:span|div|script|!--))|\bgetTime\b|\bfunction\s*\w*\(|\bvar \w+\s*=|^\s*$"
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+_TWICE = re.compile(r"&amp;(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
 
 def clean_text(texts: pl.Series) -> pl.Series:
@@ -26,32 +31,52 @@ def clean_text(texts: pl.Series) -> pl.Series:
     if suspect.any():
         rows = suspect.arg_true()
         cleaned = pl.Series([_clean(text) for text in texts.gather(rows)], dtype=pl.String)
-        cleaned = cleaned.str.replace_all(_SCRIPT, " ").str.replace_all(TAG, " ").str.replace_all(r" {2,}", " ")
+        cleaned = cleaned.str.replace_all(_SCRIPT, " ").str.replace_all(_INLINE, "").str.replace_all(TAG, " ")
+        cleaned = cleaned.str.replace_all(r" {2,}", " ")
         texts = texts.scatter(rows, cleaned)
     stripped = texts.str.strip_chars()
     return stripped.set(stripped == "", None)
 
 
 def _clean(text: str) -> str:
-    for _ in range(2):  # scraped pages hold "&amp;quot;" as well
-        if "&" not in text:
-            break
-        text = html.unescape(text)
+    text = unescape(text)
     text = _PRODUCT.sub(r"\1", _VIDEO.sub(" ", text)) if "[[" in text else text
     return _CONTROL.sub(" ", text)
 
 
+def unescape(text: str) -> str:
+    """The text with HTML entities decoded, twice if it was escaped twice as a whole ("&amp;quot;").
+
+    Only entities that end with a semicolon count: "pens&notebooks" holds none.
+    """
+    if "&" not in text:
+        return text
+    twice = _TWICE.search(text) and not _ENTITY.search(_TWICE.sub("", text))
+    for _ in range(2 if twice else 1):
+        text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
+    return text
+
+
 def clean_titles(titles: pl.Series) -> pl.Series:
     """Titles on one line; null where the field holds a scrap of a page instead of a title."""
+    titles = titles.str.replace_all(_INLINE, "")
     scrap = titles.str.contains(_SCRAP).fill_null(False)
     cleaned = clean_text(titles.set(scrap, None)).str.replace_all(r"\s+", " ")
     return cleaned.set(cleaned.str.contains(_SCRAP).fill_null(False), None)
 
 
 def parse_prices(prices: pl.Series) -> pl.Series:
-    """Dollars; of a range ("$5.00 - $9.00") the lower end, null for what is not a price."""
+    """Dollars; of a range ("$5.00 - $9.00") the lower end, null for what is no price in dollars."""
     number = prices.str.strip_chars().str.extract(_PRICE, 1)
-    return number.str.replace_all(",", "", literal=True).cast(pl.Float64, strict=False)
+    european = number.str.contains(_EUROPEAN).fill_null(False)
+    plain = number.str.replace_all(",", "", literal=True)
+    swapped = number.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
+    return swapped.zip_with(european, plain).cast(pl.Float64, strict=False)
+
+
+def unreadable(texts: pl.Series, values: pl.Series) -> pl.Series:
+    """Where a field holds something of which no value was read."""
+    return (texts.str.strip_chars() != "").fill_null(False) & values.is_null()
 
 
 def join_categories(paths: pl.Series) -> pl.Series:

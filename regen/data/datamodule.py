@@ -59,8 +59,9 @@ class NarrativeDataset(Dataset[int]):
         self.draw = EVALUATION_DRAW
         self.prompts = [instructions[example.feature] for example in self.examples]
         if words is not None:
-            for at, (prompt, target) in enumerate(zip(self.prompts, self.targets, strict=True)):
-                room = min(max_words, window - 1 - len(prompt) - len(target))
+            longest = max(map(len, self.targets), default=0)  # the room must not depend on an example's own reference
+            for at, prompt in enumerate(self.prompts):
+                room = min(max_words, window - 1 - len(prompt) - longest)
                 told = _newest(_ids(tokenizer, words(self.examples[at])), room)
                 self.prompts[at] = np.concatenate([*told, prompt])
         soft = [0 if words is not None else len(example.rows) for example in self.examples]

@@ -30,14 +30,23 @@ def find_file(folder: Path, name: str, *, setting: str) -> Path:
     raise DataError(f"{folder / name}: no such file, nor {name}.gz. Set {setting} to the folder that holds it.")
 
 
-def read_jsonl(path: Path, *, required: Sequence[str], schema: pl.Schema, as_text: Sequence[str] = ()) -> pl.DataFrame:
+def read_jsonl(
+    path: Path,
+    *,
+    required: Sequence[str],
+    schema: pl.Schema,
+    as_text: Sequence[str] = (),
+    joined: Sequence[str] = (),
+) -> pl.DataFrame:
     """One row per JSON object a line, with the `line` it stands on; keys outside the schema are ignored.
 
     Args:
         path: A `.jsonl` or `.jsonl.gz` file.
         required: Keys that every object must have.
         schema: Columns to take; an absent key is null.
-        as_text: Text columns that may hold numbers, besides ids.
+        as_text: Text columns that may hold numbers, besides ids. A number's text has a point ("2018."), so that it can
+            be told from a text ("2018").
+        joined: Text columns that may hold lists of texts, which are joined by " > ".
 
     Raises:
         DataError: If a line is not a JSON object, lacks a key or holds another type, or the file is cut off.
@@ -55,9 +64,13 @@ def read_jsonl(path: Path, *, required: Sequence[str], schema: pl.Schema, as_tex
         if missing := [key for key in required if key not in record]:
             raise DataError(f"{path}:{number}: no key {missing[0]!r}; it has {', '.join(map(repr, record))}.")
         rows.append({name: record.get(name) for name in schema.names()} | {LINE: number})
-    columns = [
-        _column(path, rows, name, dtype, loose=name in as_text or name.endswith("id")) for name, dtype in schema.items()
-    ]
+    for row in rows:
+        for name in as_text:
+            row[name] = _number_as_text(row[name])
+        for name in joined:
+            if isinstance(row[name], list) and all(isinstance(part, str) for part in row[name]):
+                row[name] = " > ".join(part.strip() for part in row[name] if part.strip())
+    columns = [_column(path, rows, name, dtype) for name, dtype in schema.items()]
     return pl.DataFrame([*columns, pl.Series(LINE, [row[LINE] for row in rows], dtype=pl.Int64)])
 
 
@@ -72,20 +85,25 @@ def read_csv(path: Path, *, required: Sequence[str]) -> pl.DataFrame:
     if missing := [name for name in required if name not in header]:
         raise DataError(f"{path}:1: no column {missing[0]!r}; it has {', '.join(map(repr, header))}.")
     columns: list[list[str]] = [[] for _ in header]
-    for number, row in enumerate(reader, start=2):
+    lines = []
+    for row in reader:
+        number = reader.line_num
+        if not row:  # a blank line
+            continue
+        lines.append(number)
         if len(row) != len(header):
             raise DataError(f"{path}:{number}: {len(row)} fields where the header has {len(header)}: {row[:5]}")
         for column, value in zip(columns, row, strict=True):
             column.append(value)
     frame = pl.DataFrame(dict(zip(header, columns, strict=True)), schema=dict.fromkeys(header, pl.String))
-    return frame.with_columns(pl.int_range(2, len(frame) + 2, dtype=pl.Int64).alias(LINE))
+    return frame.with_columns(pl.Series(LINE, lines, dtype=pl.Int64))
 
 
 def _lines(path: Path) -> Iterator[str]:
     opened = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
-        with opened(path, "rt", encoding="utf-8") as file:
+        with opened(path, "rt", encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):  # noqa: B007
                 yield line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -94,15 +112,30 @@ def _lines(path: Path) -> Iterator[str]:
         raise DataError(f"{path}:{number + 1}: not UTF-8 ({error.reason} at byte {error.start}).") from error
 
 
-def _column(path: Path, rows: list[dict[str, Any]], name: str, dtype: pl.DataType, *, loose: bool) -> pl.Series:
-    """A typed column; where it is loose, whole numbers become text; anything else of a wrong type is refused."""
+def _number_as_text(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    return f"{value}." if isinstance(value, int) else repr(value)
+
+
+def _column(path: Path, rows: list[dict[str, Any]], name: str, dtype: pl.DataType) -> pl.Series:
+    """A typed column; ids that are whole numbers become text; anything else of a wrong type is refused."""
     accepted: tuple[type, ...] = (str,) if dtype == pl.String else (int, float)
-    values = []
+    values: list[Any] = []
     for row in rows:
-        value = row[name]
-        if loose and dtype == pl.String and isinstance(value, int) and not isinstance(value, bool):
+        value: Any = row[name]
+        if name.endswith("id") and isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
         if value is not None and (isinstance(value, bool) or not isinstance(value, accepted)):
             raise DataError(f"{path}:{row[LINE]}: {name}={value!r} is no {'text' if dtype == pl.String else 'number'}.")
-        values.append(value)
+        try:
+            values.append(float(value) if isinstance(value, int | float) else value)
+            if isinstance(value, str):
+                value.encode()
+        except OverflowError:
+            raise DataError(f"{path}:{row[LINE]}: {name} is a number of too many digits.") from None
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{path}:{row[LINE]}: {name}={value!r:.80} holds half of a character (a surrogate)."
+            ) from None
     return pl.Series(name, values, dtype=dtype, strict=False)

@@ -14,20 +14,25 @@ logger = logging.getLogger(__name__)
 _NOT_WORDS = re.compile(r"[\W_]+")
 
 
-def review_words(text: str | None) -> str:
-    """A review without case, punctuation and spacing: two reviews with the same words are copies of each other."""
-    return _NOT_WORDS.sub(" ", (text or "").casefold()).strip()
+Review = tuple[str | None, str | None]
+"""Title and text."""
 
 
-def withheld_reviews(reviews: Sequence[str | None], *, final: bool) -> np.ndarray:
+def _said(review: Review) -> str:
+    """What a review says, without case, punctuation and spacing: of its text, or of its title if it has no text."""
+    said = next((part.strip() for part in reversed(review) if part and part.strip()), "")
+    return _NOT_WORDS.sub(" ", said.casefold()).strip() or said  # a review may consist of an emoji
+
+
+def withheld_reviews(reviews: Sequence[Review], *, final: bool) -> np.ndarray:
     """Which reviews of a history are kept from the model: none, or the final one and every copy of it.
 
     Args:
         reviews: Oldest first.
         final: Whether the feature withholds the final review.
     """
-    words = [review_words(review) if final else "" for review in reviews]
-    withheld = np.array([bool(text) and text == words[-1] for text in words])
+    said = [_said(review) if final else "" for review in reviews]
+    withheld = np.array([bool(one) and one == said[-1] for one in said])
     withheld[-1] = final
     return withheld
 
@@ -65,7 +70,12 @@ def build_examples(tables: Tables, *, withhold: Mapping[str, bool], max_history:
         tables: Prepared tables; row numbers refer to their sorted interactions.
         withhold: For each feature to build, whether the final interaction's review is withheld.
         max_history: The longest history.
+
+    Raises:
+        ValueError: If `max_history` is below 1.
     """
+    if max_history < 1:
+        raise ValueError(f"data.max_history={max_history} has to be at least 1.")
     titled = tables.items.filter(pl.col("title").is_not_null()).select("item_id")
     rows = tables.interactions.with_row_index("row").join(titled, on="item_id", how="semi", maintain_order="left")
     narratives = tables.narratives.filter(pl.col("feature").is_in(list(withhold)), pl.col("text").is_not_null())
@@ -100,14 +110,15 @@ class _History:
     rows: np.ndarray
     items: list[str]
     times: list[int | None]
-    reviews: list[str | None]
+    reviews: list[Review]
 
     @staticmethod
     def of(rows: pl.DataFrame) -> "dict[str, _History]":
-        grouped = rows.group_by("user_id", maintain_order=True).agg("row", "item_id", "timestamp", "review_text")
+        columns = ("row", "item_id", "timestamp", "review_title", "review_text")
+        grouped = rows.group_by("user_id", maintain_order=True).agg(*columns)
         return {
-            user: _History(np.asarray(row, dtype=np.int64), items, times, reviews)
-            for user, row, items, times, reviews in grouped.iter_rows()
+            user: _History(np.asarray(row, dtype=np.int64), items, times, list(zip(titles, texts, strict=True)))
+            for user, row, items, times, titles, texts in grouped.iter_rows()
         }
 
     def up_to(self, item: str | None, timestamp: int | None, most: int) -> np.ndarray | None:

@@ -1,5 +1,6 @@
 """Streams JSON lines of any size into Polars: bad lines are counted, a damaged file is an error."""
 
+import codecs
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -91,8 +92,8 @@ def whole_lines(path: Path) -> Iterator[bytes]:
     size, kept, parts = path.stat().st_size, b"", []
     held = 0
     with tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=size < 2 * CHUNK_BYTES) as bar:
-        for part in _unpacked(path, bar):
-            parts.append(part)
+        for number, part in enumerate(_unpacked(path, bar)):
+            parts.append(part if number else part.removeprefix(codecs.BOM_UTF8))
             held += len(part)
             if held >= CHUNK_BYTES:
                 text = b"".join([kept, *parts])

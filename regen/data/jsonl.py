@@ -1,11 +1,13 @@
 """Source `jsonl`: anyone's data, three files in one folder, plain or gzipped (`.gz`), one JSON object a line.
 
-`items.jsonl`: what can be bought. Only `item_id` is required; an item without a title is left out of histories.
+`items.jsonl`: what can be bought. Only `item_id` is required; an item without a title is left out of histories. A
+`category` may be a list of names, from general to special.
 
     {"item_id": "B01", "title": "Ruler", "description": "30 cm", "category": "Rulers", "price": 4.5, "brand": "Ax"}
 
-`interactions.jsonl`: who bought what. `user_id` and `item_id` are required; `timestamp` in seconds since 1970 or as an
-ISO 8601 date or time, `rating` any positive number.
+`interactions.jsonl`: who bought what. `user_id` and `item_id` are required. `timestamp` is an ISO 8601 date or time, or
+a number: seconds since 1970, or milli-, micro- or nanoseconds, which are recognised by their size. `rating` is above 0
+and at most `max_rating`; 0 counts as unknown.
 
     {"user_id": "u7", "item_id": "B01", "timestamp": "2018-03-02", "rating": 5, "review_text": "Fine"}
 
@@ -16,17 +18,15 @@ that item more than once); a text about the user names neither. `feature` is one
     {"user_id": "u7", "feature": "user_profile", "text": "Careful technical drawer"}
 """
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
 
 from regen.data.files import find_file, read_jsonl
 from regen.data.source import TablesSource
-from regen.data.tables import INTERACTIONS, ITEMS, LINE, NARRATIVES, DataError, OnBadRow, Tables, validate
+from regen.data.tables import INTERACTIONS, ITEMS, MAX_RATING, NARRATIVES, OnBadRow, Tables, validate
 
 FILES = {"items": "items.jsonl", "interactions": "interactions.jsonl", "narratives": "narratives.jsonl"}
-_TIMES = {"timestamp": pl.String()}
 
 
 class JsonlSource(TablesSource):
@@ -35,11 +35,13 @@ class JsonlSource(TablesSource):
     Args:
         folder: Holds the three files.
         on_bad_row: `error` stops at a row that cannot be used, `skip` leaves it out and counts it.
+        max_rating: The best rating that these data can have.
     """
 
-    def __init__(self, *, folder: str, on_bad_row: OnBadRow = "error") -> None:
+    def __init__(self, *, folder: str, on_bad_row: OnBadRow = "error", max_rating: float = MAX_RATING) -> None:
         self.folder = Path(folder)
         self.on_bad_row = on_bad_row
+        self.max_rating = max_rating
 
     def files(self) -> dict[str, Path]:
         """The three input files."""
@@ -49,33 +51,15 @@ class JsonlSource(TablesSource):
         """The tables, checked, and the counts of `validate`."""
         items, interactions, narratives = self.files().values()
         tables = Tables(
-            items=read_jsonl(items, required=["item_id"], schema=ITEMS),
+            items=read_jsonl(items, required=["item_id"], schema=ITEMS, joined=("category",)),
             interactions=_read_timed(interactions, ["user_id", "item_id"], INTERACTIONS),
             narratives=_read_timed(narratives, ["user_id", "feature", "text"], NARRATIVES),
         )
         origin = {"items": str(items), "interactions": str(interactions), "narratives": str(narratives)}
-        return validate(tables, on_bad_row=self.on_bad_row, origin=origin)
+        return validate(tables, on_bad_row=self.on_bad_row, origin=origin, max_rating=self.max_rating)
 
 
 def _read_timed(path: Path, required: list[str], schema: pl.Schema) -> pl.DataFrame:
-    """Rows whose `timestamp` may be a number or an ISO date."""
-    rows = read_jsonl(path, required=required, schema=pl.Schema({**schema, **_TIMES}), as_text=("timestamp",))
-    seconds = [
-        None if text is None else _seconds(text, f"{path}:{line}")
-        for text, line in rows.select("timestamp", LINE).iter_rows()
-    ]
-    return rows.with_columns(pl.Series("timestamp", seconds, dtype=pl.Int64))
-
-
-def _seconds(text: str, where: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise DataError(
-            f"{where}: timestamp={text!r} is neither whole seconds since 1970 nor an ISO 8601 date."
-        ) from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    """Rows with their times as they stand in the file."""
+    texts = pl.Schema({**schema, "timestamp": pl.String()})
+    return read_jsonl(path, required=required, schema=texts, as_text=("timestamp",))

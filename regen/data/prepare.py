@@ -40,13 +40,25 @@ def prepare(source: Source, config: Mapping[str, Any], *, root: Path, force: boo
 
 
 @functools.lru_cache(maxsize=2)  # the cells of a grid read the same tables
-def load_tables(folder: Path) -> Tables:
-    """The tables of a prepared artefact, in the order that row numbers elsewhere refer to."""
+def load_tables(folder: Path, *, texts: bool = True) -> Tables:
+    """The tables of a prepared artefact, in the order that row numbers elsewhere refer to.
+
+    Args:
+        folder: Of the artefact.
+        texts: Whether to read texts of any length: without them a table is a fraction of its size.
+    """
     planted = folder / "planted.parquet"
+    long = () if texts else ("description", "review_title", "review_text", "text")
+
+    def read(name: str) -> pl.DataFrame:
+        path = folder / f"{name}.parquet"
+        columns = [column for column in pl.read_parquet_schema(path) if column not in long]
+        return pl.read_parquet(path, columns=columns, glob=False)
+
     return Tables(
-        items=pl.read_parquet(folder / "items.parquet", glob=False),
-        interactions=pl.read_parquet(folder / "interactions.parquet", glob=False),
-        narratives=pl.read_parquet(folder / "narratives.parquet", glob=False),
+        items=read("items"),
+        interactions=read("interactions"),
+        narratives=read("narratives"),
         planted=pl.read_parquet(planted, glob=False) if planted.exists() else None,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from regen.data.cleaning import parse_prices
+from regen.data.cleaning import parse_prices, unreadable
 from regen.data.json_lines import JsonLines, whole_lines
 from regen.data.source import TablesSource
 from regen.data.tables import (
@@ -20,7 +20,9 @@ from regen.data.tables import (
     ITEM_FEATURES,
     ITEMS,
     LINE,
+    MAX_RATING,
     NARRATIVES,
+    POSITION,
     DataError,
     OnBadRow,
     Tables,
@@ -31,7 +33,6 @@ from regen.data.tables import (
 SAMPLE = 1_000  # lines in which a mapped name has to occur
 _ELEMENT: tuple[str, ...] = ("item_id", "title", "description", "category", "price", "brand")
 _ELEMENT += ("timestamp", "rating", "review_title", "review_text")
-_NUMBERS = ("timestamp", "rating")
 
 
 class ReleaseSource(TablesSource):
@@ -42,10 +43,19 @@ class ReleaseSource(TablesSource):
         fields: Dotted names: `user_id`, `history` and each of `narratives` from the line down, the others from an
             element of the history down; null for what the file does not have.
         on_bad_row: `error` stops at a row that cannot be used, `skip` leaves it out and counts it.
+        max_rating: The best rating that these data can have.
     """
 
-    def __init__(self, *, path: str, fields: Mapping[str, Any], on_bad_row: OnBadRow = "error") -> None:
+    def __init__(
+        self,
+        *,
+        path: str,
+        fields: Mapping[str, Any],
+        on_bad_row: OnBadRow = "error",
+        max_rating: float = MAX_RATING,
+    ) -> None:
         self.path = Path(path)
+        self.max_rating = max_rating
         self.on_bad_row = on_bad_row
         self.narratives = {name: str(at) for name, at in fields["narratives"].items() if at is not None}
         self.fields = {name: str(at) for name, at in fields.items() if name != "narratives" and at is not None}
@@ -89,28 +99,36 @@ class ReleaseSource(TablesSource):
         for name in _ELEMENT:
             if name not in element:
                 bought = bought.with_columns(pl.lit(None, dtype=pl.String).alias(name))
-        bought = bought.with_columns(price=parse_prices(bought["price"]), timestamp=pl.col("timestamp").cast(pl.Int64))
+        price = parse_prices(bought["price"])
+        unread = bought.filter(unreadable(bought["price"], price))["item_id"]
+        bought = bought.with_columns(price.alias("price"), pl.int_range(pl.len()).alias(POSITION))
         items = bought.filter(pl.col("item_id").is_not_null()).select(ITEMS.names()).unique()
         distinct = items.sort(ITEMS.names(), nulls_last=True).unique("item_id", keep="first", maintain_order=True)
-        interactions = bought.select(LINE, *INTERACTIONS.names()).cast({"rating": pl.Float64})
-        once = interactions.unique(maintain_order=True)  # the release lists some purchases twice
+        interactions = bought.select(LINE, POSITION, *INTERACTIONS.names())
+        once = interactions.unique([LINE, *INTERACTIONS.names()], keep="first", maintain_order=True)  # some stand twice
         tables = Tables(
             items=distinct,
             interactions=once,
             narratives=self._narratives(users, bought),
         )
-        checked, counts = validate(tables, on_bad_row=self.on_bad_row, origin=str(self.path))
+        checked, counts = validate(
+            tables, on_bad_row=self.on_bad_row, origin=str(self.path), max_rating=self.max_rating
+        )
         counts["interactions.read"] = len(interactions)
         counts["interactions.dropped.repeated"] = (
             counts.get("interactions.dropped.repeated", 0) + len(interactions) - len(once)
         )
-        noted = {"items.with_several_descriptions": len(items) - len(distinct), "users.read": lines.lines}
+        noted = {
+            "items.with_several_descriptions": len(items) - len(distinct),
+            "items.with_unreadable_price": int(checked.items["item_id"].is_in(unread.implode()).sum()),
+            "users.read": lines.lines,
+        }
         return checked, counts | noted | {"users.dropped.malformed_line": lines.malformed}
 
     def _narratives(self, users: pl.DataFrame, bought: pl.DataFrame) -> pl.DataFrame:
         """One row per text; those about one item speak of the last element of the history."""
         last = bought.group_by(LINE, maintain_order=True).agg(pl.col("item_id", "timestamp").last())
-        rows = [pl.DataFrame(schema={LINE: pl.Int64(), **NARRATIVES})]
+        rows = [pl.DataFrame(schema={LINE: pl.Int64(), **NARRATIVES, "timestamp": pl.String()})]
         for feature, at in self.narratives.items():
             texts = users.select(LINE, user_id=_value(self.fields["user_id"]), text=_value(at)).drop_nulls("text")
             if feature in ITEM_FEATURES:
@@ -122,8 +140,8 @@ class ReleaseSource(TablesSource):
         """Full dotted name of every mapped value, `[]` behind the list of purchases, with its type."""
         history = self.fields["history"]
         paths: dict[str, pl.DataType] = {self.fields["user_id"]: pl.String()}
-        for name, at in _names(self.fields, _ELEMENT).items():
-            paths[f"{history}[].{at}"] = pl.Float64() if name in _NUMBERS else pl.String()
+        for at in _names(self.fields, _ELEMENT).values():
+            paths[f"{history}[].{at}"] = pl.String()  # takes numbers as well
         return paths | {at: pl.String() for at in self.narratives.values()}
 
     def _check_names(self) -> None:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Protocol
 
-from regen.data.tables import NARRATIVE_KEY, Tables, sort_interactions
+from regen.data.tables import NARRATIVE_KEY, Tables
 
 
 class Source(Protocol):
@@ -37,9 +37,9 @@ class TablesSource(ABC):
 
 
 def write_tables(tables: Tables, folder: Path) -> None:
-    """Writes tables in the order that the contract asks for."""
+    """Writes tables whose interactions are in the order of histories."""
     tables.items.sort("item_id").write_parquet(folder / "items.parquet")
-    sort_interactions(tables.interactions).write_parquet(folder / "interactions.parquet")
+    tables.interactions.write_parquet(folder / "interactions.parquet")
     tables.narratives.sort(NARRATIVE_KEY).write_parquet(folder / "narratives.parquet")
     if tables.planted is not None:
         tables.planted.write_parquet(folder / "planted.parquet")

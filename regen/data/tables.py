@@ -1,12 +1,15 @@
 """The contract between sources and everything after them: three tables, checked once."""
 
 import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import polars as pl
+
+from regen.data.times import read_times
 
 FEATURES = (
     "purchase_reason",
@@ -23,6 +26,9 @@ ITEM_FEATURES = ("purchase_reason", "purchase_reason_explanation", "product_endo
 
 LINE = "line"
 """Optional helper column of a source: the line of its file that a row stands on."""
+
+POSITION = "position"
+"""Optional helper column of a source whose file has an order of its own: it decides among equal or unknown times."""
 
 ITEMS = pl.Schema(
     {
@@ -58,6 +64,9 @@ NARRATIVE_KEY = ("user_id", "feature", "item_id", "timestamp")
 
 PLANTED = pl.Schema({"user_id": pl.String(), "label": pl.String(), "value": pl.String(), "forms": pl.List(pl.String())})
 
+MAX_RATING = 5.0
+"""The best rating in prepared tables; CF's confidence grows with rating / 5."""
+
 OnBadRow = Literal["error", "skip"]
 
 
@@ -84,8 +93,12 @@ class Tables:
 
 
 def sort_interactions(interactions: pl.DataFrame) -> pl.DataFrame:
-    """Orders by user, then time (unknown times first); ties go by content, never by the order of the file."""
-    return interactions.sort("user_id", "timestamp", "item_id", "review_title", "review_text", "rating")
+    """Orders by user, then time (unknown times first), then `position` where there is one.
+
+    Without a position ties go by content, so that the order of the file does not matter.
+    """
+    position = [POSITION] if POSITION in interactions.columns else []
+    return interactions.sort("user_id", "timestamp", *position, "item_id", "review_title", "review_text", "rating")
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -96,30 +109,42 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def validate(
-    tables: Tables, *, on_bad_row: OnBadRow, origin: str | Mapping[str, str], add_missing_items: bool = False
+    tables: Tables,
+    *,
+    on_bad_row: OnBadRow,
+    origin: str | Mapping[str, str],
+    add_missing_items: bool = False,
+    max_rating: float = MAX_RATING,
 ) -> tuple[Tables, dict[str, int]]:
     """Checks the three tables, drops helper columns and sorts the rows.
+
+    Times and ratings may be texts. Ratings of another scale are brought to the one from 0 to 5.
 
     Args:
         tables: Rows as a source read them; each table may have a `line` column.
         on_bad_row: `error` raises at the first kind of bad row, `skip` leaves bad rows out and counts them.
         origin: Where the rows came from, for messages: one text, or one per table name.
         add_missing_items: Give an interaction's unknown item a row without a title instead of calling it bad.
+        max_rating: The best rating that these data can have.
 
     Returns:
         The tables, which no longer depend on the order of the files, and counts: `<table>.read`, `<table>.kept`,
-        `<table>.dropped.<reason>`, `items.added`.
+        `<table>.dropped.<reason>`, `items.added`, and what was noticed: `<table>.times_in_<unit>`,
+        `interactions.rating_of_zero`.
 
     Raises:
         DataError: If a row is bad and `on_bad_row` is `error`, or if there is no interaction.
     """
     if on_bad_row not in ("error", "skip"):
         raise ValueError(f"source.on_bad_row={on_bad_row!r}: it is 'error' or 'skip'.")
+    if not 0 < max_rating < math.inf:
+        raise ValueError(f"source.max_rating={max_rating}: the best rating has to be above 0.")
     judge = _Judge(on_bad_row, origin)
     items = _check_items(judge.open("items", tables.items, ITEMS), judge)
     interactions = judge.open("interactions", tables.interactions, INTERACTIONS)
     if add_missing_items:
         items = _add_missing_items(items, interactions, judge.counts)
+    interactions = _check_ratings(interactions, judge, max_rating)
     interactions = _check_interactions(interactions, items, judge)
     if interactions.is_empty():
         raise DataError(
@@ -130,7 +155,7 @@ def validate(
     narratives = _check_narratives(narratives, interactions, judge)
     checked = Tables(
         items=items.select(ITEMS.names()).sort("item_id"),
-        interactions=sort_interactions(interactions.select(INTERACTIONS.names())),
+        interactions=sort_interactions(interactions).select(INTERACTIONS.names()),
         narratives=narratives.select(NARRATIVES.names()).sort(NARRATIVE_KEY),
         planted=tables.planted,
     )
@@ -138,6 +163,7 @@ def validate(
     return checked, judge.counts | {f"{name}.kept": table.height for name, table in kept.items()}
 
 
+_TIMES = "give seconds since 1970 (or milli-, micro- or nanoseconds), or an ISO 8601 date."
 _Fix = Callable[[dict[str, Any]], str]  # what to say about the first bad row
 
 
@@ -154,15 +180,33 @@ class _Judge:
         return self.origin if isinstance(self.origin, str) else self.origin.get(table, table)
 
     def open(self, table: str, rows: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
-        """Counts the rows, brings columns to their types and makes blank texts null."""
+        """Counts the rows, brings columns to their types, makes blank texts null and rejects what is no time."""
         missing = [name for name in schema.names() if name not in rows.columns]
         if missing:
             raise DataError(f"{self.origin_of(table)}: the {table} have no column {', '.join(map(repr, missing))}.")
         self.counts[f"{table}.read"] = rows.height
-        columns = [*schema.names(), LINE] if LINE in rows.columns else schema.names()
+        rows = rows.select([*schema.names(), *(name for name in (LINE, POSITION) if name in rows.columns)])
+        if "timestamp" in schema:
+            rows = self._with_times(table, rows)
+        others: dict[Any, Any] = {
+            name: dtype for name, dtype in schema.items() if name != "rating"
+        }  # ratings may be texts until later
         texts = [name for name, dtype in schema.items() if dtype == pl.String]
         present = pl.col(texts).str.strip_chars() != ""
-        return rows.select(columns).cast(schema).with_columns(pl.when(present).then(pl.col(texts)))
+        return rows.cast(others).with_columns(pl.when(present).then(pl.col(texts)))
+
+    def _with_times(self, table: str, rows: pl.DataFrame) -> pl.DataFrame:
+        seconds, bad, units = read_times(rows["timestamp"])
+        self.counts |= {f"{table}.times_in_{unit}": count for unit, count in units.items()}
+        good = self.reject(
+            table,
+            rows.with_columns(seconds.alias("seconds"), bad.alias("bad")),
+            pl.col("bad"),
+            reason="bad_time",
+            says="have a timestamp that is no time before 2100",
+            fix=lambda row: f"It is {str(row['timestamp']).rstrip('.')!r}; {_TIMES}",
+        )
+        return good.with_columns(timestamp="seconds").drop("seconds", "bad")
 
     def reject(
         self, table: str, rows: pl.DataFrame, bad: pl.Expr, *, reason: str, says: str, fix: _Fix | None = None
@@ -222,17 +266,30 @@ def _add_missing_items(items: pl.DataFrame, interactions: pl.DataFrame, counts: 
     return pl.concat([items, missing], how="diagonal")
 
 
+def _check_ratings(interactions: pl.DataFrame, judge: _Judge, most: float) -> pl.DataFrame:
+    """Ratings as numbers up to 5; 0 stands for no rating in many data sets, and is counted."""
+    number = pl.col("rating").cast(pl.Float64, strict=False)
+    unreadable = pl.col("rating").is_not_null() & number.is_null()
+    rows = judge.reject(
+        "interactions",
+        interactions,
+        unreadable | ~number.is_finite() | (number < 0) | (number > most),
+        reason="bad_rating",
+        says=f"have a rating that is no number from 0 to {most:g}",
+        fix=lambda row: (
+            f"It is {row['rating']!r}. Write null where a rating is unknown; set source.max_rating to the best rating "
+            "if your scale is another."
+        ),
+    )
+    if zeros := rows.select((number == 0).sum()).item():
+        judge.counts["interactions.rating_of_zero"] = zeros
+    return rows.with_columns(rating=pl.when(number > 0).then(number * (MAX_RATING / most)))
+
+
 def _check_interactions(interactions: pl.DataFrame, items: pl.DataFrame, judge: _Judge) -> pl.DataFrame:
     rows, reject = interactions, partial(judge.reject, "interactions")
     for column in ("user_id", "item_id"):
         rows = reject(rows, pl.col(column).is_null(), reason=f"no_{column}", says=f"have no {column!r}")
-    rows = reject(
-        rows,
-        _not_finite("rating"),
-        reason="bad_rating",
-        says="have a rating of NaN or infinity",
-        fix=lambda row: "Write null where a rating is unknown.",
-    )
     columns = INTERACTIONS.names()
     rows = reject(rows, _repeats(*columns), reason="repeated", says="repeat another one in every column")
     return reject(

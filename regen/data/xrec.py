@@ -5,11 +5,11 @@ interactions (no times, ratings or reviews). Items without a text are in the gra
 an interaction whether it is an edge or not; CF never sees it (`regen.embeddings.encode.cf_interactions`).
 """
 
-import html
 from pathlib import Path
 
 import polars as pl
 
+from regen.data.cleaning import unescape
 from regen.data.files import find_file, read_csv, read_jsonl
 from regen.data.source import TablesSource
 from regen.data.tables import INTERACTIONS, ITEMS, LINE, NARRATIVES, OnBadRow, Tables, validate
@@ -43,7 +43,9 @@ class XRecSource(TablesSource):
         edges = read_csv(graph, required=["user", "item"]).select(
             user_id=pl.col("user"), item_id=pl.col("item"), line=pl.col(LINE)
         )
-        new = explained.select(user_id="uid", item_id="iid").unique().join(edges, on=["user_id", "item_id"], how="anti")
+        spoken_of = explained.select(user_id="uid", item_id="iid")
+        no_edges = spoken_of.join(edges, on=["user_id", "item_id"], how="anti")
+        new = no_edges.unique()
         tables = Tables(
             items=_items(read_jsonl(books, required=_BOOKS.names(), schema=_BOOKS)),
             interactions=_filled(pl.concat([edges, new], how="diagonal"), INTERACTIONS),
@@ -51,11 +53,11 @@ class XRecSource(TablesSource):
         )
         origin = {"items": str(books), "interactions": str(graph), "narratives": f"{users} and {pairs}"}
         checked, counts = validate(tables, on_bad_row=self.on_bad_row, origin=origin, add_missing_items=True)
-        return checked, counts | {"pairs_that_are_edges": len(explained) - len(new), "pairs_added": len(new)}
+        return checked, counts | {"pairs_that_are_edges": len(explained) - len(no_edges), "pairs_added": len(new)}
 
 
 def _items(books: pl.DataFrame) -> pl.DataFrame:
-    text = pl.col("title", "item_summary").map_elements(html.unescape, return_dtype=pl.String)
+    text = pl.col("title", "item_summary").map_elements(unescape, return_dtype=pl.String)
     return _filled(
         books.with_columns(text).select(
             item_id="iid", title="title", description="item_summary", category=pl.lit("Books"), line=pl.col(LINE)

@@ -70,7 +70,7 @@ def encode_cf(
     """Builds or reuses the CF vectors of a prepared data set, fitted on training users only."""
 
     def make(folder: Path) -> dict[str, int]:
-        tables = load_tables(prepared.path)
+        tables = load_tables(prepared.path, texts=False)
         interactions = cf_interactions(tables, split)
         confidence = confidence_matrix(interactions, alpha=alpha, items=len(tables.items))
         vectors = item_vectors(model, confidence)

@@ -10,8 +10,8 @@ from typing import Any
 
 import polars as pl
 
-from regen.data.histories import review_words
-from regen.data.tables import Tables, sort_interactions
+from regen.data.histories import withheld_reviews
+from regen.data.tables import Tables
 
 OPEN, CLOSE = "<history>", "</history>"
 _REVIEW = ("rating", "review_title", "review_text")
@@ -70,10 +70,11 @@ class UserHistory:
 
     def without_final_review(self) -> "UserHistory":
         """The history before its final item was reviewed; a copy of that review on another purchase goes with it."""
-        final = review_words(self.final.review_text)
+        reviews = [(purchase.review_title, purchase.review_text) for purchase in self.purchases]
+        withheld = withheld_reviews(reviews, final=True)
         kept = [
-            purchase.without_review() if final and review_words(purchase.review_text) == final else purchase
-            for purchase in self.purchases[:-1]
+            purchase.without_review() if copied else purchase
+            for purchase, copied in zip(self.purchases[:-1], withheld[:-1], strict=True)
         ]
         return replace(self, purchases=(*kept, self.final.without_review()))
 
@@ -93,12 +94,12 @@ def user_histories(tables: Tables, *, max_history: int, users: int | None = None
         raise ValueError(f"max_history={max_history}, users={users}: both have to be at least 1.")
     columns = [name for name in Purchase.__dataclass_fields__ if name not in ("item_id", "timestamp", *_REVIEW)]
     items = tables.items.filter(pl.col("title").is_not_null()).select("item_id", *columns)
-    bought = tables.interactions.join(items.select("item_id"), on="item_id", how="semi")
+    bought = tables.interactions.join(items.select("item_id"), on="item_id", how="semi", maintain_order="left")
     if users is not None:
         ids = bought["user_id"].unique().to_list()
         chosen = sorted(ids, key=lambda user: hashlib.sha256(user.encode()).digest())[:users]
         bought = bought.filter(pl.col("user_id").is_in(chosen))
-    latest = sort_interactions(bought).group_by("user_id", maintain_order=True).tail(max_history)
+    latest = bought.group_by("user_id", maintain_order=True).tail(max_history)
     details = {row[0]: row[1:] for row in items.iter_rows()}
     for (user,), rows in latest.group_by("user_id", maintain_order=True):
         purchases = [

@@ -69,7 +69,8 @@ class HistoryEncoder:
             parts.append(factors)
         if self.encoder in ("content", "both"):
             withheld = [
-                withheld_reviews([one.review for one in history], final=withhold_final_review) for history in histories
+                withheld_reviews([(one.review_title, one.review) for one in history], final=withhold_final_review)
+                for history in histories
             ]
             parts.append(self._content(flat, np.concatenate(withheld)))
         if self.encoder == "random":

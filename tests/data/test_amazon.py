@@ -68,7 +68,7 @@ REVIEWS = [
     review("u03", "b2", 9, "Same"),
     review("u03", "b2", 9, "Same"),
     review("u04", "b1", 9, None),
-    review("u04", "b2", 9, None),
+    review("u04", "b2", 9, None, summary="Other"),
     review("u05", "scrap", 3),
     review("u05", "nowhere", 3),
     review("u06", "b0", 1, "Day 1", overall=7),
@@ -134,6 +134,42 @@ def test_several_ranges_give_the_same_rows_as_one(prepare, monkeypatch, range_by
     assert one.counts == several.counts
 
 
+def test_a_file_that_is_sorted_by_user_gives_even_ranges(tmp_path):
+    ranges = amazon.UserRanges(tmp_path, count=4)
+    for first in range(0, 2000, 50):
+        ranges.add(pl.DataFrame({"user_id": [f"u{at // 2:05}" for at in range(first, first + 50)], "row": range(50)}))
+    sizes = [len(rows) for rows in ranges]
+    assert ranges.users == 1000
+    assert sizes == [500] * 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_byte_order_mark_costs_no_line(prepare):
+    rows = [review("u1", "b1"), review("u1", "b2", 2)]
+    for part in (packed(rows), gzip.decompress(packed(rows))):
+        marked = b"\xef\xbb\xbf" + (gzip.decompress(part) if part[:2] == b"\x1f\x8b" else part)
+        done = prepare(gzip.compress(marked), [product("b1"), product("b2")])
+        assert (len(done.interactions), done.counts["interactions.dropped.malformed_line"]) == (2, 0)
+
+
+def test_files_of_2023_are_told_from_those_of_2018(prepare):
+    new = {"rating": 5.0, "title": "Fine", "text": "Fine", "parent_asin": "b1", "asin": "b1", "user_id": "u1"}
+    with pytest.raises(DataError, match=r"layout of Amazon Reviews 2023 .* Use source=jsonl"):
+        prepare([{**new, "timestamp": 1_588_615_855_070}], [product("b1")])
+
+
+def test_prices_that_cannot_be_read_and_times_that_are_none_are_counted(prepare):
+    rows = [
+        review("u1", "b1", unixReviewTime=10**20),
+        review("u1", "b2", unixReviewTime=DAY * 1000),
+        review("u1", "b3"),
+    ]
+    done = prepare(rows, [product("b1", price="£5.00"), product("b2", price=""), product("b3", price="Price: $5")])
+    assert dict(done.items.select("item_id", "price").rows()) == {"b1": None, "b2": None, "b3": 5.0}
+    assert (done.counts["items.with_unreadable_price"], done.counts["items.without_price"]) == (1, 2)
+    assert (done.counts["interactions.with_bad_time"], done.counts["interactions.without_time"]) == (1, 1)
+
+
 def test_the_first_lines_may_hold_no_interaction_at_all(prepare, monkeypatch):
     monkeypatch.setattr(amazon, "RANGE_BYTES", 100)
     for name in ("CHUNK_BYTES", "READ_BYTES"):
@@ -170,17 +206,19 @@ def test_every_reason_is_counted(prepare):
         "interactions.dropped.item_without_metadata": 1,
         "interactions.dropped.item_without_title": 1,
         "interactions.dropped.repeated": 1,
-        "interactions.dropped.copied_review": 3,
-        "interactions.dropped.before_the_latest_5": 5,
+        "interactions.dropped.copied_review": 2,
+        "interactions.dropped.before_the_latest_5": 6,
         "items.dropped.malformed_line": 1,
         "items.dropped.never_reviewed": 2,
         "items.dropped.repeated_id": 3,
         "items.dropped.no_usable_title": 1,
         "items.dropped.no_interaction_left": 2,
+        "users.dropped.no_interaction_left": counts["users.read"] - 12,
     }
-    assert (counts["interactions.without_text"], counts["interactions.without_time"]) == (2, 1)
-    assert (counts["interactions.without_rating"], counts["items.without_price"]) == (1, 1)
-    assert (counts["items.reviewed_without_metadata"], counts["users"]) == (1, 12)
+    noted = [counts[f"interactions.without_{name}"] for name in ("text", "time")]
+    assert noted == [2, 0]  # of those that are kept
+    assert (counts["interactions.without_rating"], counts["items.without_price"]) == (0, 1)
+    assert (counts["items.reviewed_without_metadata"], counts["users.kept"]) == (1, 12)
     assert counts["users.last_purchase_ties"] == 1
 
 
@@ -344,8 +382,11 @@ def test_a_missing_file_names_its_setting(tmp_path):
         ([review("u1", "b1"), review("u1", "b2", 2)], ["b1", "b2"]),
         ([review("u1", "b1"), review("u1", "b2", text="Other")], ["b1", "b2"]),
         ([review("u1", "b1"), review("u2", "b2")], ["b1", "b2"]),
-        ([review("u1", "b1", text=None), review("u1", "b2", text=None)], ["b1", "b2"]),
-        ([review("u1", "b1", text=" "), review("u1", "b2", text="")], ["b1", "b2"]),
+        ([review("u1", "b1", text=None), review("u1", "b2", text=None)], ["b1"]),
+        ([review("u1", "b1", text=None, summary=None), review("u1", "b2", text=" ", summary="")], ["b1", "b2"]),
+        ([review("u1", "b1", overall=1.0), review("u1", "b2")], ["b1", "b2"]),
+        ([review("u1", "b1", summary="Good pizza"), review("u1", "b2", summary="Bad tacos")], ["b1", "b2"]),
+        ([review("u1", "b1", unixReviewTime=None), review("u1", "b2", unixReviewTime=None)], ["b1", "b2"]),
     ],
 )
 def test_a_review_copied_over_variants_counts_once(prepare, rows, kept):
@@ -445,10 +486,10 @@ def test_gift_cards(real_data, tmp_path):
     options = {"folder": None, "max_history": 50, "collapse_copies": True}
     counts = AmazonSource(**{name: str(path) for name, path in files.items()}, **options).write(tmp_path)
     assert counts["interactions.read"] == 2972
-    assert counts["interactions.dropped.copied_review"] == 812
-    assert (counts["interactions.kept"], counts["users"], counts["items.kept"]) == (2160, 458, 148)
+    assert counts["interactions.dropped.copied_review"] == 758
+    assert (counts["interactions.kept"], counts["users.kept"], counts["items.kept"]) == (2214, 458, 148)
     assert adds_up(counts, "interactions")
     assert adds_up(counts, "items")
     rows = pl.read_parquet(tmp_path / "interactions.parquet")
-    assert (len(rows), rows["user_id"].n_unique(), rows["item_id"].n_unique()) == (2160, 458, 148)
+    assert (len(rows), rows["user_id"].n_unique(), rows["item_id"].n_unique()) == (2214, 458, 148)
     assert pl.read_parquet(tmp_path / "items.parquet")["title"].null_count() == 0

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from regen.data.cleaning import clean_text, clean_titles, join_categories, parse_prices
+from regen.data.cleaning import clean_text, clean_titles, join_categories, parse_prices, unreadable
 
 
 def each(cases):
@@ -124,3 +124,45 @@ def test_categories_stay_with_their_rows():
 def test_no_rows_and_no_values_are_fine(clean):
     assert clean(pl.Series([], dtype=pl.String)).to_list() == []
     assert clean(pl.Series([None, None], dtype=pl.String)).to_list() == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("title", "plain"),
+    [
+        ("Desk Clock with Snooze Function (Black)", "Desk Clock with Snooze Function (Black)"),
+        ("Multifunction (Laser) Printer", "Multifunction (Laser) Printer"),
+        ("H<sub>2</sub>O Pen", "H2O Pen"),
+        ("<b>Bold</b> Pen", "Bold Pen"),
+        ("function () { return 1; }", None),
+        ("function aPage(x) {", None),
+    ],
+)
+def test_good_titles_stay_and_scripts_go(title, plain):
+    assert clean_titles(pl.Series([title])).to_list() == [plain]
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("dishwasher&microwave safe", "dishwasher&microwave safe"),
+        ("pens&notebooks", "pens&notebooks"),
+        ("guitar&amplifier", "guitar&amplifier"),
+        ("pens &amp; ink", "pens & ink"),
+        ("&amp;quot;Fine&amp;quot; &amp;amp; good", '"Fine" & good'),
+        ("about &amp;lt; in R&amp;D", "about &lt; in R&D"),
+        ("5&#176;, &#x2713;", "5°, ✓"),
+    ],
+)
+def test_only_entities_with_a_semicolon_are_decoded(text, plain):
+    assert clean_text(pl.Series([text])).to_list() == [plain]
+
+
+@pytest.mark.parametrize(
+    ("price", "dollars"),
+    [("$.99", 0.99), ("Price: $5", 5.0), ("1.234,50", 1234.5), ("USD 7", 7.0), ("£5.00", None), ("12,5", None)],
+)
+def test_prices_are_read_or_known_to_be_unreadable(price, dollars):
+    texts = pl.Series([price, " ", None])
+    prices = parse_prices(texts)
+    assert prices.to_list() == [dollars, None, None]
+    assert unreadable(texts, prices).to_list() == [dollars is None, False, False]

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from regen.data.histories import build_examples
+from regen.data.histories import build_examples, withheld_reviews
 from regen.data.splits import split_of
 from regen.data.tables import INTERACTIONS, ITEMS, NARRATIVES, Tables, sort_interactions
 
@@ -126,3 +126,24 @@ def test_a_user_stays_in_its_split_when_others_come():
 def test_shares_that_leave_nothing(shares):
     with pytest.raises(ValueError, match="whose sum is below 1"):
         split_of(["u"], validation=shares[0], test=shares[1])
+
+
+@pytest.mark.parametrize("max_history", [0, -2])
+def test_a_history_of_no_interaction_is_refused(max_history):
+    tables = tables_of([("u1", "a", 1, "Fine")], [("u1", "user_profile", None, None)])
+    with pytest.raises(ValueError, match=f"data.max_history={max_history} has to be at least 1"):
+        build_examples(tables, withhold={"user_profile": False}, max_history=max_history)
+
+
+def test_a_copy_with_an_emoji_alone_is_withheld():
+    tables = tables_of(
+        [("u1", "a", 1, "👍"), ("u1", "b", 2, "👎"), ("u1", "c", 3, "👍")], [("u1", "product_endorsement", "c", 3)]
+    )
+    [example] = build_examples(tables, withhold={"product_endorsement": True})
+    assert example.withheld.tolist() == [True, False, True]
+
+
+def test_a_copy_with_a_title_alone_is_withheld():
+    reviews = [("Great gift", None), ("Too small", " "), ("Great Gift!", "")]
+    assert withheld_reviews(reviews, final=True).tolist() == [True, False, True]
+    assert withheld_reviews([(None, None), (None, None)], final=True).tolist() == [False, True]

@@ -1,5 +1,7 @@
 """The baseline `encoder=text`: what of a history stands in the prompt, and what is left out first."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -87,3 +89,20 @@ def test_of_one_line_that_is_too_long_the_beginning_is_told(tables, tiny_lm):
         max_words=3,
     )
     assert tiny_lm.tokenizer.decode(dataset.collate([0]).prompt[0]).startswith("- ")
+
+
+def test_the_room_of_a_history_does_not_depend_on_the_reference(tables, tiny_lm):
+    """A window that holds two lines beside the longest narrative: a short one leaves no more room than a long one."""
+    examples = [replace(example(), text=text) for text in ("Draws.", "Draws with a ruler every day. " * 4)]
+    dataset = NarrativeDataset(
+        examples,
+        WordsOnly(),
+        tokenizer=tiny_lm.tokenizer,
+        prompts={"user_profile": "Profile:"},
+        window=75,
+        words=HistoryWords(tables),
+        max_words=1000,
+    )
+    assert len(dataset.targets[0]) < len(dataset.targets[1]) - 10
+    assert dataset.prompts[0].tolist() == dataset.prompts[1].tolist()
+    assert max(dataset.lengths) <= 75

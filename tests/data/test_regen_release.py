@@ -10,8 +10,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from regen.config import CONF
+from regen.data.histories import build_examples
+from regen.data.prepare import load_tables, prepare
 from regen.data.regen_release import ReleaseSource
 from regen.data.tables import INTERACTIONS, ITEMS, NARRATIVES, DataError
+from regen.narratives.histories import user_histories
 
 FIELDS = OmegaConf.to_container(OmegaConf.load(CONF / "source" / "regen_release.yaml").fields)
 
@@ -285,3 +288,45 @@ def test_one_user_of_office(real_data):
     assert counts["interactions.dropped.repeated"] == 1
     assert tables.narratives["feature"].to_list() == ["long_user_summary"]
     assert tables.items["price"].null_count() == 0
+
+
+@pytest.mark.parametrize("time", ["1400000000", "2014-05-13T16:53:20Z", 1_400_000_000, 1_400_000_000_000])
+def test_times_and_ratings_may_be_texts(source, time):
+    history = [bought("b2", "1500000000", rating="4.0"), bought("b1", time, rating="2.5")]
+    tables, _ = source([{**USERS[0], "purchase_history": history}]).read()
+    assert tables.interactions.select("item_id", "timestamp", "rating").rows() == [
+        ("b1", 1_400_000_000, 2.5),
+        ("b2", 1_500_000_000, 4.0),
+    ]
+
+
+@pytest.mark.parametrize("wrong", [{"time": "soon"}, {"time": 1, "rating": "good"}])
+def test_a_text_that_is_no_time_or_rating_is_an_error_or_counted(source, wrong):
+    users = [{**USERS[0], "purchase_history": [bought("b1", 100), bought("b2", wrong.pop("time"), **wrong)]}]
+    with pytest.raises(
+        DataError, match=r"1 of 2 interactions have a (timestamp|rating) that is no .*It is '(soon|good)'"
+    ):
+        source(users).read()
+    _, counts = source(users, on_bad_row="skip").read()
+    assert counts["interactions.kept"] == 1
+
+
+def test_without_times_and_among_equal_ones_the_order_of_the_list_is_kept(source):
+    users = [
+        {**USERS[0], "purchase_history": [bought(item, None) for item in "cba"]},
+        {**USERS[1], "purchase_history": [bought(item, 100) for item in "bca"]},
+    ]
+    made = source(users)
+    tables, _ = made.read()
+    assert tables.interactions["item_id"].to_list() == [*"cba", *"bca"]
+    [example] = build_examples(tables, withhold={"long_user_summary": False}, max_history=2)
+    assert tables.interactions["item_id"].gather(example.rows).to_list() == ["b", "a"]
+
+
+def test_the_order_of_the_list_is_in_the_prepared_tables(source, tmp_path):
+    made = source([{**USERS[0], "purchase_history": [bought(item, None) for item in "cba"]}])
+    folder = prepare(made, {}, root=tmp_path / "data").path
+    tables = load_tables(folder)
+    assert tables.interactions["item_id"].to_list() == [*"cba"]
+    [history] = user_histories(tables, max_history=2)
+    assert [purchase.item_id for purchase in history.purchases] == ["b", "a"]

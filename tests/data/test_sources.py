@@ -71,8 +71,16 @@ def test_order_of_rows_and_compression_do_not_matter(write, tmp_path):
         ({"interactions": []}, "0 interactions are left of 0 rows"),
         ({"items": [*ITEMS, {"item_id": "b1", "title": "Other"}]}, "items.jsonl: 1 of 4 items repeat an 'item_id'; the first is line 1.*'b1'"),
         ({"interactions": [*INTERACTIONS, INTERACTIONS[0]]}, "interactions.jsonl: 1 of 4 interactions repeat .*line 4"),
-        ({"interactions": [*INTERACTIONS, {"user_id": "u2", "item_id": "b1", "rating": float("nan")}]}, "rating of NaN or infinity; the first is line 4"),
-        ({"interactions": [*INTERACTIONS, {"user_id": "u2", "item_id": "b1", "rating": float("inf")}]}, "rating of NaN or infinity; the first is line 4"),
+        ({"interactions": [*INTERACTIONS, {"user_id": "u2", "item_id": "b1", "rating": float("nan")}]}, "a rating that is no number from 0 to 5; the first is line 4"),
+        ({"interactions": [*INTERACTIONS, {"user_id": "u2", "item_id": "b1", "rating": float("inf")}]}, "a rating that is no number from 0 to 5; the first is line 4"),
+        ({"interactions": [*INTERACTIONS, {"user_id": "u2", "item_id": "b1", "rating": -5}]}, "rating that is no number from 0 to 5; the first is line 4. It is -5"),
+        ({"interactions": [*INTERACTIONS, {"user_id": "u2", "item_id": "b1", "rating": 100}]}, "rating that is no number from 0 to 5; .*It is 100.*set source.max_rating"),
+        ({"interactions": [*INTERACTIONS, {"user_id": "u2", "item_id": "b1", "timestamp": "last week"}]}, "a timestamp that is no time before 2100; the first is line 4. It is 'last week'; give seconds"),
+        ({"interactions": [*INTERACTIONS, {"user_id": "u2", "item_id": "b1", "timestamp": "2018"}]}, "no time before 2100; .*It is '2018'"),
+        ({"interactions": [*INTERACTIONS, {"user_id": "u2", "item_id": "b1", "timestamp": "1_000"}]}, "no time before 2100; .*It is '1_000'"),
+        ({"interactions": [*INTERACTIONS, {"user_id": "u2", "item_id": "b1", "timestamp": 10**20}]}, "no time before 2100; .*line 4. It is '1000"),
+        ({"interactions": [*INTERACTIONS, {"user_id": "u2", "item_id": "b1", "timestamp": 5_000_000_000}]}, "no time before 2100; .*line 4. It is '5000000000'"),
+        ({"narratives": [*NARRATIVES, {"user_id": "u1", "feature": "user_profile", "item_id": "b1", "timestamp": "soon", "text": "x"}]}, "narratives have a timestamp that is no time"),
         ({"interactions": [*INTERACTIONS, {"user_id": "u2", "item_id": "zz"}]}, "an item that is not among the items; the first is line 4.*'zz'"),
         ({"narratives": [*NARRATIVES, {"user_id": "u1", "feature": "user_profile", "text": "  "}]}, "narratives.jsonl: 1 of 3 narratives have no 'text'; the first is line 3"),
         ({"narratives": [*NARRATIVES, {"user_id": "u1", "feature": "user_profil", "text": "x"}]}, "no feature 'user_profil'. Did you mean 'user_profile'"),
@@ -98,12 +106,59 @@ def test_bad_rows_are_errors_or_left_out(write, rows, message):
         ({"items": [*ITEMS, "[1]"]}, r"items.jsonl:4: a JSON object is needed"),
         ({"items": [{"title": "x"}]}, r"items.jsonl:1: no key 'item_id'; it has 'title'"),
         ({"items": [{"item_id": "b1", "price": "cheap"}]}, r"items.jsonl:1: price='cheap' is no number"),
-        ({"interactions": [{"user_id": "u", "item_id": "b1", "timestamp": "last week"}]}, r"interactions.jsonl:1: timestamp='last week'"),
     ],
 )  # fmt: skip
 def test_lines_that_cannot_be_read(write, rows, message):
     with pytest.raises(DataError, match=message):
         write(**rows).read()
+
+
+def test_half_a_character_and_too_many_digits_are_named(write):
+    with pytest.raises(DataError, match=r"items.jsonl:1: title='Pen .ud800' holds half of a character"):
+        write(items=[{"item_id": "b1", "title": "Pen \ud800"}]).read()
+    with pytest.raises(DataError, match=r"items.jsonl:1: price is a number of too many digits"):
+        write(items=[{"item_id": "b1", "price": 10**400}]).read()
+
+
+@pytest.mark.parametrize(
+    ("time", "unit"),
+    [
+        (1519948800, None),
+        (1519948800.9, None),
+        ("1519948800", None),
+        ("2018-03-02", None),
+        ("20180302", None),
+        ("2018-03-02T01:00:00+01:00", None),
+        (1519948800_000, "milliseconds"),
+        (1519948800_000_000.0, "microseconds"),
+        ("1519948800000000000", "nanoseconds"),
+    ],
+)
+def test_times_are_read_as_people_write_them(write, time, unit):
+    tables, counts = write(interactions=[{"user_id": "u1", "item_id": "b1", "timestamp": time}], narratives=[]).read()
+    assert tables.interactions["timestamp"].to_list() == [1519948800]
+    noted = {name: count for name, count in counts.items() if "times_in" in name}
+    assert noted == ({f"interactions.times_in_{unit}": 1} if unit else {})
+
+
+def test_a_number_is_a_time_however_small(write):
+    tables, _ = write(interactions=[{"user_id": "u1", "item_id": "b1", "timestamp": 2018}], narratives=[]).read()
+    assert tables.interactions["timestamp"].to_list() == [2018]
+
+
+def test_a_rating_of_zero_is_none_and_other_scales_are_brought_to_five(write):
+    rows = [{"user_id": f"u{rating}", "item_id": "b1", "rating": rating} for rating in (0, 1, 10)]
+    tables, counts = write(interactions=rows, narratives=[], max_rating=10).read()
+    assert dict(tables.interactions.select("user_id", "rating").rows()) == {"u0": None, "u1": 0.5, "u10": 5.0}
+    assert counts["interactions.rating_of_zero"] == 1
+
+
+def test_a_category_may_be_a_list_and_a_file_may_begin_with_a_byte_order_mark(write, tmp_path):
+    source = write(items=[{"item_id": "b1", "category": ["Office", "Pens "]}, {"item_id": "b2", "category": "Ink"}])
+    path = tmp_path / "items.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    tables, _ = source.read()
+    assert tables.items["category"].to_list() == ["Office > Pens", "Ink"]
 
 
 def test_a_missing_file_names_the_setting(write, tmp_path):
@@ -151,6 +206,22 @@ def test_xrec_graph_with_a_broken_row(tmp_path):
         file.write("3,4\n")
     with pytest.raises(DataError, match=r"interactions.csv:3: 2 fields where the header has 3"):
         source.read()
+
+
+def test_xrec_graph_may_have_a_byte_order_mark_and_blank_lines(tmp_path):
+    source = xrec_folder(tmp_path, [(1, 7)])
+    path = tmp_path / "interactions.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\n\n"))
+    assert source.read()[1]["interactions.kept"] == 2
+
+
+def test_xrec_counts_two_explanations_of_a_pair_that_is_no_edge(tmp_path):
+    source = xrec_folder(tmp_path, [(1, 7)])
+    source.on_bad_row = "skip"
+    with (tmp_path / "explanations.jsonl").open("a") as file:
+        file.write(json.dumps({"uid": 1, "iid": 5, "explanation": "Another."}) + "\n")
+    _, counts = source.read()
+    assert (counts["pairs_that_are_edges"], counts["pairs_added"]) == (0, 1)
 
 
 @pytest.mark.real_data

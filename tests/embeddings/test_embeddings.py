@@ -31,6 +31,17 @@ def test_cf_sees_no_user_of_validation_or_test_and_no_interaction_spoken_of(prep
     assert pairs.join(spoken_of, on=["user_id", "item_id"], how="semi").is_empty()
 
 
+def test_cf_reads_no_texts(prepared, monkeypatch, small_config):
+    read = []
+    real = pl.read_parquet
+    monkeypatch.setattr(
+        pl, "read_parquet", lambda path, **options: read.append(options.get("columns")) or real(path, **options)
+    )
+    encoded_artefacts(small_config("cf.alpha=7"), ("cf",), prepared)
+    columns = {name for names in read[:3] for name in names}
+    assert columns.isdisjoint({"description", "review_title", "review_text", "text"})
+
+
 def test_cf_vectors_do_not_change_with_what_test_users_buy(small_config, prepared, tmp_path):
     """The factors of a world in which the test users bought something else are bit-identical."""
     cfg = small_config()

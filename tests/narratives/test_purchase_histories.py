@@ -13,7 +13,7 @@ from tenacity import wait_fixed
 
 from regen.data.jsonl import JsonlSource
 from regen.data.prepare import prepare
-from regen.data.tables import INTERACTIONS, ITEMS, NARRATIVES, Tables
+from regen.data.tables import INTERACTIONS, ITEMS, NARRATIVES, Tables, sort_interactions
 from regen.narratives import runner
 from regen.narratives.endpoint import Endpoint, Sampling
 from regen.narratives.histories import CLOSE, OPEN, Purchase, UserHistory, history_text, user_histories
@@ -73,7 +73,8 @@ def tables(bought, untitled=()):
     rows = [dict(zip(("user_id", "item_id", "timestamp"), row, strict=True)) for row in bought]
     items = [{"item_id": item, "title": None if item in untitled else item} for item in {row[1] for row in bought}]
     frames = (pl.DataFrame(part, schema=schema) for part, schema in ((items, ITEMS), (rows, INTERACTIONS)))
-    return Tables(*frames, NARRATIVES.to_frame())
+    items, interactions = frames
+    return Tables(items, sort_interactions(interactions), NARRATIVES.to_frame())
 
 
 def test_the_latest_fifty_are_read_oldest_first_and_only_the_last_is_final():
@@ -149,8 +150,18 @@ def test_the_pitch_sees_neither_the_final_review_nor_a_copy_of_it(copy):
 
 @pytest.mark.parametrize("final", [None, "!!!", "…", "Loved"])
 def test_a_final_review_without_words_or_inside_another_takes_nothing_along(final):
-    whole = history(purchase(0, review_text="Loved it"), purchase(1, review_text=None), purchase(2, review_text=final))
+    untold = purchase(1, review_title=None, review_text=None)
+    whole = history(purchase(0, review_text="Loved it"), untold, purchase(2, review_text=final))
     assert whole.without_final_review().purchases[:2] == whole.purchases[:2]
+
+
+@pytest.mark.parametrize(
+    "said", [{"review_text": "👍"}, {"review_title": "Great gift", "review_text": None}, {"review_text": "!!!"}]
+)
+def test_copies_without_words_or_with_a_title_alone_are_taken_along(said):
+    whole = history(purchase(0, **said), purchase(1, review_title="Mine"), purchase(2, **said))
+    before = whole.without_final_review()
+    assert before.purchases == (whole.purchases[0].without_review(), whole.purchases[1], whole.final.without_review())
 
 
 def requests_about(of):

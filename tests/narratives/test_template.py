@@ -74,8 +74,9 @@ def test_any_history_gets_six_texts_that_rest_on_it(start):
     ids=str,
 )
 def test_the_pitch_does_not_know_the_final_review(review):
-    for seed in range(100):
-        history = made_up(seed)
+    for history in map(made_up, range(100)):
+        if history.without_final_review().purchases[:-1] != history.purchases[:-1]:
+            continue  # copies of the final review go with it
         other = replace(history, purchases=(*history.purchases[:-1], replace(history.final, **review)))
         pitch = template.narrate(history)["product_endorsement"]
         assert template.narrate(other)["product_endorsement"] == pitch
