@@ -11,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from regen.artefacts import write_atomically
+from regen.preflight import check_config
 from regen.quiet import quiet_libraries
 from regen.threads import share_cores
 
@@ -97,6 +98,7 @@ def train_and_evaluate(cfg: DictConfig) -> tuple[Path, float]:
     from regen.evaluation.evaluate import evaluate_run, evaluation_is_current
     from regen.training import run as runs
 
+    check_config(cfg)
     quiet_libraries()  # again: lightning sets its levels when it is imported
     run = runs.open_run(cfg)
     with runs.locked(run):

@@ -32,10 +32,20 @@ def plain(node: Any) -> dict[str, Any]:
 
 
 def instantiate(node: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-    """Builds the object that a config node's `_target_` names; lists and mappings reach it as plain Python."""
-    import hydra.utils
+    """Builds the object that a config node's `_target_` names; lists and mappings reach it as plain Python.
 
-    return hydra.utils.instantiate({**node, "_convert_": "all"}, *args, **kwargs)
+    Raises:
+        ValueError: What the object itself raises, without Hydra's words around it.
+    """
+    import hydra.utils
+    from hydra.errors import InstantiationException
+
+    try:
+        return hydra.utils.instantiate({**node, "_convert_": "all"}, *args, **kwargs)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None
+        raise
 
 
 def prepared_artefact(cfg: DictConfig, *, force: bool = False) -> Artefact:

@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from hydra.utils import instantiate
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from regen.artefacts import appearing_whole
 from regen.data.download import user_cache
-from regen.identity import files_state
+from regen.identity import files_state, lm_weights
 from regen.models.fast_path import FastPath
 from regen.quiet import without_loading_bar
 
@@ -187,6 +188,28 @@ def load_tiny(name: str, *, width: int, layers: int, heads: int, seed: int) -> L
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
     return LanguageModel(name, model.eval(), tokenizer)
+
+
+def skeleton(options: Mapping[str, Any]) -> tuple[nn.Module, Any]:
+    """The LM of a config's `lm` without its weights, and its tokenizer.
+
+    Args:
+        options: With `package`, `pretrained` (and `revision`), or what else the loader `_target_` takes.
+
+    Raises:
+        ValueError: If there is nothing of that name.
+    """
+    lm_weights(options)  # says what is missing
+    if package := options.get("package"):
+        folder, revision = str(packaged_folder(options["name"], package=package)), None
+    elif "pretrained" in options:
+        folder, revision = options["pretrained"], options.get("revision")
+    else:
+        lm = instantiate({**options, "_convert_": "all"})
+        return copy.deepcopy(lm.model).to("meta"), lm.tokenizer
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, revision=revision))
+    return model, AutoTokenizer.from_pretrained(folder, revision=revision)
 
 
 def freeze(model: nn.Module) -> nn.Module:

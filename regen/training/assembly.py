@@ -30,6 +30,7 @@ from regen.pipeline import (
     interaction_vectors,
     plain,
 )
+from regen.preflight import check_data
 
 logger = logging.getLogger(__name__)
 RUN_OPTIONS = ("name", "lr", "init", "ridge")
@@ -54,6 +55,7 @@ class Inputs:
 def build_inputs(cfg: DictConfig) -> Inputs:
     """Builds what is missing of the artefacts that this cell's encoder needs."""
     prepared = data_artefact(cfg)
+    check_data(cfg, prepared.path)
     return Inputs(prepared, encoded_artefacts(cfg, encoder_parts(cfg.encoder.name), prepared))
 
 
@@ -67,19 +69,10 @@ def build_data(cfg: DictConfig, inputs: Inputs, lm: LanguageModel) -> NarrativeD
     """Examples of the chosen features, split by user.
 
     Raises:
-        DataError: If the data have no narrative of a chosen feature, or a split is empty.
+        DataError: If history, prompt and narrative do not fit into the LM's window.
     """
     tables = load_tables(inputs.prepared.path)
     features = plain(cfg.feature)
-    known = tables.narratives["feature"].unique().sort().to_list()
-    if not known:
-        raise DataError(
-            f"These data have no narratives, so there is no {next(iter(features))} to train on. "
-            "Choose what writes them: narrator=template or narrator=openai."
-        )
-    for name in features:
-        if name not in known:
-            raise DataError(f"feature={name}: these data have no such narrative; they have {', '.join(known)}.")
     withhold = {name: feature["withhold_final_review"] for name, feature in features.items()}
     examples = build_examples(tables, withhold=withhold, max_history=cfg.data.max_history)
     vectors = interaction_vectors(cfg, inputs.prepared, inputs.encoded)
@@ -118,12 +111,10 @@ def build_model(cfg: DictConfig, data: NarrativeDataModule, lm: LanguageModel, *
     """
     torch.manual_seed(cfg.seed)
     train = data.splits["train"]
-    tuned = _instantiate_own(cfg.tuning, lm.working_copy(trainable=cfg.tuning.name == "full").model)
+    tuned = instantiate_own(cfg.tuning, lm.working_copy(trainable=cfg.tuning.name == "full").model)
     if cfg.encoder.name == TEXT:
-        if cfg.tuning.name == "frozen":
-            raise ValueError("encoder=text tuning=frozen leaves nothing to train. Use tuning=lora or full.")
         return SoftTokenLM(tuned, None, bos_token_id=lm.tokenizer.bos_token_id, fast_path=lm.fast_path)
-    adapter = _instantiate_own(cfg.adapter, train.vectors.dim, lm.width)  # type: ignore[attr-defined]
+    adapter = instantiate_own(cfg.adapter, train.vectors.dim, lm.width)  # type: ignore[attr-defined]
     positions = cfg.data.max_history if cfg.encoder.name == "none" else None
     model = SoftTokenLM(
         tuned,
@@ -147,7 +138,7 @@ def build_model(cfg: DictConfig, data: NarrativeDataModule, lm: LanguageModel, *
     return model
 
 
-def _instantiate_own(node: DictConfig, *args: Any) -> Any:
+def instantiate_own(node: DictConfig, *args: Any) -> Any:
     """Builds what a node names from the options that are its own; name, rate and start concern the run."""
     return instantiate({key: value for key, value in plain(node).items() if key not in RUN_OPTIONS}, *args)
 
@@ -171,8 +162,7 @@ def _split(examples: list[Example], split: Split) -> dict[str, list[Example]]:
     for name, part in parts.items():
         if not part:
             raise DataError(
-                f"No user of the {name} split has a narrative: {len(examples)} narratives in all, shares "
-                f"validation={split.validation}, test={split.test}. Use more users or other shares (split.*)."
+                f"No narrative of the {name} split is left: their items, or all of their users', have no title."
             )
     logger.info("narratives: %s", ", ".join(f"{len(part):,} {name}" for name, part in parts.items()))
     return parts

@@ -1,0 +1,124 @@
+"""What is sure to fail is refused before any work: no artefact is built and no run folder appears."""
+
+import re
+
+import polars as pl
+import pytest
+import torch
+from omegaconf import OmegaConf
+from small import needs_vnni
+
+from regen.data.prepare import load_tables
+from regen.data.tables import DataError
+from regen.grid import train_and_evaluate
+from regen.pipeline import prepared_artefact
+from regen.preflight import ABOVE_ZERO, AT_LEAST, EXTRAS, SHARES, check_config, check_data
+
+pytestmark = pytest.mark.usefixtures("no_sentence_encoder")
+
+RAY = "engine=ray"
+ENDPOINT = "evaluation.endpoint=http://127.0.0.1:9/v1"
+REFUSED = [  # overrides, and what the message says
+    (["evaluation.resamples=50"], "evaluation.resamples=50 has to be at least 100"),
+    (["data.max_history=0"], "data.max_history=0 has to be at least 1"),
+    (["data.max_history=-2"], "data.max_history=-2 has to be at least 1"),
+    (["adapter.lr=0"], "adapter.lr=0.0 has to be above 0"),
+    (["adapter.lr=inf"], "adapter.lr=inf has to be above 0"),
+    (["split.test=1.5"], "split.test=1.5 is a share"),
+    (["split.test=0.6", "split.validation=0.4"], "leave no user to train on"),
+    (["training.warmup_share=2"], "training.warmup_share=2.0 is a share"),
+    (["trainer.max_steps=0"], "trainer.max_steps=0 has to be at least 1; -1 is no limit"),
+    (["encoder.name=bothh"], "encoder.name='bothh' is none of both, cf"),
+    (["encoder=text", "tuning=frozen"], "leaves nothing to train"),
+    ([RAY, ENDPOINT], "and engine=ray would both generate"),
+    ([ENDPOINT, "evaluation.generation.do_sample=true"], "decodes greedily, and evaluation.generation asks for do_sample"),
+    ([ENDPOINT, "evaluation.precision=int8"], "which evaluation.precision=int8 does not reach"),
+    (["+evaluation.generation.max_new_token=5"], "no such option. Did you mean 'max_new_tokens'"),
+    (["~evaluation.generation.max_new_tokens"], "max_new_tokens is missing"),
+    (["+evaluation.generation.num_return_sequences=2"], "evaluation.generation: .*num_return_sequences"),
+    (["evaluation.generation.max_new_tokens=600"], "max_new_tokens=600 .* do not fit into the 512 positions"),
+    (["feature.purchase_reason.prompt=" + "why " * 600], "feature.purchase_reason.prompt has 600 tokens"),
+    (["tuning=lora", "tuning.target_modules=[qkv]"], r"tuning.target_modules=\['qkv'\]: .* linear layers \(q_proj, k_proj"),
+    (["tuning=lora", "tuning.rank=0"], "tuning.rank=0 has to be at least 1"),
+    (["lm=hf", "lm.pretrained=./nowhere"], "lm.pretrained=./nowhere: nothing to load there"),
+    (["trainer.accelerator=gpu"], "this machine has 0 CUDA devices. Use fewer, or trainer=cpu"),
+    (["logger=wandb"], "not logged in to Weights & Biases. Run `wandb login`"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def refused(small_config, tmp_path, monkeypatch):
+    """Runs a cell that must be refused; gives the message after looking for traces of work."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+
+    def message(overrides, error=ValueError):
+        groups = tuple(override.split("=")[0] + "=" for override in overrides if "." not in override.split("=")[0])
+        cfg = small_config(*overrides, without=(*groups, *(f"{group[:-1]}." for group in groups)) or "nothing")
+        with pytest.raises(error) as caught:
+            train_and_evaluate(cfg)
+        assert not (tmp_path / "runs").exists()
+        left = {path.name.split("-")[0] for path in (tmp_path / "data").glob("*-*")}
+        return str(caught.value), left
+
+    return message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"), REFUSED, ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else ""
+)
+def test_a_config_that_is_sure_to_fail_is_refused_before_any_work(refused, overrides, says):
+    message, left = refused(overrides)
+    assert left == set()
+    assert re.search(says, message), message
+
+
+@pytest.mark.parametrize("key", [*AT_LEAST, *ABOVE_ZERO, *SHARES])
+def test_every_bound_holds(small_config, key):
+    """With the group that has the setting."""
+    group = {"encoder.max_tokens": ["encoder=text"], "tuning": ["tuning=lora"], "engine": ["engine=ray"]}
+    chosen = group.get(key) or group.get(key.split(".")[0]) or []
+    wrong = AT_LEAST[key] - 1 if key in AT_LEAST else 0 if key in ABOVE_ZERO else 1
+    cfg = small_config(*chosen, f"{key}={wrong}", without=tuple(part.split("=")[0] for part in chosen) or "nothing")
+    with pytest.raises(ValueError, match=rf"^{key}="):
+        check_config(cfg)
+
+
+@pytest.mark.parametrize("target", EXTRAS)
+def test_a_missing_extra_is_named_with_its_command(small_config, monkeypatch, target):
+    from regen import preflight
+
+    package, extra = EXTRAS[target]
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    options = {"ray": "engine=ray", "wandb": "logger=wandb", "tensorboard": "logger=tensorboard"}[package]
+    with pytest.raises(ValueError, match=rf"needs the package {package}. Run: pip install 'regen\[{extra}\]'"):
+        check_config(small_config(options))
+
+
+@needs_vnni
+def test_int8_is_refused_where_the_cpu_cannot(small_config, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    with pytest.raises(ValueError, match="evaluation.precision=int8 needs a CPU with VNNI"):
+        check_config(small_config("evaluation.precision=int8"))
+
+
+def test_too_few_users_are_refused_before_anything_is_encoded(refused):
+    message, left = refused(["source.narrated_users=3", "split.test=0.01", "split.validation=0.01"], DataError)
+    assert "split has 0 users with a purchase_reason" in message
+    assert left == {"prepared"}
+
+
+def test_a_feature_that_the_data_do_not_have_is_refused(small_config):
+    prepared = prepared_artefact(small_config()).path
+    cfg = OmegaConf.create({"feature": {"praise": {}}, "split": {"validation": 0.1, "test": 0.1, "salt": ""}})
+    with pytest.raises(
+        DataError, match="feature=praise: these data have no such narrative; they have brief_user_summary"
+    ):
+        check_data(cfg, prepared)
+    pl.read_parquet(prepared / "narratives.parquet").clear().write_parquet(prepared / "narratives.parquet")
+    load_tables.cache_clear()
+    with pytest.raises(DataError, match="These data have no narratives, .*Choose what writes them"):
+        check_data(cfg, prepared)
