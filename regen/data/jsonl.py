@@ -24,7 +24,8 @@ import polars as pl
 
 from regen.data.files import find_file, read_jsonl
 from regen.data.source import TablesSource
-from regen.data.tables import INTERACTIONS, ITEMS, MAX_RATING, NARRATIVES, OnBadRow, Tables, validate
+from regen.data.tables import INTERACTIONS, ITEMS, MAX_RATING, NARRATIVES, OnBadRow, Tables
+from regen.data.validation import validate
 
 FILES = {"items": "items.jsonl", "interactions": "interactions.jsonl", "narratives": "narratives.jsonl"}
 

@@ -27,8 +27,8 @@ from regen.data.tables import (
     OnBadRow,
     Tables,
     nearest,
-    validate,
 )
+from regen.data.validation import validate
 
 SAMPLE = 1_000  # lines in which a mapped name has to occur
 _ELEMENT: tuple[str, ...] = ("item_id", "title", "description", "category", "price", "brand")

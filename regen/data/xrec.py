@@ -12,7 +12,8 @@ import polars as pl
 from regen.data.cleaning import unescape
 from regen.data.files import find_file, read_csv, read_jsonl
 from regen.data.source import TablesSource
-from regen.data.tables import INTERACTIONS, ITEMS, LINE, NARRATIVES, OnBadRow, Tables, validate
+from regen.data.tables import INTERACTIONS, ITEMS, LINE, NARRATIVES, OnBadRow, Tables
+from regen.data.validation import validate
 
 FILES = ("users.jsonl", "items.jsonl", "explanations.jsonl", "interactions.csv")
 _USERS = pl.Schema({"uid": pl.String(), "user_summary": pl.String()})

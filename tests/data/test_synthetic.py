@@ -10,7 +10,8 @@ from scipy.stats import chi2_contingency
 
 from regen.data.synthetic import SyntheticSource
 from regen.data.synthetic_text import LEXICON, NARRATIVES, TRAITS, Lexicon
-from regen.data.tables import FEATURES, validate
+from regen.data.tables import FEATURES
+from regen.data.validation import validate
 from regen.evaluation.recovery import recovery_columns
 
 VERTICALS = sorted(path.stem for path in LEXICON.glob("*.yaml"))

@@ -1,0 +1,272 @@
+"""The check that every source's tables pass once: a bad row is an error, or is left out and counted."""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import polars as pl
+
+from regen.data.tables import (
+    FEATURES,
+    INTERACTIONS,
+    ITEMS,
+    LINE,
+    MAX_RATING,
+    NARRATIVE_KEY,
+    NARRATIVES,
+    POSITION,
+    DataError,
+    OnBadRow,
+    Tables,
+    nearest,
+    sort_interactions,
+)
+from regen.data.times import read_times
+
+
+def validate(
+    tables: Tables,
+    *,
+    on_bad_row: OnBadRow,
+    origin: str | Mapping[str, str],
+    add_missing_items: bool = False,
+    max_rating: float = MAX_RATING,
+) -> tuple[Tables, dict[str, int]]:
+    """Checks the three tables, drops helper columns and sorts the rows.
+
+    Times and ratings may be texts. Ratings of another scale are brought to the one from 0 to 5.
+
+    Args:
+        tables: Rows as a source read them; each table may have a `line` column.
+        on_bad_row: `error` raises at the first kind of bad row, `skip` leaves bad rows out and counts them.
+        origin: Where the rows came from, for messages: one text, or one per table name.
+        add_missing_items: Give an interaction's unknown item a row without a title instead of calling it bad.
+        max_rating: The best rating that these data can have.
+
+    Returns:
+        The tables, which no longer depend on the order of the files, and counts: `<table>.read`, `<table>.kept`,
+        `<table>.dropped.<reason>`, `items.added`, and what was noticed: `<table>.times_in_<unit>`,
+        `interactions.rating_of_zero`.
+
+    Raises:
+        DataError: If a row is bad and `on_bad_row` is `error`, or if there is no interaction.
+    """
+    if on_bad_row not in ("error", "skip"):
+        raise ValueError(f"source.on_bad_row={on_bad_row!r}: it is 'error' or 'skip'.")
+    if not 0 < max_rating < math.inf:
+        raise ValueError(f"source.max_rating={max_rating}: the best rating has to be above 0.")
+    judge = _Judge(on_bad_row, origin)
+    items = _check_items(judge.open("items", tables.items, ITEMS), judge)
+    interactions = judge.open("interactions", tables.interactions, INTERACTIONS)
+    if add_missing_items:
+        items = _add_missing_items(items, interactions, judge.counts)
+    interactions = _check_ratings(interactions, judge, max_rating)
+    interactions = _check_interactions(interactions, items, judge)
+    if interactions.is_empty():
+        raise DataError(
+            f"{judge.origin_of('interactions')}: 0 interactions are left of {tables.interactions.height:,} rows; "
+            "at least one is needed. Check that the source reads the right file."
+        )
+    narratives = judge.open("narratives", tables.narratives, NARRATIVES)
+    narratives = _check_narratives(narratives, interactions, judge)
+    checked = Tables(
+        items=items.select(ITEMS.names()).sort("item_id"),
+        interactions=sort_interactions(interactions).select(INTERACTIONS.names()),
+        narratives=narratives.select(NARRATIVES.names()).sort(NARRATIVE_KEY),
+        planted=tables.planted,
+    )
+    kept = {"items": checked.items, "interactions": checked.interactions, "narratives": checked.narratives}
+    return checked, judge.counts | {f"{name}.kept": table.height for name, table in kept.items()}
+
+
+_TIMES = "give seconds since 1970 (or milli-, micro- or nanoseconds), or an ISO 8601 date."
+_Fix = Callable[[dict[str, Any]], str]  # what to say about the first bad row
+
+
+class _Judge:
+    """Turns a column of bad rows into an error or into a count."""
+
+    def __init__(self, on_bad_row: OnBadRow, origin: str | Mapping[str, str]) -> None:
+        self.on_bad_row = on_bad_row
+        self.origin = origin
+        self.counts: dict[str, int] = {}
+
+    def origin_of(self, table: str) -> str:
+        """How a message calls the place that a table came from."""
+        return self.origin if isinstance(self.origin, str) else self.origin.get(table, table)
+
+    def open(self, table: str, rows: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
+        """Counts the rows, brings columns to their types, makes blank texts null and rejects what is no time."""
+        missing = [name for name in schema.names() if name not in rows.columns]
+        if missing:
+            raise DataError(f"{self.origin_of(table)}: the {table} have no column {', '.join(map(repr, missing))}.")
+        self.counts[f"{table}.read"] = rows.height
+        rows = rows.select([*schema.names(), *(name for name in (LINE, POSITION) if name in rows.columns)])
+        if "timestamp" in schema:
+            rows = self._with_times(table, rows)
+        others: dict[Any, Any] = {
+            name: dtype for name, dtype in schema.items() if name != "rating"
+        }  # ratings may be texts until later
+        texts = [name for name, dtype in schema.items() if dtype == pl.String]
+        present = pl.col(texts).str.strip_chars() != ""
+        return rows.cast(others).with_columns(pl.when(present).then(pl.col(texts)))
+
+    def _with_times(self, table: str, rows: pl.DataFrame) -> pl.DataFrame:
+        seconds, bad, units = read_times(rows["timestamp"])
+        self.counts |= {f"{table}.times_in_{unit}": count for unit, count in units.items()}
+        good = self.reject(
+            table,
+            rows.with_columns(seconds.alias("seconds"), bad.alias("bad")),
+            pl.col("bad"),
+            reason="bad_time",
+            says="have a timestamp that is no time before 2100",
+            fix=lambda row: f"It is {str(row['timestamp']).rstrip('.')!r}; {_TIMES}",
+        )
+        return good.with_columns(timestamp="seconds").drop("seconds", "bad")
+
+    def reject(
+        self, table: str, rows: pl.DataFrame, bad: pl.Expr, *, reason: str, says: str, fix: _Fix | None = None
+    ) -> pl.DataFrame:
+        """Raises or leaves out the rows where `bad` holds (null counts as good)."""
+        mask = rows.select(bad.fill_null(False).alias("bad"))["bad"]
+        count = int(mask.sum())
+        if not count:
+            return rows
+        if self.on_bad_row == "error":
+            first = rows.filter(mask)
+            row = (first.sort(LINE) if LINE in rows.columns else first).row(0, named=True)
+            raise DataError(
+                f"{self.origin_of(table)}: {count:,} of {rows.height:,} {table} {says}; the first is "
+                f"{f'line {row[LINE]}' if LINE in row else _shown(row)}. {fix(row) + ' ' if fix else ''}"
+                "Set source.on_bad_row=skip to leave them out."
+            )
+        self.counts[f"{table}.dropped.{reason}"] = count
+        return rows.filter(~mask)
+
+
+def _shown(row: Mapping[str, object], limit: int = 60) -> str:
+    """A row in a message: the columns that have a value, long ones cut."""
+    values = {key: repr(value) for key, value in row.items() if value is not None}
+    return ", ".join(f"{key}={text if len(text) <= limit else text[: limit - 1] + '…'}" for key, text in values.items())
+
+
+def _not_finite(column: str) -> pl.Expr:
+    return pl.col(column).is_nan() | pl.col(column).is_infinite()
+
+
+def _repeats(*columns: str) -> pl.Expr:
+    """Every row but the first of those that agree in these columns; null agrees with null."""
+    return ~pl.struct(columns).is_first_distinct()
+
+
+def _check_items(items: pl.DataFrame, judge: _Judge) -> pl.DataFrame:
+    reject = partial(judge.reject, "items")
+    rows = reject(items, pl.col("item_id").is_null(), reason="no_item_id", says="have no 'item_id'")
+    rows = reject(rows, _not_finite("price"), reason="bad_price", says="have a price of NaN or infinity")
+    # Which of two rows survives may depend on what they hold, not on which stands first; a title wins over none.
+    rows = rows.sort(ITEMS.names(), nulls_last=True, maintain_order=True)
+    return reject(
+        rows,
+        _repeats("item_id"),
+        reason="repeated_id",
+        says="repeat an 'item_id'",
+        fix=lambda row: f"It is {row['item_id']!r}.",
+    )
+
+
+def _add_missing_items(items: pl.DataFrame, interactions: pl.DataFrame, counts: dict[str, int]) -> pl.DataFrame:
+    """Adds a row without a title for every item that only interactions know."""
+    known = interactions.select("item_id").drop_nulls().unique()
+    missing = known.join(items, on="item_id", how="anti")
+    counts["items.added"] = missing.height
+    return pl.concat([items, missing], how="diagonal")
+
+
+def _check_ratings(interactions: pl.DataFrame, judge: _Judge, most: float) -> pl.DataFrame:
+    """Ratings as numbers up to 5; 0 stands for no rating in many data sets, and is counted."""
+    number = pl.col("rating").cast(pl.Float64, strict=False)
+    unreadable = pl.col("rating").is_not_null() & number.is_null()
+    rows = judge.reject(
+        "interactions",
+        interactions,
+        unreadable | ~number.is_finite() | (number < 0) | (number > most),
+        reason="bad_rating",
+        says=f"have a rating that is no number from 0 to {most:g}",
+        fix=lambda row: (
+            f"It is {row['rating']!r}. Write null where a rating is unknown; set source.max_rating to the best rating "
+            "if your scale is another."
+        ),
+    )
+    if zeros := rows.select((number == 0).sum()).item():
+        judge.counts["interactions.rating_of_zero"] = zeros
+    return rows.with_columns(rating=pl.when(number > 0).then(number * (MAX_RATING / most)))
+
+
+def _check_interactions(interactions: pl.DataFrame, items: pl.DataFrame, judge: _Judge) -> pl.DataFrame:
+    rows, reject = interactions, partial(judge.reject, "interactions")
+    for column in ("user_id", "item_id"):
+        rows = reject(rows, pl.col(column).is_null(), reason=f"no_{column}", says=f"have no {column!r}")
+    columns = INTERACTIONS.names()
+    rows = reject(rows, _repeats(*columns), reason="repeated", says="repeat another one in every column")
+    return reject(
+        rows,
+        ~pl.col("item_id").is_in(items["item_id"].implode()),
+        reason="unknown_item",
+        says="have an item that is not among the items",
+        fix=lambda row: f"It is {row['item_id']!r}; add an item of that id.",
+    )
+
+
+def _check_narratives(narratives: pl.DataFrame, interactions: pl.DataFrame, judge: _Judge) -> pl.DataFrame:
+    rows, reject = narratives, partial(judge.reject, "narratives")
+    for column in ("user_id", "feature", "text"):
+        rows = reject(rows, pl.col(column).is_null(), reason=f"no_{column}", says=f"have no {column!r}")
+    rows = reject(
+        rows,
+        ~pl.col("feature").is_in(FEATURES),
+        reason="unknown_feature",
+        says="have an unknown feature",
+        fix=lambda row: f"There is no feature {row['feature']!r}. {nearest(row['feature'], FEATURES)}",
+    )
+    rows = reject(
+        rows,
+        pl.col("item_id").is_null() & pl.col("timestamp").is_not_null(),
+        reason="time_without_item",
+        says="have a timestamp but no 'item_id'",
+        fix=lambda row: "Give both, or neither for a text about the whole user.",
+    )
+    rows = reject(
+        rows,
+        ~pl.col("user_id").is_in(interactions["user_id"].unique().implode()),
+        reason="unknown_user",
+        says="are of a user without interactions",
+        fix=lambda row: f"It is user {row['user_id']!r}.",
+    )
+    rows = reject(
+        _mark_spoken_of(rows, interactions),
+        ~pl.col("spoken_of"),
+        reason="unknown_interaction",
+        says="speak of an interaction that does not exist",
+        fix=lambda row: (
+            f"User {row['user_id']!r} has none with item {row['item_id']!r} at timestamp {row['timestamp']}."
+        ),
+    )
+    return reject(
+        rows.sort(NARRATIVES.names(), maintain_order=True),
+        _repeats(*NARRATIVE_KEY),
+        reason="repeated",
+        says="repeat user, feature and interaction of another one",
+        fix=lambda row: f"It is the {row['feature']} of user {row['user_id']!r}.",
+    )
+
+
+def _mark_spoken_of(narratives: pl.DataFrame, interactions: pl.DataFrame) -> pl.DataFrame:
+    """Adds `spoken_of`: the narrative names no interaction, or one that exists (its time may be left open)."""
+    pairs = interactions.select("user_id", "item_id").unique().with_columns(has_pair=True)
+    times = interactions.select("user_id", "item_id", "timestamp").drop_nulls().unique().with_columns(has_time=True)
+    marked = narratives.join(pairs, on=["user_id", "item_id"], how="left").join(
+        times, on=["user_id", "item_id", "timestamp"], how="left"
+    )
+    exists = pl.when(pl.col("timestamp").is_null()).then(pl.col("has_pair")).otherwise(pl.col("has_time"))
+    return marked.with_columns(spoken_of=pl.col("item_id").is_null() | exists.fill_null(False))
