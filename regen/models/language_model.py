@@ -277,10 +277,18 @@ def _linear_layers(model: nn.Module) -> list[str]:
 
 
 def hold_frozen_in_bfloat16(model: nn.Module) -> None:
-    """Halves the memory of what does not train. What trains stays float32: a small step on bfloat16 changes nothing."""
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.bfloat16)
+    """Halves the memory of what does not train. What trains stays float32: a small step on bfloat16 changes nothing.
+
+    The module gets new parameters, because the old ones may be those of the pristine LM.
+    """
+    narrow: dict[int, nn.Parameter] = {}  # by the old one, so that tied weights stay tied
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                new = narrow.setdefault(
+                    id(parameter), nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=False)
+                )
+                setattr(module, name, new)
 
 
 @functools.cache

@@ -190,6 +190,8 @@ def test_in_bf16_mixed_what_trains_stays_float32(small_config, monkeypatch, tuni
     monkeypatch.setattr(NarrativeModule, "training_step", training_step)
     options = ["trainer.precision=bf16-mixed", "trainer.max_steps=10", f"tuning={tuning}", "tuning.lr=0.00002"]
     folder, _ = train_and_evaluate(small_config(*options, without="tuning"))
+    pristine = load_tiny("tiny", width=32, layers=2, heads=4, seed=0).model  # shared by all runs of this process
+    assert {parameter.dtype for parameter in pristine.parameters()} == {torch.float32}
     assert seen == ({True: {torch.float32}} | ({} if tuning == "full" else {False: {torch.bfloat16}}))
     if tuning == "full":
         start = load_tiny("tiny", width=32, layers=2, heads=4, seed=0).model.state_dict()
