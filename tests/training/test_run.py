@@ -11,6 +11,7 @@ from regen.grid import train_and_evaluate
 from regen.models.language_model import load_pretrained, load_tiny
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.training import run as runs
+from regen.training.assembly import load_language_model
 from regen.training.module import LastCheckpoint, NarrativeModule
 
 pytestmark = pytest.mark.usefixtures("no_sentence_encoder")
@@ -189,8 +190,9 @@ def test_in_bf16_mixed_what_trains_stays_float32(small_config, monkeypatch, tuni
 
     monkeypatch.setattr(NarrativeModule, "training_step", training_step)
     options = ["trainer.precision=bf16-mixed", "trainer.max_steps=10", f"tuning={tuning}", "tuning.lr=0.00002"]
-    folder, _ = train_and_evaluate(small_config(*options, without="tuning"))
-    pristine = load_tiny("tiny", width=32, layers=2, heads=4, seed=0).model  # shared by all runs of this process
+    cfg = small_config(*options, without="tuning")
+    folder, _ = train_and_evaluate(cfg)
+    pristine = load_language_model(cfg).model  # shared by all runs of this process
     assert {parameter.dtype for parameter in pristine.parameters()} == {torch.float32}
     assert seen == ({True: {torch.float32}} | ({} if tuning == "full" else {False: {torch.bfloat16}}))
     if tuning == "full":
