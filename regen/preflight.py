@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from regen.data.tables import DataError, nearest
 
 AT_LEAST = {  # the least value of a setting; null is fine where the schema allows it
+    "cf.alpha": 0,
     "content.batch_size": 1,
     "data.max_history": 1,
     "data.max_narrative_tokens": 1,
@@ -41,7 +42,7 @@ AT_LEAST = {  # the least value of a setting; null is fine where the schema allo
     "tuning.lr": 0,
     "tuning.rank": 1,
 }
-ABOVE_ZERO = ("adapter.lr", "adapter.ridge", "cf.alpha", "split.test", "split.validation", "tuning.alpha")
+ABOVE_ZERO = ("adapter.lr", "adapter.ridge", "split.test", "split.validation", "tuning.alpha")
 SHARES = ("split.test", "split.validation", "training.warmup_share", "tuning.dropout")  # 0 to less than 1
 EXTRAS = {  # packages that a choice needs, by the start of a `_target_`
     "lightning.pytorch.loggers.WandbLogger": ("wandb", "wandb"),

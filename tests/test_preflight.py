@@ -8,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 from small import needs_vnni
 
+from regen.config import CONF
 from regen.data.prepare import load_tables
 from regen.data.tables import DataError
 from regen.grid import train_and_evaluate
@@ -74,6 +75,19 @@ def test_a_config_that_is_sure_to_fail_is_refused_before_any_work(refused, overr
     message, left = refused(overrides)
     assert left == set()
     assert re.search(says, message), message
+
+
+SHIPPED = [
+    f"{path.parent.name}={path.stem}"
+    for name in ("adapter", "cf", "encoder", "tuning")
+    for path in CONF.glob(f"{name}/*.yaml")
+]
+
+
+@pytest.mark.parametrize("option", SHIPPED)
+def test_what_is_shipped_is_not_refused(small_config, option):
+    group = option.split("=")[0]
+    check_config(small_config(option, without=(f"{group}=", f"{group}.")))
 
 
 @pytest.mark.parametrize("key", [*AT_LEAST, *ABOVE_ZERO, *SHARES])
