@@ -167,6 +167,7 @@ class Endpoint:
     async def _send(self, request: Request, attempt: int) -> Reply:
         assert self._client is not None
         while True:
+            sent_with = self._format, self._limit
             parameters: dict[str, Any] = {
                 "model": self.model,
                 "messages": [dict(message) for message in request.messages],
@@ -180,7 +181,8 @@ class Endpoint:
             try:
                 return self._reply(await self._client.chat.completions.create(**parameters))
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                if not self._falls_back(str(error)):
+                changed_meanwhile = sent_with != (self._format, self._limit)  # by another request under way
+                if not changed_meanwhile and not self._falls_back(str(error)):
                     raise
 
     def _response_format(self, request: Request) -> Any:

@@ -269,10 +269,11 @@ class _Run:
         self.report.counts["failed"] += 1
         self.report.failures.append((request.user_id, request.prompt, reason))
         self.report.given_up.add(key)
-        ever_answered = self.report.counts.keys() & {"answered", "refused", "reused"}
-        if isinstance(error, AgainError) or not ever_answered:  # else the fault is the request's own
+        answered = self.report.counts.keys() & {"answered", "refused"}  # in this run
+        if isinstance(error, AgainError) or not answered:  # otherwise the error concerns this request only
             self.failed_in_a_row += 1
-        if self.failed_in_a_row >= (FORBIDDEN if isinstance(error, ForbiddenError) and not ever_answered else DEAD):
+        never_answered = not answered and not self.report.counts["reused"]
+        if self.failed_in_a_row >= (FORBIDDEN if isinstance(error, ForbiddenError) and never_answered else DEAD):
             failed = f"{self.failed_in_a_row} requests failed in a row, the last with {reason}"
             self.stop = UnusableEndpointError(f"answers no request: {failed}")
 

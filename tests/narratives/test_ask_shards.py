@@ -48,8 +48,8 @@ def ask(tmp_path, monkeypatch):
     """Asks for one endorsement per question into a named ledger; gives the report and all answers."""
     monkeypatch.setattr(runner, "BACKOFF", wait_fixed(0.01))
 
-    def asked(server, questions, where, name="ledger", **changed):
-        endpoint = endpoint_at(server, max_tokens=100, seed=7)
+    def asked(server, questions, where, name="ledger", max_tokens=100, **changed):
+        endpoint = endpoint_at(server, max_tokens=max_tokens, seed=7)
         requests = pitches(questions)
         with Ledger(tmp_path / name) as ledger:
             report = ask_shards.ask(
@@ -124,10 +124,11 @@ def test_money_is_shared_among_shards_and_never_exceeded(ask):
 
 
 def test_what_one_shard_does_not_spend_pays_for_another(ask):
-    questions = [f"tag-{at} {'x' * 1000}" for at in range(9)]  # two shards of four requests, and one of a single one
-    estimate = sum(1000 + len(f"tag-{at} ") + len(SYSTEM["content"]) + 2 * 16 + 10 * 100 for at in range(9)) / 1e6
-    with BadServer(["none"]) as server:
-        report, found = ask(server, questions, engine(requests=4), max_cost=estimate)
+    """At the dry run's estimate, a shard of one request has less than that request may cost."""
+    questions = [f"tag-{at} {'x' * 4000}" for at in range(9)]  # two shards of four requests, and one of a single one
+    estimate = sum((len(question) + len(SYSTEM["content"])) / 4 + 10 * 200 for question in questions) / 1e6
+    with BadServer(["none"]) as server:  # charges for 1,000 tokens of prompt and 100 of answer
+        report, found = ask(server, questions, engine(requests=4), max_cost=estimate, max_tokens=200)
     assert None not in found
     assert not report.out_of_money
     assert report.dollars <= estimate

@@ -181,6 +181,22 @@ def test_a_dead_endpoint_ends_a_resumed_run_too(narrator, prepared, tmp_path, mo
         assert len(server.asked) <= answered + 5 + 2
 
 
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_resumed_run_that_is_only_refused_ends_early(status, narrator, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "DEAD", 5)
+    data = prepared(40)
+    with BadServer(["none"]) as server:
+        with pytest.raises(ValueError, match="max_cost"):
+            written_by(narrator(server, max_cost=0.03), data, tmp_path)
+        answered = len(server.sent)
+        assert answered > 0
+        server.statuses = {"tag-": (status, "not for you")}
+        with pytest.raises(ValueError, match=f"5 requests failed in a row, the last with {status}: not for you"):
+            written_by(narrator(server, concurrency=1), data, tmp_path)
+        assert len(server.asked) == answered + 5
+    assert not list((tmp_path / "data").glob("narrated-*"))
+
+
 def test_no_credit_left_ends_the_run_and_builds_nothing(narrator, prepared, tmp_path):
     with BadServer(["none"], statuses={"tag-u0005": (402, "no credit left")}) as server:
         with pytest.raises(ValueError, match="refuses every request: 402: no credit left"):
@@ -271,6 +287,13 @@ def test_falls_back_where_the_endpoint_refuses_schemas(narrator, prepared, tmp_p
         artefact = written_by(narrator(server, concurrency=1), prepared(3), tmp_path)
         check_everything(server, artefact, tmp_path / "ledger.sqlite", 3)
         assert sum('"json_schema"' in body for body in server.bodies) == 1
+
+
+def test_no_request_under_way_is_lost_when_schemas_are_refused(narrator, prepared, tmp_path):
+    with BadServer(["none"], refuse_schema=True) as server:
+        artefact = written_by(narrator(server, concurrency=32), prepared(20), tmp_path)
+    assert artefact.manifest["counts"]["requests.answered"] == 40
+    assert 1 < sum('"json_schema"' in body for body in server.bodies) <= 32
 
 
 def test_a_wrong_key_ends_the_run_and_shows_nowhere(narrator, prepared, tmp_path, monkeypatch, caplog):
