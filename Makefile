@@ -29,7 +29,7 @@ paper: $(PAPER:%=paper-%) ## table1, controls, adapters, xrec: tables, reports, 
 
 paper-%: setup
 	$(BIN)/python train.py -m experiment=$* hydra.sweep.dir=outputs/paper/$* $(ARGS) || failed=1; \
-	$(BIN)/python -m regen.report runs=outputs/paper/$* && exit $${failed:-0}
+	$(BIN)/regen report runs=outputs/paper/$* && exit $${failed:-0}
 
 train: setup ## One run; ARGS="encoder=cf adapter=linear" as for train.py
 	$(BIN)/python train.py $(ARGS)
@@ -38,7 +38,7 @@ evaluate: setup ## ARGS="run=FOLDER", "runs=FOLDER" or "predictions=FILE"
 	$(BIN)/python evaluate.py $(ARGS)
 
 demo: setup ## The models of make grid side by side on a page in the browser; ARGS="runs=FOLDER port=7860"
-	$(BIN)/python -m regen.demo $(ARGS)
+	$(BIN)/regen demo $(ARGS)
 
 test: setup ## The default tests: no network, under three minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
@@ -56,11 +56,11 @@ types: setup ## A strict type check of regen/
 bench: setup ## Speed against the usual loop and the limit, as one table; ARGS="only=training growth=false"
 	$(BIN)/python benchmarks/table.py $(ARGS)
 
-serve: setup ## ARGS="checkpoint=FOLDER": its narratives over HTTP on 127.0.0.1:8080, see python -m regen.serve --help
-	exec $(BIN)/python -m regen.serve $(ARGS)
+serve: setup ## ARGS="checkpoint=FOLDER": its narratives over HTTP on 127.0.0.1:8080, see regen serve --help
+	exec $(BIN)/regen serve $(ARGS)
 
 llm-server: setup .venv-llm/installed ## SmolLM2, or MODEL=FOLDER, behind an OpenAI-compatible API on 127.0.0.1; PORT=8000 MAX_MODEL_LEN=4096
-	exec $(BIN)/python -m regen.narratives.llm_server port=$(PORT) max_model_len=$(MAX_MODEL_LEN) $(if $(MODEL),model=$(MODEL))
+	exec $(BIN)/regen llm_server port=$(PORT) max_model_len=$(MAX_MODEL_LEN) $(if $(MODEL),model=$(MODEL))
 
 .venv-llm/installed: constraints-llm.txt
 	test -x .venv-llm/bin/python || $(PYTHON) -m venv .venv-llm

@@ -15,7 +15,7 @@ COMMANDS = {
     "train.py encoder=cff": ["train.py", "encoder=cff"],
     "train.py +training.foo=1": ["train.py", "+training.foo=1"],
     "evaluate.py --help": ["evaluate.py", "--help"],
-    "regen.prepare --help": ["-m", "regen.prepare", "--help"],
+    "regen prepare --help": ["-m", "regen", "prepare", "--help"],
 }
 
 

@@ -19,11 +19,11 @@ import numpy as np
 import polars as pl
 from harness import Line, alternating, arguments, report, save
 
-from regen.artefacts import Artefact
 from regen.data.prepare import prepare
 from regen.embeddings import encode_content
 from regen.embeddings.content import load_sentence_encoder
-from regen.engine import LocalEngine
+from regen.runtime.shards import LocalEngine
+from regen.storage.artefacts import Artefact
 
 WORDS = "the pens write very well and this is a good price for my office but paper was thin so I would not buy again"
 PURCHASES = 8  # of each user

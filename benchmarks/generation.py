@@ -18,10 +18,10 @@ import torch
 from harness import Line, MatrixRate, Ragged, alternating, arguments, ragged, report, save
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from regen.costs import Stopwatch
-from regen.evaluation.generate import decode_rows
-from regen.models.narrow_weights import narrow_weights
+from regen.generation.narratives import decode_rows
 from regen.models.soft_token_lm import SoftTokenLM
+from regen.runtime.costs import Stopwatch
+from regen.runtime.narrow_weights import narrow_weights
 
 ROWS = 32  # of the usual loop
 

@@ -76,7 +76,9 @@ def run_grid(steps: int, tokens: int) -> Path:
     folder = Path("outputs/bench/grid") / time.strftime("%Y-%m-%d-%H-%M-%S")
     short = [f"trainer.max_steps={steps}", f"evaluation.generation.max_new_tokens={tokens}"]
     command = [sys.executable, "train.py", "-m", *SWEEP, *short, "trainer.enable_progress_bar=false"]
-    subprocess.run([sys.executable, "-m", "regen.encode"], check=True)  # once for all grids, and so no grid's overhead
+    subprocess.run(
+        [sys.executable, "-m", "regen", "encode"], check=True
+    )  # once for all grids, and so no grid's overhead
     for name in ("first", "again"):
         started = time.perf_counter()
         places = [f"hydra.sweep.dir={folder}/{name}", f"paths.runs_dir={folder}/runs"]

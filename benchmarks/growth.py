@@ -16,8 +16,8 @@ from harness import FOLDER, arguments, config, ragged
 from scipy import sparse
 
 from regen.embeddings.cf import ALS
-from regen.models.packed_weights import packed_weights
-from regen.models.row_decoder import RowDecoder
+from regen.generation.row_decoder import RowDecoder
+from regen.runtime.packed_weights import packed_weights
 
 Curve = tuple[list[int], list[float]]
 NARRATIVE = 64  # tokens

@@ -14,12 +14,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from regen.config import CONF, register
+from regen.config.schema import CONF, register
 from regen.data.datamodule import NarrativeDataModule, NarrativeDataset
 from regen.data.histories import Example
 from regen.models.language_model import LanguageModel
-from regen.models.packed_weights import PackedLinear
 from regen.models.soft_token_lm import SoftTokenLM
+from regen.runtime.packed_weights import PackedLinear
 from regen.training.assembly import build_model, load_language_model
 
 FOLDER = Path("outputs/bench")

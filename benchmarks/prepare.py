@@ -38,14 +38,14 @@ def main() -> None:
     if not (reviews.exists() and metadata.exists()):
         write_files(reviews, metadata, count)
     print(f"{count:,} reviews, {reviews.stat().st_size / 1e6:,.0f} MB gzipped; {folder}")
-    ways: dict[str, Callable[[Path, Path], int]] = {"regen.prepare": stage}
+    ways: dict[str, Callable[[Path, Path], int]] = {"regen prepare": stage}
     if options.get("loop", "true") == "true":
         ways["usual loop"] = loop
     seconds = {name: report(name, way, reviews, metadata, count) for name, way in ways.items()}
     if "usual loop" in seconds:
-        print(f"{'ratio':14} {seconds['usual loop'] / seconds['regen.prepare']:8.1f} times faster")
+        print(f"{'ratio':14} {seconds['usual loop'] / seconds['regen prepare']:8.1f} times faster")
         rates = {name: [count / taken] for name, taken in seconds.items()}
-        save("prepare", [Line("preparing reviews", "rows/s", rates["regen.prepare"], rates["usual loop"])])
+        save("prepare", [Line("preparing reviews", "rows/s", rates["regen prepare"], rates["usual loop"])])
 
 
 def report(name: str, way: Callable[[Path, Path], int], reviews: Path, metadata: Path, count: int) -> float:

@@ -37,7 +37,7 @@ def request(checkpoint: str) -> str:
 @contextmanager
 def serving(checkpoint: str, rows: int) -> Iterator[tuple[str, psutil.Process]]:
     """The service in a process of its own; gives its address."""
-    command = [sys.executable, "-m", "regen.serve", f"checkpoint={checkpoint}", "port=0", f"rows={rows}"]
+    command = [sys.executable, "-m", "regen", "serve", f"checkpoint={checkpoint}", "port=0", f"rows={rows}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from regen.data.batch import Batch
-from regen.models.packed_weights import packed_weights
+from regen.runtime.packed_weights import packed_weights
 from regen.training.module import NarrativeModule
 
 WARM_UP = 1  # steps before the clock starts

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from regen import identity
-from regen.artefacts import Artefact
 from regen.data.prepare import item_rows, load_tables, prepare
 from regen.embeddings import fusion
 from regen.embeddings.encode import Split, encode_cf, load_cf
 from regen.embeddings.encode_content import encode_content, load_content
-from regen.engine import HERE, Engine
+from regen.runtime.shards import HERE, Engine
+from regen.storage import identity
+from regen.storage.artefacts import Artefact
 
 if TYPE_CHECKING:
     from regen.narratives.narrate import Narrator

@@ -38,7 +38,7 @@ def small_config(tmp_path):  # type: ignore[no-untyped-def]
     """Composes `train` with a world and an LM that train in a second, below the test's own folder."""
     from hydra import compose, initialize_config_dir
 
-    from regen.config import CONF, register
+    from regen.config.schema import CONF, register
 
     register()
     small = [

@@ -67,8 +67,8 @@ def train_hostile(root, *encoders):
     """Finished runs on that data set, of which the last wrote markup; gives their folders by encoder."""
     from hydra import compose, initialize_config_dir
 
-    from regen.config import CONF, register
-    from regen.grid import train_and_evaluate
+    from regen.commands.grid import train_and_evaluate
+    from regen.config.schema import CONF, register
 
     register()
     write_hostile(root / "theirs")

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from regen import artefacts
-from regen.artefacts import Artefact, DamagedArtefactError, build, file_hash, fingerprint, open_artefact
+from regen.storage import artefacts
+from regen.storage.artefacts import Artefact, DamagedArtefactError, build, file_hash, fingerprint, open_artefact
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -69,7 +69,7 @@ def test_manifest_tells_how_it_was_made(tmp_path: Path, make: Maker) -> None:
 
 
 def test_same_request_is_reused(tmp_path: Path, make: Maker, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="regen.artefacts")
+    caplog.set_level(logging.INFO, logger="regen.storage.artefacts")
     first, second = built(tmp_path, make), built(tmp_path, make)
     assert make.calls == 1
     assert first == second
@@ -252,7 +252,7 @@ def test_fingerprint_ignores_the_order_of_keys_only() -> None:
 SLOW_BUILD = """
 import logging, sys, time
 from pathlib import Path
-from regen.artefacts import build
+from regen.storage.artefacts import build
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 root, seconds = Path(sys.argv[1]), float(sys.argv[2])

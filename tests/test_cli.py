@@ -50,7 +50,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
-from regen.cli import run_hydra
+from regen.config.command_line import run_hydra
 
 Init = Enum("Init", {"random": "random", "ridge": "ridge"})
 
@@ -83,7 +83,7 @@ def task(cfg: DictConfig) -> float:
     print("JOB", cfg.encoder.name)
     behave = cfg.get("behave", "well")
     if behave == "refused":
-        from regen.artefacts import open_artefact
+        from regen.storage.artefacts import open_artefact
         open_artefact(Path("nowhere"))
     elif behave == "broken":
         int("not a number")

@@ -15,7 +15,7 @@ import pytest
 from narratives.bad_server import BadServer
 from small import SMALL
 
-from regen.artefacts import open_artefact
+from regen.storage.artefacts import open_artefact
 
 REPOSITORY = Path(__file__).parent.parent
 ENVIRONMENT = {
@@ -66,10 +66,10 @@ def segments(folder):
 
 def test_encode_gives_the_same_vectors_while_a_node_dies(cluster, tmp_path):
     local = tmp_path / "local"
-    run(local, "-m", "regen.encode", *ENCODED, "engine.interactions=400")
+    run(local, "-m", "regen", "encode", *ENCODED, "engine.interactions=400")
     ray = ["engine=ray", f"engine.address={cluster.address}", "engine.interactions=400"]
     dying = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
-    process = start(tmp_path, "-m", "regen.encode", *ENCODED, *ray)
+    process = start(tmp_path, "-m", "regen", "encode", *ENCODED, *ray)
     deadline = time.monotonic() + 200
     while len(segments(tmp_path)) < 2:
         assert process.poll() is None, (tmp_path / "log").read_text()[-4000:]
@@ -99,10 +99,10 @@ def test_narrating_and_rating_on_the_cluster_ask_and_write_the_same(cluster, tmp
         engine = [] if name == "local" else ["engine=ray", f"engine.address={cluster.address}", "engine.requests=20"]
         with BadServer(["none", "500", "truncated JSON"]) as server:
             narrator = ["narrator=openai", "narrator.model=m", f"narrator.base_url={server.url}", "narrator.users=30"]
-            run(tmp_path / name, "-m", "regen.narrate", *world, *narrator, *engine)
+            run(tmp_path / name, "-m", "regen", "narrate", *world, *narrator, *engine)
             asked[name] = len(server.asked)
             rater = ["rater=[local]", f"rater.local.base_url={server.url}", "draws=1", "users=10"]
-            run(tmp_path / name, "-m", "regen.rate", *world, "narrator=template", *rater, *engine)
+            run(tmp_path / name, "-m", "regen", "rate", *world, "narrator=template", *rater, *engine)
             asked[name] = (asked[name], len(server.asked))
         paths = [*(tmp_path / name).glob("outputs/data/narrated-*/narratives.parquet")]
         tables = [

@@ -9,8 +9,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from regen.cli import run_hydra
-from regen.config import CONF, register
+from regen.config.command_line import run_hydra
+from regen.config.schema import CONF, register
 
 VERTICALS = sorted(CONF.glob("vertical/*.yaml"))
 GROUPED = sorted(path for path in CONF.glob("*/*.yaml") if path not in VERTICALS)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from regen.costs import COSTS, EVALUATED, TRAINED, PeakMemory, Stopwatch, mean_costs, read_costs
+from regen.runtime.costs import COSTS, EVALUATED, TRAINED, PeakMemory, Stopwatch, mean_costs, read_costs
 
 
 def test_records_of_a_run_are_read_together(tmp_path):
@@ -40,7 +40,7 @@ def test_the_peak_of_memory_starts_anew():
 
 
 def test_every_cost_of_a_run_has_a_row(small_config):
-    from regen.grid import train_and_evaluate
+    from regen.commands.grid import train_and_evaluate
 
     folder, _ = train_and_evaluate(small_config())
     costs = read_costs(folder)

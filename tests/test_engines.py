@@ -8,12 +8,12 @@ import polars as pl
 import pytest
 from hydra import compose, initialize_config_dir
 
-from regen import threads
-from regen.config import CONF, register
-from regen.engine import LocalEngine, RayEngine
-from regen.evaluation import generate_shards
-from regen.evaluation.generate_shards import generate_in_shards
-from regen.threads import share_cores, threads_per_job
+from regen.config.schema import CONF, register
+from regen.generation import shards as generate_shards
+from regen.generation.shards import generate_in_shards
+from regen.runtime import threads
+from regen.runtime.shards import LocalEngine, RayEngine
+from regen.runtime.threads import share_cores, threads_per_job
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_ray_that_is_not_installed(monkeypatch):
 
 
 def test_generation_in_shards_is_that_of_the_whole_and_keeps_what_is_done(small_config, monkeypatch):
-    from regen.grid import train_and_evaluate
+    from regen.commands.grid import train_and_evaluate
 
     folder, _ = train_and_evaluate(small_config("encoder=cf", "trainer.max_steps=2"))
     whole = pl.read_ndjson(folder / "predictions.jsonl")

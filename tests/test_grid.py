@@ -16,10 +16,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from small import SMALL
 
-from regen.config import CONF, register
+from regen.commands.grid import GridTable
+from regen.config.schema import CONF, register
 from regen.evaluation.comparison import compare
 from regen.evaluation.evaluate import evaluate_from_config, grid_cells
-from regen.grid import GridTable
 
 register()
 REPOSITORY = Path(__file__).parent.parent
@@ -113,7 +113,9 @@ def test_make_paper_runs_experiments_that_exist_each_with_a_report():
     done = subprocess.run(["make", "-n", "paper"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     experiments = re.findall(r"train.py -m experiment=(\w+) hydra.sweep.dir=outputs/paper/(\w+)", done.stdout)
     assert experiments == [(name, name) for name in ("table1", "controls", "adapters", "xrec")]
-    assert re.findall(r"regen.report runs=outputs/paper/(\w+)", done.stdout) == [name for name, _ in experiments]
+    assert re.findall(r"regen report runs=outputs/paper/(\w+)", done.stdout) == [
+        name for name, _ in experiments
+    ]
     assert all((CONF / "experiment" / f"{name}.yaml").is_file() for name, _ in experiments)
 
 
@@ -156,7 +158,7 @@ def test_evaluate_wants_one_thing(tmp_path):
 def test_stages_run_alone(tmp_path):
     small = [option for option in SMALL if option.startswith(("source", "cf"))]
     done = subprocess.run(
-        [sys.executable, "-m", "regen.prepare", *[o for o in small if o.startswith("source")]],
+        [sys.executable, "-m", "regen", "prepare", *[o for o in small if o.startswith("source")]],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

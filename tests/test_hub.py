@@ -6,8 +6,8 @@ import httpx
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-from regen import hub
-from regen.hub import push
+from regen.storage import hub
+from regen.storage.hub import push
 
 
 class Hub:

@@ -8,17 +8,17 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
-from regen import identity
-from regen.config import CONF
+from regen.commands.grid import train_and_evaluate
+from regen.config.schema import CONF
 from regen.data.jsonl import JsonlSource
 from regen.data.prepare import prepare
 from regen.data.synthetic import SyntheticSource
 from regen.embeddings import content
 from regen.evaluation import evaluate
-from regen.fingerprints import fingerprint
-from regen.grid import train_and_evaluate
 from regen.models.language_model import load_pretrained
 from regen.pipeline import encoded_artefacts, plain, prepared_artefact
+from regen.storage import identity
+from regen.storage.fingerprints import fingerprint
 from regen.training import run as runs
 
 VERSIONS = {"torch": "1", "transformers": "2", "peft": "3", "lightning": "4"}

@@ -5,7 +5,7 @@ import json
 import fsspec
 import pytest
 
-from regen.artefacts import build, open_artefact
+from regen.storage.artefacts import build, open_artefact
 
 
 @pytest.fixture(params=["file", "memory"])

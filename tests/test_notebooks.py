@@ -8,8 +8,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from nbclient import NotebookClient
 
-from regen.config import CONF, register
-from regen.grid import train_and_evaluate
+from regen.commands.grid import train_and_evaluate
+from regen.config.schema import CONF, register
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 

@@ -8,12 +8,12 @@ import torch
 from omegaconf import OmegaConf
 from small import needs_vnni
 
-from regen.config import CONF
+from regen.commands.grid import train_and_evaluate
+from regen.config.schema import CONF
 from regen.data.prepare import load_tables
 from regen.data.tables import DataError
-from regen.grid import train_and_evaluate
 from regen.pipeline import prepared_artefact
-from regen.preflight import ABOVE_ZERO, AT_LEAST, EXTRAS, SHARES, check_config, check_data
+from regen.training.preflight import ABOVE_ZERO, AT_LEAST, EXTRAS, SHARES, check_config, check_data
 
 pytestmark = pytest.mark.usefixtures("no_sentence_encoder")
 
@@ -103,7 +103,7 @@ def test_every_bound_holds(small_config, key):
 
 @pytest.mark.parametrize("target", EXTRAS)
 def test_a_missing_extra_is_named_with_its_command(small_config, monkeypatch, target):
-    from regen import preflight
+    from regen.training import preflight
 
     package, extra = EXTRAS[target]
     monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)

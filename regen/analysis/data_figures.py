@@ -16,7 +16,7 @@ def newest_artefact(data: Path, file: str) -> Path:
     """
     found = sorted(data.glob(f"[!.]*/{file}"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise FileNotFoundError(f"{data}: no artefact with {file}. Make one: python -m regen.prepare")
+        raise FileNotFoundError(f"{data}: no artefact with {file}. Make one: regen prepare")
     return found[-1].parent
 
 

@@ -31,13 +31,13 @@ from regen.analysis.report_runs import (
     prompts,
 )
 from regen.analysis.report_users import Panel, RunGroup, side_by_side
-from regen.artefacts import write_atomically
 from regen.evaluation.comparison import compare
 from regen.evaluation.comparison_blocks import SHUFFLED, Block, Column, cell_texts, verdict
 from regen.evaluation.comparison_cells import grouped, load, varying_settings
 from regen.evaluation.comparison_table import Comparison
 from regen.evaluation.statistics import FEW_SEEDS, Estimate
 from regen.evaluation.text_metrics import Metric
+from regen.storage.artefacts import write_atomically
 
 TEMPLATE = "report.html.j2"
 FIGURES = "figures"  # the folder beside the page that has them as files too
@@ -118,7 +118,7 @@ def write_report(
         versions=_versions(runs),
         commands=[
             *([command] if (command := grid_command(folder)) else run_commands(runs)),
-            shlex.join(["python", "-m", "regen.report", *options]),
+            shlex.join(["regen", "report", *options]),
         ],
         made=f"{datetime.now(UTC):%Y-%m-%d}",
         regen=metadata.version("regen"),

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from regen.analysis.report_runs import ReportedRun, leaves
-from regen.config import CONF, register
+from regen.config.schema import CONF, register
 from regen.evaluation.comparison import ENCODERS
 
 GROUPS = ("encoder", "source", "vertical", "narrator", "cf", "content", "adapter", "lm", "tuning")

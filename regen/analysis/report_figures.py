@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from regen.analysis.report_runs import ReportedRun
-from regen.artefacts import Artefact, write_atomically
 from regen.data.prepare import load_tables
+from regen.storage.artefacts import Artefact, write_atomically
 from regen.training.run import WEIGHTS
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from typing import Any
 import polars as pl
 from omegaconf import OmegaConf
 
-from regen.artefacts import Artefact, open_artefact
+from regen.commands.grid import CELL
 from regen.evaluation.comparison import Cell
 from regen.evaluation.evaluate import PREDICTIONS, grid_cells, run_cells
 from regen.evaluation.prediction_files import read_predictions
-from regen.grid import CELL
 from regen.pipeline import plain
+from regen.storage.artefacts import Artefact, open_artefact
 from regen.training.run import RECORD, WEIGHTS
 
 _ABSENT = object()

@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 import polars as pl
 
 from regen.analysis.report_runs import ReportedRun, withheld
-from regen.artefacts import Artefact
 from regen.data.prepare import load_tables
 from regen.evaluation.comparison import ENCODERS
 from regen.evaluation.controls import shuffled
 from regen.narratives.histories import Purchase, UserHistory, user_histories
 from regen.pipeline import HISTORY
+from regen.storage.artefacts import Artefact
 
 SHORT = 160  # characters of a review before it has to be unfolded
 LATEST = 5  # purchases before the others have to be unfolded

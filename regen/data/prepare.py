@@ -7,10 +7,10 @@ from typing import Any
 
 import polars as pl
 
-from regen import identity
-from regen.artefacts import Artefact, build
 from regen.data.source import Source
 from regen.data.tables import Tables
+from regen.storage import identity
+from regen.storage.artefacts import Artefact, build
 
 TABLES = ("items", "interactions", "narratives")
 

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from regen.identity import MINILM, files_state
-from regen.quiet import without_loading_bar
+from regen.runtime.console import without_loading_bar
+from regen.storage.identity import MINILM, files_state
 
 
 def minilm_folder() -> str:
@@ -43,7 +43,7 @@ def load_sentence_encoder(pretrained: str) -> Any:
 def _loaded_encoder(pretrained: str, state: tuple[Any, ...]) -> Any:
     from sentence_transformers import SentenceTransformer
 
-    from regen.models.packed_weights import pack_weights
+    from regen.runtime.packed_weights import pack_weights
 
     try:
         folder = minilm_folder() if pretrained == MINILM else pretrained

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from regen import identity
-from regen.artefacts import Artefact, build
 from regen.data.prepare import item_rows, load_tables
 from regen.data.splits import split_of
 from regen.data.tables import Tables
 from regen.embeddings.cf import ItemFactorizer, confidence_matrix, item_vectors
 from regen.embeddings.fusion import CFVectors
+from regen.storage import identity
+from regen.storage.artefacts import Artefact, build
 
 
 @dataclass(frozen=True)

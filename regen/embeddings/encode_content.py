@@ -18,8 +18,6 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.lib.format import write_array_header_1_0
 
-from regen import identity
-from regen.artefacts import Artefact, build
 from regen.data.histories import build_examples
 from regen.data.prepare import item_rows
 from regen.data.tables import FEATURES, Tables
@@ -27,7 +25,9 @@ from regen.embeddings.content import embed_texts
 from regen.embeddings.fusion import ContentVectors
 from regen.embeddings.interaction_texts import interaction_texts, item_parts, review_text
 from regen.embeddings.vector_store import VECTOR_DTYPE, VectorStore, text_keys
-from regen.engine import Engine
+from regen.runtime.shards import Engine
+from regen.storage import identity
+from regen.storage.artefacts import Artefact, build
 
 logger = logging.getLogger(__name__)
 

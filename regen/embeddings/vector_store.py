@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float16, UInt64
 
-from regen import identity
-from regen.artefacts import DamagedArtefactError, build, fingerprint, installed_versions, open_artefact
+from regen.storage import identity
+from regen.storage.artefacts import DamagedArtefactError, build, fingerprint, installed_versions, open_artefact
 
 logger = logging.getLogger(__name__)
 STAGE = "segment"

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import polars as pl
 
-from regen.costs import mean_costs
 from regen.evaluation.comparison_blocks import SHUFFLED, Block, Column
 from regen.evaluation.comparison_cells import Cell, Run, by_seed, grouped, load, varying_settings
 from regen.evaluation.comparison_table import Comparison
 from regen.evaluation.scoring import EXAMPLES, REST
 from regen.evaluation.statistics import Bootstrap, Estimate, ResampledSums, holm
 from regen.evaluation.text_metrics import METRICS, Metric, metrics_for
+from regen.runtime.costs import mean_costs
 
 __all__ = ["ENCODERS", "Cell", "Comparison", "compare"]
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from regen.costs import COSTS
 from regen.evaluation.statistics import FEW_SEEDS, Estimate
 from regen.evaluation.text_metrics import METRICS, Metric
+from regen.runtime.costs import COSTS
 
 Kind = Literal["encoder", "difference", "floor"]
 Status = Literal["failed", "missing"]
@@ -30,7 +30,7 @@ class Column:
         kind: what it holds.
         seeds: finished runs that are pooled in it.
         content: estimates by metric name, or `failed` or `missing` for the whole column.
-        costs: of an encoder by their names in `regen.costs`, means over seeds.
+        costs: of an encoder by their names in `regen.runtime.costs`, means over seeds.
         faults: what is wrong with runs that it is made of, "cf: seed 0 wrote only empty texts".
         beside: by metric, what the difference is from, where that is not the same for all metrics.
         verdicts: whether a share's difference is shown with the verdict of the non-inferiority test.

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import polars as pl
 
-from regen.costs import TRAINED, read_costs
 from regen.evaluation.comparison_blocks import Status
 from regen.evaluation.scoring import EXAMPLES
+from regen.runtime.costs import TRAINED, read_costs
 
 Settings = tuple[tuple[str, str], ...]
 

@@ -12,10 +12,10 @@ from itertools import zip_longest
 from pathlib import Path
 from textwrap import fill
 
-from regen.artefacts import write_atomically
 from regen.evaluation.comparison_blocks import SHUFFLED, Block, Column, cell_texts, plural, verdict
 from regen.evaluation.statistics import MARGIN
 from regen.evaluation.text_metrics import Metric
+from regen.storage.artefacts import write_atomically
 
 _TERMINAL_WIDTH = 120
 

@@ -12,7 +12,6 @@ from typing import Any
 import polars as pl
 from omegaconf import OmegaConf
 
-from regen.artefacts import write_atomically
 from regen.data.datamodule import NarrativeDataset
 from regen.data.histories import Example
 from regen.data.history_words import HistoryWords
@@ -28,6 +27,7 @@ from regen.evaluation.slices import ATTRIBUTES, example_attributes, slice_scores
 from regen.evaluation.swap import OTHER, POSITIONS, GreedyNarrator, sampled, swap_summary, swap_test
 from regen.evaluation.text_metrics import KEYS, METRICS, Metric
 from regen.pipeline import TEXT, plain
+from regen.storage.artefacts import write_atomically
 from regen.training.run import LoadedRun, load, locked, read_run
 
 log = logging.getLogger(__name__)

@@ -15,13 +15,9 @@ import numpy as np
 import polars as pl
 from omegaconf import DictConfig, OmegaConf
 
-from regen import identity
-from regen.artefacts import fingerprint, write_atomically
-from regen.costs import EVALUATED, KEY, TRAINED, PeakMemory, Stopwatch
 from regen.data.datamodule import NarrativeDataset
 from regen.data.prepare import load_tables
 from regen.embeddings.content import embed_texts
-from regen.engine import RayEngine
 from regen.evaluation.comparison import Cell, Comparison, compare
 from regen.evaluation.scoring import (
     EXAMPLES,
@@ -33,6 +29,10 @@ from regen.evaluation.scoring import (
     scores_to_text,
 )
 from regen.pipeline import build_engine, plain
+from regen.runtime.costs import EVALUATED, KEY, TRAINED, PeakMemory, Stopwatch
+from regen.runtime.shards import RayEngine
+from regen.storage import identity
+from regen.storage.artefacts import fingerprint, write_atomically
 from regen.training.run import WEIGHTS, LoadedRun, Run, load, locked, read_run
 
 logger = logging.getLogger(__name__)
@@ -129,10 +129,10 @@ def _generate(loaded: LoadedRun, watch: Stopwatch) -> pl.DataFrame:
     Raises:
         ValueError: If both a server and a cluster are to generate, or a server in a precision that is not its own.
     """
-    from regen.evaluation.decode_at_vllm import server_of
-    from regen.evaluation.generate import generate_narratives
-    from regen.evaluation.generate_shards import generate_in_shards
-    from regen.evaluation.vllm_client import check_precision
+    from regen.generation.narratives import generate_narratives
+    from regen.generation.shards import generate_in_shards
+    from regen.generation.vllm_client import check_precision
+    from regen.generation.vllm_decoder import server_of
 
     run, test, engine = loaded.run, loaded.data.splits["test"], build_engine(loaded.run.cfg)
     evaluation, tokenizer = run.cfg.evaluation, loaded.lm.tokenizer
@@ -167,7 +167,7 @@ def embedder(evaluation: DictConfig) -> Callable[[list[str]], np.ndarray]:
 
 def grid_cells(*folders: Path) -> list[Cell]:
     """The cells of multiruns, from their notes in each folder; one without a run has its job's folder instead."""
-    from regen.grid import CELL
+    from regen.commands.grid import CELL
 
     paths = [
         path for folder in folders for path in sorted(folder.glob(f"*/{CELL}"), key=lambda path: int(path.parent.name))

@@ -12,11 +12,11 @@ from typing import Any
 import polars as pl
 from tqdm import tqdm
 
-from regen.artefacts import write_atomically
 from regen.evaluation.controls import best_constant, constant, shuffled
 from regen.evaluation.prediction_files import read_predictions
 from regen.evaluation.statistics import Bootstrap, Estimate
 from regen.evaluation.text_metrics import METRICS, Embed, check_predictions, metrics_for, score_examples
+from regen.storage.artefacts import write_atomically
 
 __all__ = [
     "EXAMPLES",

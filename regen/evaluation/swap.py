@@ -20,9 +20,9 @@ from jaxtyping import Int
 from regen.data.datamodule import NarrativeDataset
 from regen.data.histories import Example
 from regen.evaluation.estimate_tables import estimate_table
-from regen.evaluation.generate import generate_narratives
 from regen.evaluation.recovery import NEED, LabelVocabulary
 from regen.evaluation.text_metrics import Embed, Metric, ratio, similarity_column
+from regen.generation.narratives import generate_narratives
 from regen.models.soft_token_lm import SoftTokenLM
 
 log = logging.getLogger(__name__)

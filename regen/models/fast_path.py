@@ -2,8 +2,8 @@
 
 Our attention, our head loss and our row decoder are right for LMs in which every layer attends through
 `regen.models.attention.attend` and keeps nothing but keys and values between steps: Llama, Mistral, Qwen 2 and 3,
-SmolLM, Gemma 3, OLMo, Granite, Phi-3, GPT-2 and their kind. No list decides this. `regen.models.lm_check` compares both
-ways on each LM, and what differs is left to `transformers`.
+SmolLM, Gemma 3, OLMo, Granite, Phi-3, GPT-2 and their kind. No list decides this. `regen.generation.lm_check` compares
+both ways on each LM, and what differs is left to `transformers`.
 """
 
 from dataclasses import dataclass

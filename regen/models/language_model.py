@@ -25,11 +25,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from regen.artefacts import appearing_whole
 from regen.data.download import user_cache
-from regen.identity import files_state, lm_weights
 from regen.models.fast_path import FastPath
-from regen.quiet import without_loading_bar
+from regen.runtime.console import without_loading_bar
+from regen.storage.artefacts import appearing_whole
+from regen.storage.identity import files_state, lm_weights
 
 logger = logging.getLogger(__name__)
 DIGESTED = 256  # values of each parameter that enter the digest of an LM's weights
@@ -76,7 +76,7 @@ class LanguageModel:
         Raises:
             UnfitLanguageModelError: If the LM cannot be used at all.
         """
-        from regen.models.lm_check import checked_fast_path
+        from regen.generation.lm_check import checked_fast_path
 
         return checked_fast_path(self.model, name=self.name)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from regen.engine import Engine, RayEngine
 from regen.narratives.endpoint import Endpoint
 from regen.narratives.ledger import Ledger
 from regen.narratives.prompts import Request
 from regen.narratives.runner import Limits, Report, ask_all
+from regen.runtime.shards import Engine, RayEngine
 
 logger = logging.getLogger(__name__)
 STOP = "stop"  # a file beside the shards: why no further one may ask

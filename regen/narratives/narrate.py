@@ -11,11 +11,8 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from regen import identity
-from regen.artefacts import Artefact, build
 from regen.data.prepare import load_tables
 from regen.data.tables import FEATURES, ITEM_FEATURES, NARRATIVE_KEY, NARRATIVES, DataError
-from regen.engine import HERE, Engine
 from regen.narratives import answers, template
 from regen.narratives.ask_shards import ask
 from regen.narratives.endpoint import CHARACTERS_PER_TOKEN, Endpoint
@@ -24,6 +21,9 @@ from regen.narratives.ledger import Ledger
 from regen.narratives.prompts import Limits, Prompt, Request
 from regen.narratives.runner import Limits as RunLimits
 from regen.narratives.runner import Report
+from regen.runtime.shards import HERE, Engine
+from regen.storage import identity
+from regen.storage.artefacts import Artefact, build
 
 logger = logging.getLogger(__name__)
 

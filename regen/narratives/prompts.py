@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from regen.fingerprints import fingerprint
 from regen.narratives.histories import CONTROL, Purchase, UserHistory, history_text
+from regen.storage.fingerprints import fingerprint
 
 FOLDER = Path(__file__).parent / "prompts"
 VERSION = 1  # of how a request is put together; raise it when the same template starts to give another request

@@ -11,12 +11,8 @@ from typing import Any, Literal
 import polars as pl
 from pydantic import BaseModel, create_model
 
-from regen import identity
-from regen.artefacts import Artefact, build
 from regen.data.prepare import load_tables
 from regen.data.tables import DataError
-from regen.engine import HERE, Engine
-from regen.fingerprints import fingerprint
 from regen.narratives.agreement import agreement, final_score, stage_confidence
 from regen.narratives.ask_shards import ask
 from regen.narratives.endpoint import Endpoint
@@ -26,6 +22,10 @@ from regen.narratives.narrate import FAILURES, check_report
 from regen.narratives.prompts import Limits, Prompt, Request, fenced
 from regen.narratives.runner import Limits as RunLimits
 from regen.narratives.runner import Report
+from regen.runtime.shards import HERE, Engine
+from regen.storage import identity
+from regen.storage.artefacts import Artefact, build
+from regen.storage.fingerprints import fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ import polars as pl
 from datasets import Dataset, Features, List, Value, disable_progress_bars
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from regen.artefacts import Artefact, appearing_whole, open_artefact
 from regen.data.prepare import load_tables
 from regen.data.tables import DataError, Tables, nearest
 from regen.narratives.narrate import NARRATED
 from regen.narratives.rate import LEVELS, RATINGS
+from regen.storage.artefacts import Artefact, appearing_whole, open_artefact
 
 logger = logging.getLogger(__name__)
 
@@ -138,14 +138,14 @@ def _ratings(folder: Path, data: Artefact) -> pl.DataFrame:
     try:
         rated = open_artefact(folder)
     except FileNotFoundError as error:
-        raise DataError(f"ratings={folder}: no such artefact folder. Give the one that regen.rate prints.") from error
+        raise DataError(f"ratings={folder}: no such artefact folder. Give the one that regen rate prints.") from error
     of = rated.manifest["inputs"].get("data")
     if of != data.fingerprint:
         raise DataError(f"ratings={folder}: these rate the data {of}, not {data.fingerprint} ({data.path}).")
     if "written" in rated.manifest["inputs"]:
         raise DataError(f"ratings={folder}: these rate what a model wrote, not the narratives of {data.path}.")
     if rated.manifest["inputs"]["references"] != data.manifest["files"]["narratives.parquet"]["sha256"]:
-        raise DataError(f"ratings={folder}: the narratives were written anew since. Run regen.rate again.")
+        raise DataError(f"ratings={folder}: the narratives were written anew since. Run regen rate again.")
     return pl.read_parquet(folder / "ratings.parquet", glob=False)
 
 

@@ -15,17 +15,17 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel
 
-from regen import identity
-from regen.artefacts import Artefact, build
 from regen.data.tables import DataError
-from regen.engine import HERE, Engine
-from regen.fingerprints import fingerprint
 from regen.narratives.agreement import agreement_of
 from regen.narratives.histories import UserHistory
 from regen.narratives.ledger import Ledger
 from regen.narratives.narrate import FAILURES
 from regen.narratives.prompts import Limits, Prompt, Request, fenced
 from regen.narratives.rate import Rater, ask_raters
+from regen.runtime.shards import HERE, Engine
+from regen.storage import identity
+from regen.storage.artefacts import Artefact, build
+from regen.storage.fingerprints import fingerprint
 
 ORDERS = ("a first", "b first")
 VERDICTS = pl.Schema(

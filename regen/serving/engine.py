@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from typing import Any, Self, TypeVar
 
+from regen.generation.text_pieces import TextPieces
 from regen.serving.model import History, NarrativeModel
 from regen.serving.narrative import Prepared
-from regen.serving.text_pieces import TextPieces
 
 SAMPLING = frozenset(
     {"do_sample", "temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}

@@ -12,8 +12,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors.numpy import load_file, save_file
 from transformers import GenerationConfig
 
-from regen import hub
-from regen.artefacts import appearing_whole
 from regen.models.adapter import Adapter
 from regen.models.language_model import LanguageModel
 from regen.serving.card import base_model
@@ -21,6 +19,8 @@ from regen.serving.items import Items
 from regen.serving.manifest import CARD, MANIFEST, check_manifest, write_manifest
 from regen.serving.spec import read_spec
 from regen.serving.weights import load_language_model, load_weights, save_weights
+from regen.storage import hub
+from regen.storage.artefacts import appearing_whole
 
 if TYPE_CHECKING:
     from regen.serving.model import NarrativeModel

@@ -10,8 +10,8 @@ import numpy as np
 from regen.data.prepare import load_tables
 from regen.data.tables import nearest
 from regen.embeddings.encode import load_cf
-from regen.evaluation.generate import generation_config
 from regen.evaluation.scoring import SCORES
+from regen.generation.narratives import generation_config
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.pipeline import encoder_parts, plain
 from regen.serving.card import model_card

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from regen.fingerprints import file_hash
+from regen.storage.fingerprints import file_hash
 
 MANIFEST = "manifest.json"
 CARD = "README.md"  # may be edited after the export, so it is not in the manifest
@@ -29,7 +29,7 @@ def check_manifest(folder: Path) -> frozenset[str]:
     if not path.is_file():
         raise FileNotFoundError(
             f"{folder}: no exported model, there is no {MANIFEST} in it. "
-            "Make one of a finished run: python -m regen.export run=RUN_FOLDER out=FOLDER"
+            "Make one of a finished run: regen export run=RUN_FOLDER out=FOLDER"
         )
     try:
         entries = dict(json.loads(path.read_text(encoding="utf-8"))["files"])

@@ -9,10 +9,10 @@ from transformers import GenerationConfig
 
 from regen.data.batch import Batch
 from regen.data.tables import nearest
+from regen.generation.decoding import Decoding
 from regen.models.adapter import Adapter
 from regen.models.language_model import LanguageModel
 from regen.models.soft_token_lm import SoftTokenLM
-from regen.serving.decoding import Decoding
 from regen.serving.history_encoder import HistoryEncoder
 from regen.serving.interactions import Interaction, RequestError, is_sequence, read_history, shown
 from regen.serving.items import Items

@@ -12,10 +12,10 @@ import uvicorn
 from omegaconf import DictConfig
 from starlette.types import ASGIApp
 
-from regen.config import BackendName
-from regen.evaluation.vllm_client import check_precision, is_loopback
-from regen.models.narrow_weights import narrow
-from regen.models.packed_weights import pack_weights
+from regen.config.schema import BackendName
+from regen.generation.vllm_client import check_precision, is_loopback
+from regen.runtime.narrow_weights import narrow
+from regen.runtime.packed_weights import pack_weights
 from regen.serving.connection import Connection
 from regen.serving.engine import Engine, EngineError
 from regen.serving.gate import LOOPBACK

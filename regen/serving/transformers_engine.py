@@ -9,8 +9,8 @@ from itertools import count, islice
 from queue import SimpleQueue
 from typing import Self
 
-from regen.models.native_decoder import NativeDecoder, greedy_decoder
-from regen.models.row_decoder import RowDecoder, Token, row_bytes
+from regen.generation.native_decoder import NativeDecoder, greedy_decoder
+from regen.generation.row_decoder import RowDecoder, Token, row_bytes
 from regen.serving.engine import Engine, EngineError, longest_row
 from regen.serving.model import NarrativeModel
 from regen.serving.narrative import Prepared

@@ -5,10 +5,10 @@ from typing import Self
 
 import polars as pl
 
-from regen.artefacts import open_artefact
 from regen.data.prepare import load_tables
 from regen.data.tables import Tables
 from regen.serving.interactions import Interaction
+from regen.storage.artefacts import open_artefact
 
 
 class Users:

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from regen.evaluation.vllm_client import VLLMClient, VLLMError
-from regen.models.merged_lm import merged_folder
+from regen.generation.merged_lm import merged_folder
+from regen.generation.vllm_client import VLLMClient, VLLMError
 from regen.serving.engine import Engine, EngineError, longest_row
 from regen.serving.model import NarrativeModel
 from regen.serving.narrative import Prepared

@@ -10,14 +10,12 @@ import torch
 from jaxtyping import Float
 from omegaconf import DictConfig
 
-from regen.artefacts import Artefact
 from regen.data.datamodule import NarrativeDataModule, NarrativeDataset
 from regen.data.histories import Example, build_examples
 from regen.data.history_words import HistoryWords
 from regen.data.prepare import load_tables
 from regen.data.tables import DataError
 from regen.embeddings.encode import Split
-from regen.identity import LIBRARIES
 from regen.models.language_model import LanguageModel
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.models.warm_start import initialise
@@ -30,7 +28,9 @@ from regen.pipeline import (
     interaction_vectors,
     plain,
 )
-from regen.preflight import check_data
+from regen.storage.artefacts import Artefact
+from regen.storage.identity import LIBRARIES
+from regen.training.preflight import check_data
 
 logger = logging.getLogger(__name__)
 RUN_OPTIONS = ("name", "lr", "init", "ridge")

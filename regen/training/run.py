@@ -20,14 +20,14 @@ import torch
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
-from regen import identity
-from regen.artefacts import fingerprint, installed_versions, write_atomically
-from regen.costs import KEY, TRAINED, PeakMemory
 from regen.data.datamodule import NarrativeDataModule
 from regen.models.language_model import LanguageModel, hold_frozen_in_bfloat16
-from regen.models.packed_weights import packed_weights
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.pipeline import TEXT, instantiate, plain
+from regen.runtime.costs import KEY, TRAINED, PeakMemory
+from regen.runtime.packed_weights import packed_weights
+from regen.storage import identity
+from regen.storage.artefacts import fingerprint, installed_versions, write_atomically
 from regen.training.assembly import (
     Inputs,
     build_data,

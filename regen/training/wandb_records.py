@@ -17,10 +17,10 @@ import polars as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from regen.artefacts import Artefact
 from regen.evaluation.controls import shuffled
 from regen.evaluation.scoring import EXAMPLES, Scores
 from regen.pipeline import instantiate, plain
+from regen.storage.artefacts import Artefact
 from regen.training.run import RECORD, WEIGHTS, LoadedRun, Run, is_main_process
 from regen.training.wandb_names import NARRATIVES, bound_names, metric_name
 

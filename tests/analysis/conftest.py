@@ -18,8 +18,8 @@ def trained_runs(tmp_path_factory):
     """Folders of runs with encoder=both on the same few users, by adapter; started below a folder of their own."""
     from hydra import compose, initialize_config_dir
 
-    from regen.config import CONF, register
-    from regen.grid import train_and_evaluate
+    from regen.commands.grid import train_and_evaluate
+    from regen.config.schema import CONF, register
 
     register()
     root = tmp_path_factory.mktemp("analysis")

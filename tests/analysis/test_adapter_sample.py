@@ -8,9 +8,9 @@ import torch
 
 from regen.analysis.adapter_sample import newest_run, open_adapter
 from regen.analysis.adapter_weights import cf_shares, principal_angles, singular_values, split_projection
+from regen.commands.grid import train_and_evaluate
 from regen.data.prepare import load_tables
 from regen.embeddings.encode import Split, cf_interactions
-from regen.grid import train_and_evaluate
 from regen.pipeline import plain
 from regen.training.run import load, read_run
 

@@ -22,8 +22,8 @@ from regen.analysis.report import _visible, write_report
 from regen.analysis.report_commands import run_commands
 from regen.analysis.report_plots import ticks
 from regen.analysis.report_runs import common_settings, differing_settings, open_runs
-from regen.config import CONF, register
-from regen.report import run
+from regen.commands.report import run
+from regen.config.schema import CONF, register
 
 VOID = {"meta", "link", "br", "img", "input"}
 
@@ -185,7 +185,7 @@ def test_settings_versions_fingerprints_and_commands_are_there(page, trained):
     assert page.says("Why this customer made the last purchase:")
     assert page.says("max_new_tokens: 4")
     assert page.says("python train.py -m encoder=cf,content,both,none source=jsonl")
-    assert page.says(f"python -m regen.report runs={trained / 'runs'} users=5 seed=3 figures=false")
+    assert page.says(f"regen report runs={trained / 'runs'} users=5 seed=3 figures=false")
 
 
 def test_missing_parts_are_named(page, runs):

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 
+from regen.commands.prepare import counts_table
 from regen.data import amazon, json_lines
 from regen.data.amazon import AmazonSource
 from regen.data.tables import INTERACTIONS, ITEMS, NARRATIVES, DataError
-from regen.prepare import counts_table
 
 DAY = 86_400
 TABLES = ("items", "interactions", "narratives")

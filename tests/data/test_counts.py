@@ -6,12 +6,12 @@ import random
 import pytest
 from omegaconf import OmegaConf
 
-from regen.config import CONF
+from regen.commands.prepare import counts_table
+from regen.config.schema import CONF
 from regen.data.amazon import AmazonSource
 from regen.data.jsonl import JsonlSource
 from regen.data.regen_release import ReleaseSource
 from regen.data.xrec import XRecSource
-from regen.prepare import counts_table
 
 BAD_TIMES = ["2018", "1_000", "soon", 10**20, -(10**30), 5_000_000_000]
 BAD_RATINGS = [-5, -0.5, 100]

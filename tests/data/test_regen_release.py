@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from omegaconf import OmegaConf
 
-from regen.config import CONF
+from regen.config.schema import CONF
 from regen.data.histories import build_examples
 from regen.data.prepare import load_tables, prepare
 from regen.data.regen_release import ReleaseSource

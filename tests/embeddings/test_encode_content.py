@@ -17,8 +17,8 @@ from regen.data.prepare import prepare
 from regen.embeddings import content, encode_content
 from regen.embeddings.encode_content import load_content, shard_texts, user_shards
 from regen.embeddings.vector_store import VectorStore, text_keys
-from regen.engine import LocalEngine
 from regen.pipeline import encoded_artefacts, prepared_artefact
+from regen.runtime.shards import LocalEngine
 
 SPAWN = multiprocessing.get_context("spawn")
 

@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from regen.costs import EVALUATED, TRAINED
 from regen.evaluation.comparison import Cell, compare
 from regen.evaluation.comparison_blocks import cell_texts
+from regen.runtime.costs import EVALUATED, TRAINED
 
 
 def write_run(folder, *, users=30, shift=0.0, first=0, features=("f",), need=0.5, floors=True):

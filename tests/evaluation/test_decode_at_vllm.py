@@ -8,14 +8,14 @@ import torch
 from scripted_vllm import DONE, ScriptedVLLM, said
 from small import needs_vnni
 
-from regen.costs import Stopwatch
 from regen.data.datamodule import NarrativeDataset
 from regen.data.histories import Example
-from regen.evaluation.decode_at_vllm import VLLMServer, decode_at_vllm, server_of
-from regen.evaluation.generate import decode_rows, generate_narratives
+from regen.generation.narratives import decode_rows, generate_narratives
+from regen.generation.vllm_decoder import VLLMServer, decode_at_vllm, server_of
 from regen.models.adapter import LinearAdapter
 from regen.models.language_model import add_lora, freeze, load_packaged
 from regen.models.soft_token_lm import SoftTokenLM
+from regen.runtime.costs import Stopwatch
 
 URL = os.environ.get("REGEN_TEST_ENDPOINT")
 USERS, DIM = 12, 6
@@ -98,8 +98,8 @@ def test_a_real_server_writes_the_same_greedy_text():
 
 @needs_vnni
 def test_a_run_is_scored_again_in_8_bits_but_not_at_a_server_that_has_its_own_weights(small_config):
+    from regen.commands.grid import train_and_evaluate
     from regen.evaluation.evaluate import evaluation_is_current
-    from regen.grid import train_and_evaluate
     from regen.training.run import read_run
 
     folder, _ = train_and_evaluate(small_config("trainer.max_steps=1"))

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from regen.config import CONF
+from regen.commands.grid import train_and_evaluate
+from regen.config.schema import CONF
 from regen.data.prepare import load_tables
 from regen.evaluation.diagnosis import dataset_of, write_diagnosis
 from regen.evaluation.evaluate import evaluate_from_config
 from regen.evaluation.swap import with_interaction
-from regen.grid import train_and_evaluate
 from regen.pipeline import plain
 from regen.training.assembly import build_data, build_inputs, load_language_model
 from regen.training.run import LoadedRun, Run, open_run

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from small import quick_embeddings
 
-from regen.config import CONF, register
+from regen.commands.grid import train_and_evaluate
+from regen.config.schema import CONF, register
 from regen.evaluation.comparison import Cell, compare
 from regen.evaluation.comparison_blocks import LEVEL
 from regen.evaluation.statistics import Estimate
-from regen.grid import train_and_evaluate
 
 pytestmark = pytest.mark.slow  # trains 30 small cells
 TABLES, SEEDS, COLUMNS = 20, 3, ("cf", "content", "both")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scripted_vllm import DONE, ScriptedVLLM, said
 
-from regen.evaluation.vllm_client import VLLMClient, VLLMError
+from regen.generation.vllm_client import VLLMClient, VLLMError
 
 EMBEDS = torch.arange(12.0).reshape(3, 4)
 

@@ -10,10 +10,10 @@ from test_soft_token_lm import K, make_batch, one_row
 from torch import nn
 from transformers import AutoTokenizer, GenerationConfig
 
+from regen.generation.lm_check import UnfitLanguageModelError, checked_fast_path, fast_path
+from regen.generation.native_decoder import greedy_decoder
 from regen.models.adapter import LinearAdapter
 from regen.models.language_model import add_lora, freeze, tune_fully
-from regen.models.lm_check import UnfitLanguageModelError, checked_fast_path, fast_path
-from regen.models.native_decoder import greedy_decoder
 from regen.models.soft_token_lm import SoftTokenLM
 
 FEW = ["Mistral", "GPT2", "Gemma2", "GPTJ", "Lfm2"]  # one of each kind; all thirty take a minute
@@ -125,14 +125,14 @@ def test_a_step_trains_what_it_should(name, tuning, lms):
 
 @pytest.mark.parametrize("name", UNFIT)
 def test_what_cannot_be_used_is_refused_before_training_with_the_reason(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("regen.models.lm_check.user_cache", lambda: tmp_path)
+    monkeypatch.setattr("regen.generation.lm_check.user_cache", lambda: tmp_path)
     for _ in range(2):  # found, then remembered
         with pytest.raises(UnfitLanguageModelError, match=f"lm=mine .*cannot be trained: {UNFIT[name]}"):
             checked_fast_path(family(name), name="mine")
 
 
 def test_the_check_runs_once_and_is_remembered_until_the_lm_changes(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("regen.models.lm_check.user_cache", lambda: tmp_path)
+    monkeypatch.setattr("regen.generation.lm_check.user_cache", lambda: tmp_path)
     lm = family("GPTJ")
     with caplog.at_level("INFO"):
         first = checked_fast_path(lm, name="mine")
@@ -167,8 +167,8 @@ def test_a_family_is_trained_exported_and_loaded(name, small_config, tmp_path):
     from serving.finished_runs import FinishedRun
 
     from regen import NarrativeModel
+    from regen.commands.grid import train_and_evaluate
     from regen.embeddings.content import minilm_folder
-    from regen.grid import train_and_evaluate
 
     tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
     tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from regen.generation.merged_lm import merged_folder, weights_fingerprint
 from regen.models.language_model import add_lora
-from regen.models.merged_lm import merged_folder, weights_fingerprint
 from regen.models.soft_token_lm import SoftTokenLM
 
 

@@ -7,9 +7,9 @@ from test_packed_weights import model, packed_layers  # noqa: F401
 from test_soft_token_lm import make_batch
 from torch import nn
 
-from regen.models.narrow_weights import NarrowLinear, narrow_weights
-from regen.models.packed_weights import packed_weights
-from regen.models.row_decoder import RowDecoder
+from regen.generation.row_decoder import RowDecoder
+from regen.runtime.narrow_weights import NarrowLinear, narrow_weights
+from regen.runtime.packed_weights import packed_weights
 
 
 def written(model):  # noqa: F811

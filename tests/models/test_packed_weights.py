@@ -6,11 +6,11 @@ import torch
 from test_soft_token_lm import K, make_batch
 from torch import nn
 
-from regen.models import packed_weights as packing
 from regen.models.adapter import LinearAdapter
 from regen.models.language_model import add_lora
-from regen.models.packed_weights import packed_weights
 from regen.models.soft_token_lm import SoftTokenLM
+from regen.runtime import packed_weights as packing
+from regen.runtime.packed_weights import packed_weights
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 

@@ -6,8 +6,8 @@ from test_soft_token_lm import K, make_batch, one_row
 from torch import nn
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from regen.generation.row_decoder import RowDecoder, row_bytes
 from regen.models.adapter import LinearAdapter
-from regen.models.row_decoder import RowDecoder, row_bytes
 from regen.models.soft_token_lm import SoftTokenLM
 
 STOP = 7

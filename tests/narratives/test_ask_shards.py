@@ -7,9 +7,9 @@ from narratives.bad_server import BadServer
 from narratives.pitches import SYSTEM, endpoint_at, limits, pitches
 from tenacity import wait_fixed
 
-from regen.engine import LocalEngine, RayEngine
 from regen.narratives import ask_shards, runner
 from regen.narratives.ledger import Ledger
+from regen.runtime.shards import LocalEngine, RayEngine
 
 FAULTS = ["none", "500", "truncated JSON", "refusal"]
 

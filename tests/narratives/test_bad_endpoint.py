@@ -353,7 +353,7 @@ def command(server, folder, tmp_path):
         "paths.data_dir": tmp_path / "artefacts",
         "hydra.run.dir": tmp_path / "logs",
     }
-    return [sys.executable, "-m", "regen.narrate", *(f"{key}={value}" for key, value in options.items())]
+    return [sys.executable, "-m", "regen", "narrate", *(f"{key}={value}" for key, value in options.items())]
 
 
 @pytest.mark.slow
@@ -383,7 +383,7 @@ def test_killed_five_times_at_500_users_with_every_fault(shoppers, tmp_path):
         for number, known in asked_before_kill:
             assert not known & set(server.asked[number:]), "a request whose answer was recorded was asked again"
         artefact = next((tmp_path / "artefacts").glob("narrated-*"))
-        from regen.artefacts import open_artefact
+        from regen.storage.artefacts import open_artefact
 
         check_everything(server, open_artefact(artefact), ledger, 500)
         repeated = sum(count - 1 for count in Counter(server.sent).values())

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from narratives.bad_server import BadServer
 
-from regen.config import CONF
+from regen.config.schema import CONF
 from regen.data.tables import DataError
 
 USERS = 30
@@ -68,10 +68,10 @@ def run(amazon, tmp_path, monkeypatch, capsys, logs_as_they_were):
         known = [*amazon, f"paths.data_dir={tmp_path}/data", f"hydra.run.dir={tmp_path}/logs"]
         if command == "release":
             known.append(f"folder={tmp_path}/release")
-        monkeypatch.setattr(sys, "argv", [f"regen.{command}", *known, *overrides])
+        monkeypatch.setattr(sys, "argv", [f"regen {command}", *known, *overrides])
         code = 0
         try:
-            importlib.import_module(f"regen.{command}").run()
+            importlib.import_module(f"regen.commands.{command}").run()
         except SystemExit as stop:
             code = stop.code
         out, err = capsys.readouterr()
@@ -167,7 +167,7 @@ def test_rating_never_pays_for_narratives(run):
         for more in ([], ["dry_run=true"]):
             done = run("rate", *at, *more)
             assert done.code == 1
-            assert "none of the 4 requests for narratives is answered yet. Run python -m regen.narrate" in done.err
+            assert "none of the 4 requests for narratives is answered yet. Run regen narrate" in done.err
         assert server.bodies == []
 
 
@@ -237,10 +237,10 @@ def test_credentials_in_an_address_reach_neither_disk_nor_screen(run, tmp_path, 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["narrate", "rate", "release"])
 def test_help_says_what_to_type(command):
-    line = [sys.executable, "-m", f"regen.{command}", "--help"]
+    line = [sys.executable, "-m", "regen", command, "--help"]
     done = subprocess.run(line, cwd=CONF.parent, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert f"python -m regen.{command} " in done.stdout
+    assert f"regen {command} " in done.stdout
 
 
 @pytest.fixture

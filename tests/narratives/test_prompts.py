@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from regen.config import CONF
+from regen.config.schema import CONF
 from regen.narratives import answers, prompts
 from regen.narratives.histories import CLOSE, OPEN, Purchase, UserHistory
 from regen.narratives.narrate import PROMPTS

@@ -13,7 +13,7 @@ def session_config(tmp_path_factory):
     from hydra import compose, initialize_config_dir
     from small import SMALL
 
-    from regen.config import CONF, register
+    from regen.config.schema import CONF, register
 
     register()
     folder = tmp_path_factory.mktemp("serving")

@@ -2,8 +2,8 @@
 
 import json
 
+from regen.commands.grid import train_and_evaluate
 from regen.data.prepare import load_tables
-from regen.grid import train_and_evaluate
 from regen.training import run as runs
 
 FEATURES = "feature=[purchase_reason,product_endorsement]"

@@ -27,7 +27,7 @@ def service(folder, checkpoint, *options, **environment):
     command = [
         sys.executable,
         "-m",
-        "regen.serve",
+        "regen.commands.serve",
         f"checkpoint={checkpoint}",
         "port=0",
         "hydra.run.dir=logs",

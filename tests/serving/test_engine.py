@@ -96,7 +96,7 @@ def test_a_deadline_ends_a_narrative_and_frees_its_row(served, histories):
 def test_a_step_that_fails_gives_up_its_rows_and_the_engine_goes_on(served, histories, monkeypatch, caplog):
     async def scenario(engine):
         with monkeypatch.context() as broken:
-            broken.setattr("regen.models.row_decoder.RowDecoder.add", out_of_memory)
+            broken.setattr("regen.generation.row_decoder.RowDecoder.add", out_of_memory)
             results = await asyncio.gather(*(text_of(engine, one) for one in histories[:3]), return_exceptions=True)
         await engine.check()
         return results, await text_of(engine, histories[1])

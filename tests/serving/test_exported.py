@@ -104,7 +104,7 @@ def test_a_missing_or_changed_file_is_named(copied, name):
 
 def test_a_folder_that_is_no_export_is_named(finished, tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=rf"{re.escape(str(finished.folder))}: no exported model.*python -m regen\.export"
+        FileNotFoundError, match=rf"{re.escape(str(finished.folder))}: no exported model.*regen export"
     ):
         NarrativeModel.from_pretrained(finished.folder)
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}/nowhere: no such folder, and nothing to fetch"):
@@ -277,12 +277,12 @@ def test_a_model_comes_from_the_hub_by_its_id(exported, model, monkeypatch):
 
 
 def test_a_finished_run_is_exported_by_command(finished, tmp_path, monkeypatch):
-    from regen.export import run
+    from regen.commands.export import run
 
     monkeypatch.setattr(
         sys,
         "argv",
-        ["regen.export", f"run={finished.folder}", f"out={tmp_path}/model", f"hydra.run.dir={tmp_path}/logs"],
+        ["regen.commands.export", f"run={finished.folder}", f"out={tmp_path}/model", f"hydra.run.dir={tmp_path}/logs"],
     )
     run()
     assert check_manifest(tmp_path / "model") == set(FILES)

@@ -14,7 +14,7 @@ REAL = ["encoder=both", "tuning=lora", "adapter=mlp"]
 def test_three_lines_in_a_fresh_process(small_config, tmp_path):
     run = FinishedRun(trained(small_config, *REAL))
     made = subprocess.run(
-        [sys.executable, "-m", "regen.export", f"run={run.folder}", "out=model", "hydra.run.dir=logs"],
+        [sys.executable, "-m", "regen", "export", f"run={run.folder}", "out=model", "hydra.run.dir=logs"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

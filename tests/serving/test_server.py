@@ -12,7 +12,7 @@ from serving.finished_runs import FinishedRun, trained
 from serving.services import service
 from small import needs_vnni
 
-from regen.config import CONF, register
+from regen.config.schema import CONF, register
 from regen.serving import NarrativeModel, connection, server
 from regen.serving.users import Users
 from regen.training import run as runs

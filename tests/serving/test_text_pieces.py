@@ -2,8 +2,8 @@
 
 import pytest
 
+from regen.generation.text_pieces import TextPieces, decoded
 from regen.models.language_model import load_packaged
-from regen.serving.text_pieces import TextPieces, decoded
 
 TEXTS = ["They don't smudge, do they? Isn't it.", "  two\n\nlines ", "👩🏽‍🚀 עט כחול ✍️ naïve", "", "a"]
 

@@ -6,8 +6,8 @@ import pytest
 
 from regen.analysis.adapter_sample import open_adapter
 from regen.analysis.adapter_weights import cf_shares
+from regen.commands.grid import train_and_evaluate
 from regen.evaluation.diagnosis import write_diagnosis
-from regen.grid import train_and_evaluate
 
 pytestmark = pytest.mark.slow  # trains seven small cells to the end
 WORLD = [
@@ -36,7 +36,7 @@ def trained(tmp_path_factory):
     """Trains a cell in the world; gives its folder."""
     from hydra import compose, initialize_config_dir
 
-    from regen.config import CONF, register
+    from regen.config.schema import CONF, register
 
     register()
     folder = tmp_path_factory.mktemp("planted")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from regen.commands.grid import train_and_evaluate
 from regen.data.tables import DataError
-from regen.grid import train_and_evaluate
 from regen.models.language_model import load_pretrained, load_tiny
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.training import run as runs

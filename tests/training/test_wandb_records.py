@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from small import SMALL, quick_embeddings
 from wandb_files import offline_files, read_offline
 
-from regen import dashboard
-from regen.artefacts import Artefact, open_artefact
-from regen.config import CONF, register
-from regen.grid import run_cell, train_and_evaluate
-from regen.training.wandb_dashboard import Dashboard, save_dashboard, workspace_spec
+from regen.analysis.wandb_dashboard import Dashboard, save_dashboard, workspace_spec
+from regen.commands import dashboard
+from regen.commands.grid import run_cell, train_and_evaluate
+from regen.config.schema import CONF, register
+from regen.storage.artefacts import Artefact, open_artefact
 from regen.training.wandb_records import final_metrics, grid_name, input_artifact, use_inputs
 
 CELLS = (["encoder=cf"], ["encoder=cf", "adapter.lr=3e37"], ["encoder=noise", "tuning=frozen"])  # the second one fails

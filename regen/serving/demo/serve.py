@@ -9,7 +9,7 @@ import uvicorn
 
 from regen.data.prepare import load_tables
 from regen.embeddings.encode import Split
-from regen.evaluation.vllm_client import is_loopback
+from regen.generation.vllm_client import is_loopback
 from regen.serving import NarrativeModel
 from regen.serving.connection import Connection
 from regen.serving.demo.app import Shown, build_app, withholds_review

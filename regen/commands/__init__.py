@@ -1,0 +1,46 @@
+"""The commands. Each is a small file that turns its config into typed objects and calls the rooms below."""
+
+import importlib
+import sys
+from difflib import get_close_matches
+
+COMMANDS = {
+    "prepare": "read a source; print what was kept and dropped, and why",
+    "narrate": "write the reference narratives of every user",
+    "rate": "let language models rate narratives",
+    "release": "make a data set of histories, narratives and ratings that others can load",
+    "encode": "compute the CF and content vectors of the interactions",
+    "train": "train and score one model, or a grid of them with -m",
+    "evaluate": "score a run again, compare runs, or score another system's narratives",
+    "side_by_side": "let language models compare two runs",
+    "report": "write one HTML page about a grid",
+    "dashboard": "make the Weights & Biases dashboard of a project",
+    "export": "make a finished run a folder that others load in one line",
+    "serve": "serve narratives over HTTP",
+    "demo": "open a page on which the models of a grid write side by side",
+    "llm_server": "start a language model behind an OpenAI-compatible API on this machine",
+}
+
+
+def main() -> None:
+    """`regen COMMAND key=value ...`: imports one command and runs it.
+
+    Raises:
+        SystemExit: With code 2 if there is no such command.
+    """
+    name, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+    if name in ("-h", "--help"):
+        sys.stdout.write(_help())
+        return
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        sys.stderr.write(f"regen: there is no command '{name}'.{hint} `regen --help` lists them.\n")
+        raise SystemExit(2)
+    sys.argv = [f"regen {name}", *arguments]
+    importlib.import_module(f"regen.commands.{name}").run()
+
+
+def _help() -> str:
+    lines = "\n".join(f"  {name:14}{what}" for name, what in COMMANDS.items())
+    return f"regen COMMAND key=value ...\n\nCommands:\n{lines}\n\nregen COMMAND --help shows its settings.\n"

@@ -1,0 +1,20 @@
+"""The page on which a grid's models narrate side by side: `regen demo runs=outputs/runs`."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from regen.config.command_line import main
+
+
+@main("demo")
+def run(cfg: DictConfig) -> None:
+    try:
+        from regen.serving.demo.serve import serve
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error}. The demo needs an extra: pip install 'regen[serve]'") from error
+
+    def ready(address: str) -> None:
+        print(f"Open {address} (Ctrl-C ends it).", flush=True)  # noqa: T201
+
+    serve(Path(cfg.runs), host=cfg.host, port=cfg.port, ready=ready)

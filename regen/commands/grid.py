@@ -1,0 +1,173 @@
+"""Cells and grids: one cell trains, generates and scores; a grid is the sum of its cells and ends with a table."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from regen.runtime.console import quiet_libraries
+from regen.runtime.threads import share_cores
+from regen.storage.artefacts import write_atomically
+from regen.training.preflight import check_config
+
+logger = logging.getLogger(__name__)
+CELL = "cell.json"  # in the job's folder of a multirun: where its run lies, or why there is none
+
+
+def run_cell(cfg: DictConfig) -> float:
+    """Trains and evaluates one cell, or finds it done. In a grid a failure is noted and the other cells go on.
+
+    Returns:
+        The best validation loss; nan for a cell of a grid that failed.
+    """
+    job = HydraConfig.get()
+    share_cores(job.launcher)
+    _warn_of_idle_overrides(cfg, list(job.overrides.task))
+    if job.mode is not RunMode.MULTIRUN:
+        return train_and_evaluate(cfg)[1]
+    if cfg.trainer.devices > 1 or cfg.trainer.strategy not in ("auto", "single_device"):
+        raise ValueError(
+            f"A sweep with trainer.devices={cfg.trainer.devices} and trainer.strategy={cfg.trainer.strategy} would "
+            "start the whole sweep again in every process. Sweep single-device jobs, or run the cells one by one."
+        )
+    note: dict[str, Any] = {"overrides": list(job.overrides.task), "run": None, "error": None}
+    folder = Path(job.runtime.output_dir)
+    _announce(folder, int(job.job.num), note["overrides"])
+    try:
+        run, loss = train_and_evaluate(cfg)
+        note["run"] = str(run.resolve())
+        return loss
+    except Exception as error:
+        logger.exception("This cell failed; the others go on.")
+        note["error"] = f"{type(error).__name__}: {error}"
+        return float("nan")
+    finally:
+        _note(folder / CELL, cfg, note)
+
+
+class GridTable(Callback):
+    """Hydra callback: compares the cells of a multirun of `train.py` after each one, and shows the table at the end.
+
+    All cells are noted before the first one starts, so that the table says of those yet to come that they are missing.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        for note in folder.glob(f"*/{CELL}"):  # of an earlier multirun in this folder
+            note.unlink()
+        for number, (overrides, cfg) in enumerate(_planned_cells(config, kwargs["config_name"])):
+            _note(folder / str(number) / CELL, cfg, {"overrides": overrides, "run": None, "error": None})
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
+        if HydraConfig.get().mode is not RunMode.MULTIRUN:
+            return  # before the import: an error message does not wait for torch
+        from regen.evaluation.evaluate import compare_cells, grid_cells
+
+        if cells := grid_cells(Path(config.hydra.sweep.dir)):
+            compare_cells(
+                cells,
+                Path(config.hydra.sweep.dir),
+                resamples=config.evaluation.resamples,
+                seed=config.evaluation.seed,
+                show=False,
+            )
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from regen.evaluation.evaluate import compare_cells, grid_cells
+
+        folder = Path(config.hydra.sweep.dir)
+        cells = grid_cells(folder)
+        if not cells:
+            return
+        compare_cells(cells, folder, resamples=config.evaluation.resamples, seed=config.evaluation.seed)
+        if failed := [cell for cell in cells if cell.error]:
+            raise SystemExit(f"{len(failed)} of {len(cells)} cells failed; the table above names why.")
+
+
+def train_and_evaluate(cfg: DictConfig) -> tuple[Path, float]:
+    """One cell without Hydra's job around it: resumes it, or finds it finished.
+
+    Returns:
+        The run's folder and its best validation loss.
+    """
+    from regen.evaluation.evaluate import evaluate_run, evaluation_is_current
+    from regen.training import run as runs
+
+    check_config(cfg)
+    quiet_libraries()  # again: lightning sets its levels when it is imported
+    run = runs.open_run(cfg)
+    with runs.locked(run):
+        if cfg.force and runs.is_main_process():
+            runs.forget(run)
+        if not (run.finished and evaluation_is_current(run)):
+            with runs.experiment_logger(run) as run_logger:
+                loaded = runs.load(run) if run.finished else runs.fit(run, run_logger)
+                if runs.is_main_process():
+                    evaluate_run(loaded, run_logger)
+        else:
+            logger.info("finished before: %s", run.folder)
+    loss = json.loads((run.folder / runs.RECORD).read_text()).get("val_loss")
+    return run.folder, float("nan") if loss is None else float(loss)
+
+
+def _planned_cells(config: DictConfig, config_name: str) -> list[tuple[list[str], DictConfig]]:
+    """Overrides and config of every cell of a multirun, in order; none where Hydra will refuse them.
+
+    Args:
+        config: With Hydra's own node.
+        config_name: The primary config.
+    """
+    from hydra import compose
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not config.hydra.sweeper._target_.endswith(BasicSweeper.__name__):
+        return []  # another sweeper decides as it goes
+    of_experiment = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
+    try:
+        parsed = OverridesParser.create().parse_overrides([*of_experiment, *config.hydra.overrides.task])
+        jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+        return [(job, compose(config_name, job)) for job in jobs]
+    except (HydraException, OmegaConfBaseException):
+        return []
+
+
+def _announce(folder: Path, number: int, overrides: list[str]) -> None:
+    """One line that says which cell of the grid begins, by what it has of its own."""
+    notes = [json.loads(path.read_text(encoding="utf-8"))["overrides"] for path in folder.parent.glob(f"*/{CELL}")]
+    shared = set.intersection(*map(set, notes)) if len(notes) > 1 else set()
+    own = " ".join(override for override in overrides if override not in shared)
+    logger.info("cell %d of %d: %s", number + 1, max(len(notes), number + 1), own)
+
+
+def _note(path: Path, cfg: DictConfig, note: dict[str, Any]) -> None:
+    from omegaconf import OmegaConf
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    note["config"] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False, enum_to_str=True)
+    write_atomically(path, lambda beside: beside.write_text(json.dumps(note, indent=2)))
+
+
+def _warn_of_idle_overrides(cfg: DictConfig, overrides: list[str]) -> None:
+    """Warns of an option that has no effect beside the others."""
+    from omegaconf import OmegaConf
+
+    keys = [override.lstrip("+~").split("=")[0] for override in overrides]
+    idle = {
+        "vertical": "${vertical." not in str(OmegaConf.to_container(cfg.source, resolve=False)),
+        "adapter": cfg.encoder.name == "text",
+        "cf": cfg.encoder.name not in ("both", "cf"),
+        "content": cfg.encoder.name not in ("both", "content"),
+    }
+    for key in keys:
+        group = key.split(".")[0].split("@")[0]
+        if idle.get(group, False):
+            reason = "source" if group == "vertical" else f"encoder={cfg.encoder.name}"
+            logger.warning("%s has no effect with this %s.", key, reason)

