@@ -46,9 +46,10 @@ test: setup ## The default tests: no network, under three minutes
 test-all: setup ## All tests, with the slow ones and those on ../shared/data
 	$(BIN)/python -m pytest -q -m "" $(ARGS)
 
-lint: setup ## ruff, as linter and formatter
+lint: setup ## ruff, as linter and formatter; which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: setup ## A strict type check of regen/
 	$(BIN)/mypy

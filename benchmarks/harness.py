@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from regen.config.schema import CONF, register
+from regen.config.objects import typed
+from regen.config.schema import CONF, TrainConfig, register
 from regen.data.datamodule import NarrativeDataModule, NarrativeDataset
 from regen.data.histories import Example
 from regen.models.language_model import LanguageModel
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.runtime.packed_weights import PackedLinear
-from regen.training.assembly import build_model, load_language_model
+from regen.training.assembly import build_model
 
 FOLDER = Path("outputs/bench")
 TOKENS_PER_INTERACTION = 114  # of the user that the authors released: title, category, price, rating, review
@@ -91,11 +91,11 @@ def alternating(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[s
     return rates
 
 
-def config(*overrides: str) -> DictConfig:
-    """The composed config of `train.py`."""
+def config(*overrides: str) -> TrainConfig:
+    """The config of `train.py`."""
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", list(overrides))
+        return typed(compose("train", list(overrides)))
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Ragged:
     Histories hold 5 to 50 interactions, 8 on average; narratives 10 to 200 tokens, evenly by their logarithm.
     """
 
-    cfg: DictConfig
+    cfg: TrainConfig
     lm: LanguageModel
     dataset: NarrativeDataset
 
@@ -138,7 +138,7 @@ def ragged(
         seed: Of the lengths.
     """
     cfg = config(*overrides)
-    lm = load_language_model(cfg)
+    lm = cfg.lm.build()
     rng = np.random.default_rng(seed)
     histories = np.minimum(50, 4 + rng.geometric(1 / 4, examples))
     narratives = np.exp(rng.uniform(np.log(10), np.log(200), examples)).astype(int)

@@ -1,195 +1,296 @@
-"""From a composed config to the artefacts of the stages: the one place where config meets the data's way."""
+"""From a typed config to artefacts and runs: the only module that knows all stages."""
 
-from collections.abc import Mapping
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
-
-from regen.data.prepare import item_rows, load_tables, prepare
-from regen.embeddings import fusion
-from regen.embeddings.encode import Split, encode_cf, load_cf
-from regen.embeddings.encode_content import encode_content, load_content
-from regen.runtime.shards import HERE, Engine
+from regen.config import schema
+from regen.config.objects import Component, build_object, plain, read_run_config
+from regen.data.prepare import load_tables, prepare
+from regen.embeddings.encode import Split
+from regen.embeddings.parts import CFPart, ContentPart, Part, interaction_vectors
+from regen.runtime.console import quiet_libraries
 from regen.storage import identity
-from regen.storage.artefacts import Artefact
+from regen.storage.artefacts import Artefact, expected_folder
 
 if TYPE_CHECKING:
-    from regen.narratives.narrate import Narrator
-    from regen.narratives.rate import Rater
+    from regen.embeddings.fusion import InteractionVectors
+    from regen.training.run import LoadedRun, Run
 
-ENCODER_PARTS = {"both": ("cf", "content"), "cf": ("cf",), "content": ("content",)}
+logger = logging.getLogger(__name__)
 HISTORY = 50  # purchases that a rater reads (paper 3.2)
-CONTROLS = ("none", "random", "noise")
-TEXT = "text"  # the history as words in the prompt
 
 
-def plain(node: Any) -> dict[str, Any]:
-    """A config node as plain JSON types, enums by name."""
-    container = OmegaConf.to_container(node, resolve=True, throw_on_missing=True, enum_to_str=True)
-    assert isinstance(container, dict)
-    return container  # type: ignore[return-value]
+def prepared_artefact(config: schema.PrepareConfig, *, force: bool = False) -> Artefact:
+    """Stage `prepare`."""
+    return prepare(config.source.build(), config.source.node, root=Path(config.paths.data_dir), force=force)
 
 
-def instantiate(node: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-    """Builds the object that a config node's `_target_` names; lists and mappings reach it as plain Python.
-
-    Raises:
-        ValueError: What the object itself raises, without Hydra's words around it.
-    """
-    import hydra.utils
-    from hydra.errors import InstantiationException
-
-    try:
-        return hydra.utils.instantiate({**node, "_convert_": "all"}, *args, **kwargs)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError):
-            raise error.__cause__ from None
-        raise
-
-
-def prepared_artefact(cfg: DictConfig, *, force: bool = False) -> Artefact:
-    """Stage `prepare` of a config."""
-    config = plain(cfg.source)
-    return prepare(instantiate(config), config, root=Path(cfg.paths.data_dir), force=force)
-
-
-def data_artefact(cfg: DictConfig, *, force: bool = False) -> Artefact:
+def data_artefact(config: schema.NarratedConfig, *, force: bool = False) -> Artefact:
     """The prepared data with narratives of the config's narrator: the source's own, or newly written ones."""
-    prepared = prepared_artefact(cfg)
-    if cfg.narrator.name == "source":
+    prepared = prepared_artefact(config)
+    if config.narrator.name == "source":
         return prepared
+    from regen.narratives.choices import build_narrator
     from regen.narratives.narrate import narrate
 
     return narrate(
-        build_narrator(cfg),
+        build_narrator(config),
         prepared=prepared,
-        max_history=cfg.narrator.max_history,
-        users=cfg.narrator.users,
-        root=Path(cfg.paths.data_dir),
+        max_history=config.narrator.max_history,
+        users=config.narrator.users,
+        root=Path(config.paths.data_dir),
         force=force,
     )
 
 
-def build_narrator(cfg: DictConfig) -> "Narrator":
-    """What `narrator` names.
-
-    Raises:
-        ValueError: If there is no such narrator, or its endpoint cannot be used.
-    """
-    from regen.narratives.narrate import OpenAINarrator, TemplateNarrator
-
-    name = cfg.narrator.name
-    if name == "template":
-        return TemplateNarrator()
-    if name == "openai":
-        parts = endpoint_parts(plain(cfg.narrator), max_cost=cfg.max_cost, where="narrator")
-        return OpenAINarrator(**parts, engine=build_engine(cfg))
-    raise ValueError(f"narrator={name}: it writes nothing. Choose template or openai.")
+def user_split(split: schema.Split) -> Split:
+    """Who trains, validates and tests."""
+    return Split(split.validation, split.test, split.salt)
 
 
-def build_raters(cfg: DictConfig) -> "list[Rater]":
-    """The raters of the config, by name."""
-    from regen.narratives.rate import Rater
-
-    return [
-        Rater(name, **endpoint_parts(options, max_cost=cfg.max_cost, where=f"rater.{name}"))
-        for name, options in plain(cfg.rater).items()
-    ]
-
-
-def endpoint_parts(options: Mapping[str, Any], *, max_cost: float | None, where: str) -> dict[str, Any]:
-    """Endpoint, ledger and limits of a `narrator` or `rater` node, by the names of a narrator's arguments.
-
-    Raises:
-        ValueError: If a setting cannot be used; the message has the config's key.
-    """
-    from regen.narratives.endpoint import Endpoint, Price, Sampling
-    from regen.narratives.prompts import Limits as RequestLimits
-    from regen.narratives.runner import Limits as RunLimits
-
-    prompt, completion = options["price"]["prompt"], options["price"]["completion"]
-    if (prompt is None) != (completion is None):
-        raise ValueError(f"{where}.price needs both prompt and completion, in dollars per million tokens.")
-    try:
-        return {
-            "endpoint": Endpoint(
-                sampling=Sampling(**{name: options[name] for name in ("temperature", "top_p", "max_tokens", "seed")}),
-                **{name: options[name] for name in ("model", "base_url", "api_key_env", "timeout")},
-            ),
-            "ledger": Path(options["ledger"]),
-            "request_limits": RequestLimits(options["text_characters"], options["history_characters"]),
-            "run_limits": RunLimits(
-                price=None if prompt is None else Price(prompt, completion),
-                max_cost=max_cost,
-                **{
-                    name: options[name]
-                    for name in ("concurrency", "requests_per_minute", "tokens_per_minute", "max_attempts")
-                },
-            ),
-        }
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+def encoder_part(config: schema.EncodeConfig, entry: str | Component) -> Part:
+    """What one entry of `encoder.parts` stands for: the group `cf` or `content`, or a class of the user's own."""
+    if isinstance(entry, Component):
+        part: Part = entry.build()
+        return part
+    if entry == "cf":
+        return CFPart(config.cf.model.build(), plain(config.cf), config.cf.alpha, user_split(config.split))
+    return ContentPart(config.content.pretrained, config.content.batch_size, config.engine.build())
 
 
 def encoded_artefacts(
-    cfg: DictConfig, parts: tuple[str, ...], prepared: Artefact, *, force: bool = False
+    config: schema.EncodeConfig, entries: tuple[str | Component, ...], prepared: Artefact, *, force: bool = False
 ) -> dict[str, Artefact]:
-    """Stage `encode` of a config: `cf`, `content` or both, by name."""
-    root = Path(cfg.paths.data_dir)
-    made: dict[str, Artefact] = {}
-    if "cf" in parts:
-        config = plain(cfg.cf)
-        model = instantiate(config["model"])
-        split = Split(**plain(cfg.split))
-        made["cf"] = encode_cf(
-            model, config, alpha=config["alpha"], prepared=prepared, split=split, root=root, force=force
-        )
-    if "content" in parts:
-        made["content"] = encode_content(
-            identity.sentence_encoder(cfg.content.pretrained),
-            pretrained=cfg.content.pretrained,
-            batch_size=cfg.content.batch_size,
-            prepared=prepared,
-            root=root,
-            engine=build_engine(cfg),
-            force=force,
-        )
-    return made
+    """Stage `encode`: the artefact of each part, by its name."""
+    root = Path(config.paths.data_dir)
+    return {
+        _part_name(entry): encoder_part(config, entry).encode(prepared, root=root, force=force) for entry in entries
+    }
 
 
-def build_engine(cfg: DictConfig) -> Engine:
-    """What `engine` names; the config of a run from before there were engines has none."""
-    return HERE if cfg.get("engine") is None else instantiate(plain(cfg.engine))
+def vectors_of(config: schema.TrainConfig, inputs: "identity.Inputs") -> "InteractionVectors":
+    """The vectors that enter the adapter of a run."""
+    tables = load_tables(inputs.prepared.path)
+    parts = [
+        encoder_part(config, entry).load(inputs.encoded[_part_name(entry)], tables) for entry in config.encoder.parts
+    ]
+    return interaction_vectors(config.encoder.name, parts, tables, dim=config.encoder.dim, seed=config.seed)
 
 
-def encoder_parts(name: str) -> tuple[str, ...]:
-    """Which encoders' artefacts an `encoder` value needs.
+def build_inputs(config: schema.TrainConfig) -> "identity.Inputs":
+    """Builds the missing ones of the artefacts that a run reads."""
+    from regen.training.preflight import check_data
+
+    prepared = data_artefact(config)
+    check_data(config, prepared.path)
+    return identity.Inputs(prepared, encoded_artefacts(config, config.encoder.parts, prepared))  # type: ignore[arg-type]
+
+
+def open_run(config: schema.TrainConfig) -> "Run":
+    """Builds the missing artefacts of a cell and finds its folder, which appears with its config in it."""
+    from regen.training import run as runs
+
+    config, weights = _resolved(config)
+    return runs.make_folder(config, build_inputs(config), weights)
+
+
+def read_run(folder: Path) -> "Run":
+    """A run from its folder alone; artefacts that are gone are built again.
 
     Raises:
-        ValueError: If there is no such encoder.
+        FileNotFoundError: If the folder holds no run.
+        ValueError: If its data or the LM's weights are not those that it was trained with.
     """
-    if name in (*CONTROLS, TEXT):
-        return ()
-    if name not in ENCODER_PARTS:
-        raise ValueError(f"encoder.name={name!r} is none of {', '.join([*ENCODER_PARTS, *CONTROLS, TEXT])}.")
-    return ENCODER_PARTS[name]
+    from regen.training.run import RECORD, Run
+
+    config = read_run_config(folder)
+    run = Run(folder, config, build_inputs(config))
+    record = json.loads((folder / RECORD).read_text())
+    if (trained_on := record["inputs"]) != run.inputs.fingerprints():
+        raise ValueError(
+            f"{folder} was trained on data {trained_on}, and its config now makes {run.inputs.fingerprints()}: an "
+            "input file or a library has changed since. Train it again, or bring the old input back."
+        )
+    if (trained_from := record["weights"]) != (now := identity.lm_weights(config.lm.node)):
+        raise ValueError(
+            f"{folder} was trained from the LM {trained_from}, and its config now names {now}: the weights have "
+            "changed since. Train it again, or bring the old weights back."
+        )
+    return run
 
 
-def interaction_vectors(cfg: DictConfig, prepared: Artefact, encoded: Mapping[str, Artefact]) -> Any:
-    """What `encoder` lets into the adapter (`fusion.InteractionVectors`)."""
-    tables, name = load_tables(prepared.path), cfg.encoder.name
-    if name == TEXT:
-        return fusion.WordsOnly()
-    if name == "none":
-        return fusion.NoVectors(cfg.encoder.dim)
-    if name == "noise":
-        return fusion.NoiseVectors(cfg.encoder.dim, cfg.seed)
-    if name == "random":
-        return fusion.RandomVectors(item_rows(tables).to_numpy(), cfg.encoder.dim, cfg.seed)
-    parts: list[fusion.InteractionVectors] = []
-    if "cf" in encoder_parts(name):
-        parts.append(load_cf(encoded["cf"], tables))
-    if "content" in encoder_parts(name):
-        parts.append(load_content(encoded["content"]))
-    return fusion.Fused(tuple(parts))
+def load_run(run: "Run") -> "LoadedRun":
+    """A finished run with its trained weights.
+
+    Raises:
+        ValueError: If the weights are damaged or belong to another model.
+    """
+    from regen.training.run import load
+
+    return load(run, vectors_of(run.config, run.inputs))
+
+
+def load_folder(folder: Path) -> "LoadedRun":
+    """`load_run` by the folder, for a process of its own."""
+    return load_run(read_run(folder))
+
+
+@contextmanager
+def opened_run(folder: Path) -> "Iterator[Run]":
+    """A finished run, inside the folder from which it was started: there the relative paths of its config hold.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run.
+        ValueError: If the run is not finished, or what it was made from has changed.
+    """
+    from regen.training.run import WEIGHTS, started_in
+
+    folder = folder.resolve()
+    with chdir(started_in(folder)):
+        run = read_run(folder)
+        if not run.finished:
+            raise ValueError(f"{folder}: not finished, there is no {WEIGHTS} in it. Run its train.py command again.")
+        yield run
+
+
+@dataclass(frozen=True)
+class PlannedArtefact:
+    """A stage of a plan.
+
+    Attributes:
+        stage: Its name.
+        folder: Where its artefact lies or will lie.
+    """
+
+    stage: str
+    folder: Path
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder is there; a damaged one is built anew all the same."""
+        return self.folder.is_dir()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a cell reads and where its run lies, known before anything is built.
+
+    Attributes:
+        artefacts: In the order in which they are built.
+        run: The run's folder.
+    """
+
+    artefacts: tuple[PlannedArtefact, ...]
+    run: Path
+
+
+def plan(config: schema.TrainConfig) -> Plan:
+    """The plan of a cell. It reads the source's files, and fetches those that are not there, but builds nothing.
+
+    Raises:
+        ValueError: If the config is sure to fail.
+    """
+    from regen.training import run as runs
+    from regen.training.preflight import check_config
+
+    check_config(config)
+    root, source = Path(config.paths.data_dir), config.source
+    data = expected_folder(root, **identity.prepared(source.node, source.build().files()))
+    stages = [PlannedArtefact("prepare", data)]
+    if config.narrator.name != "source":
+        from regen.narratives.choices import build_narrator
+
+        about, recipe = config.narrator, build_narrator(config).recipe()
+        request = identity.narrated(_fingerprint(data), recipe, max_history=about.max_history, users=about.users)
+        data = expected_folder(root, **request)
+        stages.append(PlannedArtefact("narrate", data))
+    inputs = {"prepared": _fingerprint(data)}
+    for entry in config.encoder.parts:
+        folder = expected_folder(root, **encoder_part(config, entry).request(_fingerprint(data)))
+        inputs[_part_name(entry)] = _fingerprint(folder)
+        stages.append(PlannedArtefact(f"encode {_part_name(entry)}", folder))
+    config, weights = _resolved(config)
+    return Plan(tuple(stages), runs.folder_of(config, inputs, weights))
+
+
+def train_and_evaluate(config: schema.TrainConfig) -> tuple[Path, float]:
+    """One cell: trains and scores it, resumes it, or finds it finished.
+
+    Returns:
+        The run's folder and its best validation loss.
+    """
+    from regen.evaluation.evaluate import evaluate_run, evaluation_is_current
+    from regen.training import run as runs
+    from regen.training.loggers import experiment_logger
+    from regen.training.preflight import check_config
+
+    check_config(config)
+    quiet_libraries()  # again: lightning sets its levels when it is imported
+    run = open_run(config)
+    with runs.locked(run):
+        if config.force and runs.is_main_process():
+            runs.forget(run)
+        if not (run.finished and evaluation_is_current(run)):
+            with experiment_logger(run) as run_logger:
+                vectors = vectors_of(run.config, run.inputs)
+                loaded = runs.load(run, vectors) if run.finished else runs.fit(run, vectors, run_logger)
+                if runs.is_main_process():
+                    evaluate_run(loaded, run_logger, reopen=load_folder)
+        else:
+            logger.info("finished before: %s", run.folder)
+    loss = json.loads((run.folder / runs.RECORD).read_text()).get("val_loss")
+    return run.folder, float("nan") if loss is None else float(loss)
+
+
+def diagnose(folder: Path) -> Path:
+    """Whether a finished and evaluated run memorises or reads; see `regen.evaluation.diagnosis`.
+
+    Bootstrap, embeddings and generation are those of the scores in the folder.
+
+    Returns:
+        The report.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run, or one that was not evaluated.
+        ValueError: If its scores are not those of its weights.
+    """
+    from regen.evaluation.diagnosis import write_diagnosis
+    from regen.evaluation.evaluate import EVALUATION, evaluation_is_current
+    from regen.training.run import locked
+
+    run = read_run(folder)
+    evaluated = run.folder / EVALUATION
+    if not (run.finished and evaluated.is_file()):
+        raise FileNotFoundError(
+            f"{run.folder}: not trained and evaluated yet. Run: python evaluate.py run={run.folder}"
+        )
+    settings = build_object(schema.Evaluation, json.loads(evaluated.read_text(encoding="utf-8"))["settings"])
+    run = replace(run, config=replace(run.config, evaluation=settings))
+    if not evaluation_is_current(run):
+        raise ValueError(f"{run.folder}: its scores were not made with its weights. Run: python evaluate.py run=FOLDER")
+    with locked(run):
+        return write_diagnosis(load_run(run))
+
+
+def _part_name(entry: str | Component) -> str:
+    return entry.name if isinstance(entry, Component) else entry
+
+
+def _fingerprint(folder: Path) -> str:
+    return folder.name.rpartition("-")[2]
+
+
+def _resolved(config: schema.TrainConfig) -> tuple[schema.TrainConfig, dict[str, str]]:
+    """A config with its number of epochs and the commit of an LM from the hub; and what identifies the LM's weights."""
+    if config.training.epochs is None:
+        epochs = max(feature.epochs for feature in config.feature.values())
+        config = replace(config, training=replace(config.training, epochs=epochs))
+    weights = identity.lm_weights(config.lm.node)
+    if "commit" in weights:  # the run keeps to it, whatever the hub has later
+        config = replace(config, lm=Component({**config.lm.node, "revision": weights["commit"]}))
+    return config, weights

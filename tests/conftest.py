@@ -1,5 +1,6 @@
 """Shapes in signatures are checked while tests run; fixtures that several rooms share."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def small_config(tmp_path):  # type: ignore[no-untyped-def]
     """Composes `train` with a world and an LM that train in a second, below the test's own folder."""
     from hydra import compose, initialize_config_dir
 
+    from regen.config.objects import typed
     from regen.config.schema import CONF, register
 
     register()
@@ -52,9 +54,21 @@ def small_config(tmp_path):  # type: ignore[no-untyped-def]
     def composed(*overrides: str, without: str = "nothing"):  # type: ignore[no-untyped-def]
         kept = [option for option in small if not option.startswith(without)]
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("train", [*kept, *overrides])
+            return typed(compose("train", [*kept, *overrides]))
 
     return composed
+
+
+@pytest.fixture
+def logs_as_they_were():  # type: ignore[no-untyped-def]
+    """Hydra takes the root logger over."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    for handler in root.handlers:
+        if handler not in before[0]:
+            handler.close()
+    root.handlers[:], root.level = before
 
 
 @pytest.fixture

@@ -67,8 +67,9 @@ def train_hostile(root, *encoders):
     """Finished runs on that data set, of which the last wrote markup; gives their folders by encoder."""
     from hydra import compose, initialize_config_dir
 
-    from regen.commands.grid import train_and_evaluate
+    from regen.config.objects import typed
     from regen.config.schema import CONF, register
+    from regen.pipeline import train_and_evaluate
 
     register()
     write_hostile(root / "theirs")
@@ -76,7 +77,7 @@ def train_hostile(root, *encoders):
     folders = {}
     for encoder in encoders:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("train", [*HOSTILE, *paths, f"encoder={encoder}"])
+            cfg = typed(compose("train", [*HOSTILE, *paths, f"encoder={encoder}"]))
         with quick_embeddings():
             folders[encoder] = train_and_evaluate(cfg)[0]
         path = folders[encoder] / "predictions.jsonl"

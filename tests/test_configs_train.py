@@ -35,7 +35,7 @@ def shared(tmp_path_factory):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_trains_a_step(name, small_config, shared, tmp_path):
-    from regen.commands.grid import train_and_evaluate
+    from regen.pipeline import train_and_evaluate
 
     raw = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
     swept = raw.get("hydra", {}).get("sweeper", {}).get("params", {})
@@ -53,7 +53,7 @@ def test_every_experiment_trains_a_step(name, small_config, shared, tmp_path):
 
 @pytest.mark.parametrize("encoder", sorted(path.stem for path in (CONF / "encoder").glob("*.yaml")))
 def test_every_encoder_trains_a_step_with_every_adapter(encoder, small_config, shared):
-    from regen.commands.grid import train_and_evaluate
+    from regen.pipeline import train_and_evaluate
 
     adapter = {"both": "mlp", "content": "transformer"}.get(encoder, "linear")
     folder, _ = train_and_evaluate(
@@ -64,7 +64,7 @@ def test_every_encoder_trains_a_step_with_every_adapter(encoder, small_config, s
 
 @pytest.mark.parametrize("tuning", sorted(path.stem for path in (CONF / "tuning").glob("*.yaml")))
 def test_every_tuning_trains_a_step(tuning, small_config, shared):
-    from regen.commands.grid import train_and_evaluate
+    from regen.pipeline import train_and_evaluate
 
     folder, _ = train_and_evaluate(small_config(f"tuning={tuning}", "trainer.max_steps=1", shared))
     assert (folder / "model.safetensors").is_file()

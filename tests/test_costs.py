@@ -40,7 +40,7 @@ def test_the_peak_of_memory_starts_anew():
 
 
 def test_every_cost_of_a_run_has_a_row(small_config):
-    from regen.commands.grid import train_and_evaluate
+    from regen.pipeline import train_and_evaluate
 
     folder, _ = train_and_evaluate(small_config())
     costs = read_costs(folder)

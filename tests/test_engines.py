@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from regen.config.schema import CONF, register
 from regen.generation import shards as generate_shards
 from regen.generation.shards import generate_in_shards
+from regen.pipeline import load_folder
 from regen.runtime import threads
 from regen.runtime.shards import LocalEngine, RayEngine
 from regen.runtime.threads import share_cores, threads_per_job
@@ -74,7 +75,7 @@ def test_ray_that_is_not_installed(monkeypatch):
 
 
 def test_generation_in_shards_is_that_of_the_whole_and_keeps_what_is_done(small_config, monkeypatch):
-    from regen.commands.grid import train_and_evaluate
+    from regen.pipeline import train_and_evaluate
 
     folder, _ = train_and_evaluate(small_config("encoder=cf", "trainer.max_steps=2"))
     whole = pl.read_ndjson(folder / "predictions.jsonl")
@@ -93,8 +94,8 @@ def test_generation_in_shards_is_that_of_the_whole_and_keeps_what_is_done(small_
 
     monkeypatch.setattr(generate_shards, "generate_narratives", dies_in_the_third)
     with pytest.raises(KeyboardInterrupt):
-        generate_in_shards(folder, **options)
+        generate_in_shards(folder, load_folder, **options)
     assert [path.name for path in (folder / "generated").iterdir()] == ["r"]
-    assert generate_in_shards(folder, **options).equals(whole.select(list(whole.columns)))
+    assert generate_in_shards(folder, load_folder, **options).equals(whole.select(list(whole.columns)))
     assert sum(shards) == len(whole) + shards[2]  # only the shard that died was done again
     assert not (folder / "generated").exists()

@@ -16,10 +16,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from small import SMALL
 
+from regen.commands.evaluate import evaluate_from_config
 from regen.commands.grid import GridTable
+from regen.config.objects import typed
 from regen.config.schema import CONF, register
+from regen.evaluation.cells import grid_cells
 from regen.evaluation.comparison import compare
-from regen.evaluation.evaluate import evaluate_from_config, grid_cells
 
 register()
 REPOSITORY = Path(__file__).parent.parent
@@ -113,9 +115,7 @@ def test_make_paper_runs_experiments_that_exist_each_with_a_report():
     done = subprocess.run(["make", "-n", "paper"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     experiments = re.findall(r"train.py -m experiment=(\w+) hydra.sweep.dir=outputs/paper/(\w+)", done.stdout)
     assert experiments == [(name, name) for name in ("table1", "controls", "adapters", "xrec")]
-    assert re.findall(r"regen report runs=outputs/paper/(\w+)", done.stdout) == [
-        name for name, _ in experiments
-    ]
+    assert re.findall(r"regen report runs=outputs/paper/(\w+)", done.stdout) == [name for name, _ in experiments]
     assert all((CONF / "experiment" / f"{name}.yaml").is_file() for name, _ in experiments)
 
 
@@ -142,9 +142,9 @@ def test_evaluate_scores_a_run_again(grid):
 
 def test_evaluate_wants_one_thing(tmp_path):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        none, two = compose("evaluate", []), compose("evaluate", ["run=a", "runs=b"])
-        missing = compose("evaluate", [f"runs={tmp_path}"])
-        against = compose("evaluate", ["run=a", "against=b"])
+        none, two = typed(compose("evaluate", [])), typed(compose("evaluate", ["run=a", "runs=b"]))
+        missing = typed(compose("evaluate", [f"runs={tmp_path}"]))
+        against = typed(compose("evaluate", ["run=a", "against=b"]))
     with pytest.raises(ValueError, match="Give one of run=, runs= and predictions=, .*got none"):
         evaluate_from_config(none)
     with pytest.raises(ValueError, match="got run and runs"):

@@ -8,7 +8,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
-from regen.commands.grid import train_and_evaluate
+from regen import pipeline
+from regen.config.objects import plain
 from regen.config.schema import CONF
 from regen.data.jsonl import JsonlSource
 from regen.data.prepare import prepare
@@ -16,7 +17,7 @@ from regen.data.synthetic import SyntheticSource
 from regen.embeddings import content
 from regen.evaluation import evaluate
 from regen.models.language_model import load_pretrained
-from regen.pipeline import encoded_artefacts, plain, prepared_artefact
+from regen.pipeline import encoded_artefacts, prepared_artefact, train_and_evaluate
 from regen.storage import identity
 from regen.storage.fingerprints import fingerprint
 from regen.training import run as runs
@@ -103,7 +104,7 @@ def test_every_setting_changes_what_it_should_and_nothing_else(config):
         room = key.partition(".")[0]
         nothing = key in CHANGES_NOTHING or room in CHANGES_NOTHING
         expected = set() if nothing else BEHIND[CHANGES[room]]
-        assert differing(before, names(plain(changed))) == expected, key
+        assert differing(before, names(OmegaConf.to_container(changed))) == expected, key
         seen |= {key, room}
     assert set(CHANGES) | CHANGES_NOTHING <= seen, "a setting that is gone"
 
@@ -134,7 +135,7 @@ def test_libraries_of_a_stage_are_in_its_request(library):
 
 def test_without_soft_tokens_the_adapter_does_not_matter(small_config):
     folders = {
-        runs.open_run(small_config("encoder=text", f"adapter={name}", without="encoder")).folder
+        pipeline.open_run(small_config("encoder=text", f"adapter={name}", without="encoder")).folder
         for name in ("linear", "mlp", "transformer")
     }
     assert len(folders) == 1
@@ -143,7 +144,7 @@ def test_without_soft_tokens_the_adapter_does_not_matter(small_config):
 
 def test_the_order_of_features_does_not_matter(small_config):
     one, other = (
-        runs.open_run(small_config("encoder=random", f"feature=[{order}]", without="encoder")).folder
+        pipeline.open_run(small_config("encoder=random", f"feature=[{order}]", without="encoder")).folder
         for order in ("user_profile,purchase_reason", "purchase_reason,user_profile")
     )
     assert one == other
@@ -219,14 +220,14 @@ def test_other_weights_of_a_local_lm_are_another_run(small_config, lm_folder, tm
     folder, loss = train_and_evaluate(with_lm(small_config, lm_folder))
     shutil.copytree(lm_folder, tmp_path / "moved")
     (tmp_path / "moved/README.md").write_text("A model.")
-    assert runs.open_run(with_lm(small_config, tmp_path / "moved")).folder == folder
-    runs.open_run(with_lm(small_config, lm_folder))  # whose config names this path
+    assert pipeline.open_run(with_lm(small_config, tmp_path / "moved")).folder == folder
+    pipeline.open_run(with_lm(small_config, lm_folder))  # whose config names this path
     retrain(lm_folder)
     other, other_loss = train_and_evaluate(with_lm(small_config, lm_folder))
     assert other != folder
     assert other_loss != loss
     with pytest.raises(ValueError, match=r"was trained from the LM .* the weights have changed since"):
-        runs.read_run(folder)
+        pipeline.read_run(folder)
 
 
 def test_an_lm_is_loaded_again_when_its_folder_has_changed(lm_folder):
@@ -280,7 +281,7 @@ def test_settings_of_an_evaluation(config, tmp_path, key, value, again):
     changed = OmegaConf.create(config["evaluation"])
     OmegaConf.update(changed, key, value)
     before = identity.evaluation(config["evaluation"], tmp_path / "trained")
-    assert (identity.evaluation(plain(changed), tmp_path / "trained") != before) == again
+    assert (identity.evaluation(OmegaConf.to_container(changed), tmp_path / "trained") != before) == again
 
 
 @pytest.fixture
@@ -301,20 +302,20 @@ def hub(tmp_path, monkeypatch):
 
 def test_the_hubs_revision_counts_and_a_run_keeps_to_it(small_config, hub):
     cfg = small_config("lm=hf", "lm.pretrained=some/model", "encoder=random", without="lm")
-    first = runs.open_run(cfg)
-    assert first.cfg.lm.revision == "a" * 40
+    first = pipeline.open_run(cfg)
+    assert first.config.lm.node["revision"] == "a" * 40
     hub["commit"] = "b" * 40
-    assert runs.open_run(cfg).folder == first.folder, "one process sees one commit"
+    assert pipeline.open_run(cfg).folder == first.folder, "one process sees one commit"
     identity._commit.cache_clear()
-    assert runs.open_run(cfg).folder != first.folder
-    assert runs.read_run(first.folder).cfg.lm.revision == "a" * 40
+    assert pipeline.open_run(cfg).folder != first.folder
+    assert pipeline.read_run(first.folder).config.lm.node["revision"] == "a" * 40
     assert identity.sentence_encoder("some/encoder")["commit"] == "b" * 40
     assert identity.sentence_encoder("mpnet")["repository"] == "sentence-transformers/mpnet"
 
 
 def test_an_lm_that_is_nowhere_is_named_before_anything_is_built(small_config, hub, tmp_path):
     with pytest.raises(ValueError, match=r"lm.pretrained=nowhere: nothing to load there \(no nowhere\)"):
-        runs.open_run(small_config("lm=hf", "lm.pretrained=nowhere", without="lm"))
+        pipeline.open_run(small_config("lm=hf", "lm.pretrained=nowhere", without="lm"))
     assert not (tmp_path / "data").exists()
 
 

@@ -8,8 +8,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from nbclient import NotebookClient
 
-from regen.commands.grid import train_and_evaluate
+from regen.config.objects import typed
 from regen.config.schema import CONF, register
+from regen.pipeline import train_and_evaluate
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
@@ -30,7 +31,7 @@ def trained(tmp_path_factory):
         runs, data = root / adapter, root / "data"
         with initialize_config_dir(str(CONF), version_base="1.3"):
             options = [f"adapter={adapter}", f"paths.runs_dir={runs}", f"paths.data_dir={data}"]
-            train_and_evaluate(compose("train", [*SMALL, *options]))
+            train_and_evaluate(typed(compose("train", [*SMALL, *options])))
         return runs, data
 
     return folders

@@ -8,11 +8,10 @@ import torch
 from omegaconf import OmegaConf
 from small import needs_vnni
 
-from regen.commands.grid import train_and_evaluate
 from regen.config.schema import CONF
 from regen.data.prepare import load_tables
 from regen.data.tables import DataError
-from regen.pipeline import prepared_artefact
+from regen.pipeline import prepared_artefact, train_and_evaluate
 from regen.training.preflight import ABOVE_ZERO, AT_LEAST, EXTRAS, SHARES, check_config, check_data
 
 pytestmark = pytest.mark.usefixtures("no_sentence_encoder")
@@ -29,7 +28,10 @@ REFUSED = [  # overrides, and what the message says
     (["split.test=0.6", "split.validation=0.4"], "leave no user to train on"),
     (["training.warmup_share=2"], "training.warmup_share=2.0 is a share"),
     (["trainer.max_steps=0"], "trainer.max_steps=0 has to be at least 1; -1 is no limit"),
-    (["encoder.name=bothh"], "encoder.name='bothh' is none of both, cf"),
+    (["encoder=none", "encoder.name=nothing"], "encoder.name='nothing' has no parts and is none of none, random"),
+    (["encoder.parts=[cf,contnt]"], "encoder.parts has contnt. A part is cf or content, or a node with"),
+    (["encoder.parts=[{_target_: a.B}]"], "A part is cf or content, or a node with _target_ and name"),
+    (["encoder.dim=8"], "encoder.dim belongs to encoder=none, random, noise"),
     (["encoder=text", "tuning=frozen"], "leaves nothing to train"),
     ([RAY, ENDPOINT], "and engine=ray would both generate"),
     ([ENDPOINT, "evaluation.generation.do_sample=true"], "decodes greedily, and evaluation.generation asks for do_sample"),

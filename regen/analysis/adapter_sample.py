@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Bool, Float, Int
-from omegaconf import OmegaConf
 from torch import Tensor
 
+from regen.config.objects import read_run_config
 from regen.data.datamodule import NarrativeDataset
 from regen.data.histories import Example
 from regen.data.prepare import item_rows, load_tables
@@ -20,8 +20,10 @@ from regen.data.tables import Tables
 from regen.embeddings.encode import Split, cf_interactions
 from regen.embeddings.fusion import CFVectors, Fused
 from regen.models.adapter import Adapter
-from regen.pipeline import ENCODER_PARTS, plain
-from regen.training.run import WEIGHTS, Run, load, opened_run
+from regen.pipeline import load_run, opened_run, user_split
+from regen.training.run import WEIGHTS, Run
+
+SIGNALS = ("both", "cf", "content")  # encoders whose vectors are CF, content or both
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class AdapterSample:
             return self.adapter(self.histories, self.mask)[self.rows, self.positions]
 
 
-def newest_run(runs: Path, *, encoders: Collection[str] = tuple(ENCODER_PARTS)) -> Path:
+def newest_run(runs: Path, *, encoders: Collection[str] = SIGNALS) -> Path:
     """The folder of the run that finished last, of those with one of the given encoders.
 
     Raises:
@@ -76,7 +78,7 @@ def newest_run(runs: Path, *, encoders: Collection[str] = tuple(ENCODER_PARTS)) 
     """
     finished = sorted(runs.glob(f"*/{WEIGHTS}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in finished:
-        if OmegaConf.load(path.parent / "config.yaml").encoder.name in encoders:
+        if read_run_config(path.parent).encoder.name in encoders:
             return path.parent
     raise FileNotFoundError(
         f"{runs}: no finished run with encoder={' or '.join(encoders)} among {len(finished)}. "
@@ -100,12 +102,12 @@ def open_adapter(folder: Path, *, interactions: int = 2000, seed: int = 0) -> Ad
         ValueError: If the run is not finished, or its encoder has neither CF nor content.
     """
     with opened_run(folder) as run:
-        if run.cfg.encoder.name not in ENCODER_PARTS:
+        if run.config.encoder.name not in SIGNALS:
             raise ValueError(
-                f"{folder}: encoder={run.cfg.encoder.name} has neither CF nor content in it. "
-                f"Give a run with encoder={', '.join(ENCODER_PARTS)}."
+                f"{folder}: encoder={run.config.encoder.name} has neither CF nor content in it. "
+                f"Give a run with encoder={', '.join(SIGNALS)}."
             )
-        loaded, tables = load(run), load_tables(run.inputs.prepared.path)
+        loaded, tables = load_run(run), load_tables(run.inputs.prepared.path)
     assert loaded.model.adapter is not None  # only encoder=text has none
     test = loaded.data.splits["test"]
     places, available = _places(test.examples, interactions, seed)
@@ -119,7 +121,7 @@ def open_adapter(folder: Path, *, interactions: int = 2000, seed: int = 0) -> Ad
         mask=batch.history_mask,
         rows=torch.from_numpy(rows),
         positions=torch.from_numpy(places[:, 2]),
-        interactions=_described(tables, places[:, 0], Split(**plain(run.cfg.split))),
+        interactions=_described(tables, places[:, 0], user_split(run.config.split)),
         available=available,
         seed=seed,
         token_embeddings=_token_embeddings(loaded.model.lm, len(loaded.lm.tokenizer)),

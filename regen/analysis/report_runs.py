@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from omegaconf import OmegaConf
+import yaml
 
-from regen.commands.grid import CELL
+from regen.evaluation.cells import CELL, grid_cells, run_cells
 from regen.evaluation.comparison import Cell
-from regen.evaluation.evaluate import PREDICTIONS, grid_cells, run_cells
+from regen.evaluation.evaluate import PREDICTIONS
 from regen.evaluation.prediction_files import read_predictions
-from regen.pipeline import plain
 from regen.storage.artefacts import Artefact, open_artefact
 from regen.training.run import RECORD, WEIGHTS
 
 _ABSENT = object()
+_BY_NAME = ("feature", "encoder")  # settings that a table shows by their names
 _CREDENTIALS = re.compile(r"(?<=//)[^/@\s]+@")  # of an address; a report is passed on
 
 
@@ -135,11 +135,12 @@ def common_settings(runs: Sequence[ReportedRun]) -> dict[str, Any]:
 def differing_settings(runs: Sequence[ReportedRun]) -> tuple[list[str], list[list[str]]]:
     """The dotted keys whose values are not the same in all runs, and a row of values for each run.
 
-    Prompts stand with the features; here a feature is its name.
+    A feature and an encoder are shown by their names.
     """
     settings = [
         {
-            **{".".join(path): _shown(value) for path, value in leaves(run.config) if path[0] != "feature"},
+            **{".".join(path): _shown(value) for path, value in leaves(run.config) if path[0] not in _BY_NAME},
+            "encoder.name": run.encoder,
             "feature": " + ".join(run.config.get("feature", ())),
         }
         for run in runs
@@ -181,7 +182,7 @@ def _config(folder: Path) -> dict[str, Any]:
     """As resolved by the run, or noted in a grid by a cell that has none."""
     for name in ("config.yaml", CELL):
         if (path := folder / name).is_file():
-            config = plain(OmegaConf.load(path))
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
             return _without_credentials(config["config"] if name == CELL else config)
     return {}
 

@@ -10,6 +10,7 @@ COMMANDS = {
     "rate": "let language models rate narratives",
     "release": "make a data set of histories, narratives and ratings that others can load",
     "encode": "compute the CF and content vectors of the interactions",
+    "plan": "print what `regen train` would reuse and build, and where its run lies",
     "train": "train and score one model, or a grid of them with -m",
     "evaluate": "score a run again, compare runs, or score another system's narratives",
     "side_by_side": "let language models compare two runs",

@@ -1,16 +1,20 @@
 """The W&B dashboard of a project: `regen dashboard project=NAME`."""
 
-from omegaconf import DictConfig
-
 from regen.config.command_line import main
+from regen.config.schema import DashboardConfig
 
 
 @main("dashboard")
-def run(cfg: DictConfig) -> None:
+def run(config: DashboardConfig) -> None:
     from regen.analysis.wandb_dashboard import Dashboard, save_dashboard, workspace_spec
-    from regen.pipeline import plain
 
-    options = plain(cfg)
-    dry_run = options.pop("dry_run")
-    dashboard = Dashboard(**options)
-    print(workspace_spec(dashboard) if dry_run else save_dashboard(dashboard))  # noqa: T201
+    dashboard = Dashboard(
+        project=config.project,
+        entity=config.entity,
+        name=config.name,
+        features=config.features,
+        metrics=config.metrics,
+        by=config.by,
+        group=config.group,
+    )
+    print(workspace_spec(dashboard) if config.dry_run else save_dashboard(dashboard))  # noqa: T201

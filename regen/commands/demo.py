@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from regen.config.command_line import main
+from regen.config.schema import DemoConfig
 
 
 @main("demo")
-def run(cfg: DictConfig) -> None:
+def run(config: DemoConfig) -> None:
     try:
         from regen.serving.demo.serve import serve
     except ModuleNotFoundError as error:
@@ -17,4 +16,4 @@ def run(cfg: DictConfig) -> None:
     def ready(address: str) -> None:
         print(f"Open {address} (Ctrl-C ends it).", flush=True)  # noqa: T201
 
-    serve(Path(cfg.runs), host=cfg.host, port=cfg.port, ready=ready)
+    serve(Path(config.runs), host=config.host, port=config.port, ready=ready)

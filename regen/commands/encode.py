@@ -1,12 +1,11 @@
 """Stage `encode` alone: `regen encode source=xrec cf=bpr`."""
 
-from omegaconf import DictConfig
-
 from regen.config.command_line import main
+from regen.config.schema import EncodeConfig
 
 
 @main("encode")
-def run(cfg: DictConfig) -> None:
+def run(config: EncodeConfig) -> None:
     from regen.pipeline import data_artefact, encoded_artefacts
 
-    encoded_artefacts(cfg, ("cf", "content"), data_artefact(cfg), force=cfg.force)
+    encoded_artefacts(config, ("cf", "content"), data_artefact(config), force=config.force)

@@ -1,12 +1,123 @@
 """`regen evaluate` and `evaluate.py`: scores a run again, compares runs, or scores another system's predictions."""
 
-from omegaconf import DictConfig
+import json
+import re
+import sys
+from dataclasses import replace
+from glob import glob
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from regen.config.command_line import main
+from regen.config.schema import EvaluateConfig
+
+if TYPE_CHECKING:
+    from regen.evaluation.comparison import Cell, Comparison
 
 
 @main("evaluate")
-def run(cfg: DictConfig) -> None:
-    from regen.evaluation.evaluate import evaluate_from_config
+def run(config: EvaluateConfig) -> None:
+    evaluate_from_config(config)
 
-    evaluate_from_config(cfg)
+
+def evaluate_from_config(config: EvaluateConfig) -> None:
+    """`python evaluate.py`: one of `run=`, `runs=` and `predictions=`; the last two together make one table.
+
+    Raises:
+        ValueError: If none or several of them are given, or `diagnose=true` without `run=`, or `against=` without
+            `runs=`.
+    """
+    given = [name for name in ("run", "runs", "predictions") if getattr(config, name) is not None]
+    if config.against is not None and given != ["runs"]:
+        raise ValueError(f"against={config.against} takes runs=FOLDER alone; got {' and '.join(given) or 'none'}.")
+    if len(given) != 1 and given != ["runs", "predictions"]:
+        raise ValueError(
+            "Give one of run=, runs= and predictions=, or runs= and predictions= for one table; "
+            f"got {' and '.join(given) or 'none'}."
+        )
+    if config.diagnose and given != ["run"]:
+        raise ValueError(f"diagnose=true takes run=FOLDER, because it generates anew; got {given[0]}=.")
+    from regen.evaluation.cells import cells_beside, grid_cells, run_cells
+    from regen.evaluation.evaluate import embedder, evaluate_run, evaluation_is_current, options
+    from regen.evaluation.scoring import SCORES, score_predictions_file, scores_to_text
+    from regen.pipeline import diagnose, load_folder, load_run, read_run
+    from regen.training.run import locked
+
+    theirs = None
+    if config.predictions is not None:
+        path = Path(config.predictions)
+        theirs = Path("outputs/predictions") / path.name.split(".")[0]
+        embed, scoring = embedder(config.evaluation), options(config.evaluation)
+        scores = score_predictions_file(path, theirs, embed=embed, options=scoring)
+        _show(f"{scores_to_text(scores)}\n{theirs / SCORES}")
+    if config.against is not None:
+        assert config.runs is not None
+        compare_sides(config.runs, config.against, resamples=config.evaluation.resamples, seed=config.evaluation.seed)
+    elif config.runs is not None:
+        folder = Path(config.runs)
+        cells = grid_cells(folder) or run_cells(folder)
+        if not cells:
+            raise FileNotFoundError(f"runs={folder}: neither the folder of a grid nor one that holds runs.")
+        if theirs is not None:
+            cells += cells_beside(cells, theirs)
+        compare_cells(cells, folder, resamples=config.evaluation.resamples, seed=config.evaluation.seed)
+    if config.run is not None:
+        run = read_run(Path(config.run))
+        run = replace(run, config=replace(run.config, evaluation=config.evaluation, engine=config.engine))
+        with locked(run):
+            if config.force or not evaluation_is_current(run):
+                evaluate_run(load_run(run), run_logger=None, reopen=load_folder)
+        _show(f"{scores_to_text(json.loads((run.folder / SCORES).read_text()))}\n{run.folder / SCORES}")
+        if config.diagnose:
+            report = diagnose(run.folder)
+            _show(f"\n{report.read_text(encoding='utf-8')}\n{report}")
+
+
+def compare_sides(runs: str, against: str, *, resamples: int, seed: int) -> None:
+    """Writes and shows a table of each encoder's runs against others of the same encoder, for instance two adapters.
+
+    Args:
+        runs: a folder of a grid or of runs, or a pattern that matches such folders or run folders.
+        against: the same, for what they are compared with.
+        resamples: bootstrap resamples.
+        seed: of the bootstrap.
+
+    Raises:
+        FileNotFoundError: If one of them matches no run.
+        ValueError: If both are the same, or a side has two runs that differ in nothing but the seed they share.
+    """
+    from regen.evaluation.cells import grid_cells, run_cells
+    from regen.evaluation.comparison import compare
+
+    if runs == against:
+        raise ValueError(f"runs= and against= are both {runs}; give the runs to compare with.")
+    cells = []
+    for name, pattern in (("runs", runs), ("against", against)):
+        matches = [pattern] if Path(pattern).is_dir() else sorted(glob(pattern))  # noqa: PTH207 - absolute ones too
+        folders = [Path(path) for path in matches]
+        found = grid_cells(*folders) or run_cells(*folders)
+        if not found:
+            raise FileNotFoundError(f"{name}={pattern}: matches neither the folder of a grid nor runs.")
+        cells += [replace(cell, encoder=pattern, settings={**cell.settings, "encoder": cell.encoder}) for cell in found]
+    comparison = compare(cells, subject=runs, baselines=[against], resamples=resamples, seed=seed)
+    sides = " vs ".join("-".join(re.findall(r"[\w=.]+", side)) for side in (runs, against))
+    _publish(comparison, Path("outputs/comparisons") / sides, show=True)
+
+
+def compare_cells(cells: "list[Cell]", folder: Path, *, resamples: int, seed: int, show: bool = True) -> None:
+    """Writes and shows the table over cells."""
+    from regen.evaluation.comparison import compare
+
+    comparison = compare(cells, resamples=resamples, seed=seed)
+    _publish(comparison, folder, show=show)
+
+
+def _publish(comparison: "Comparison", folder: Path, *, show: bool) -> None:
+    comparison.write(folder)
+    if show:
+        _show(f"\n{comparison.to_terminal()}\n\n{folder / 'table.md'}")
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

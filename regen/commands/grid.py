@@ -8,18 +8,19 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from regen.runtime.console import quiet_libraries
+from regen.config.objects import plain
+from regen.config.schema import TrainConfig
+from regen.evaluation.cells import CELL
+from regen.pipeline import train_and_evaluate
 from regen.runtime.threads import share_cores
 from regen.storage.artefacts import write_atomically
-from regen.training.preflight import check_config
 
 logger = logging.getLogger(__name__)
-CELL = "cell.json"  # in the job's folder of a multirun: where its run lies, or why there is none
 
 
-def run_cell(cfg: DictConfig) -> float:
+def run_cell(config: TrainConfig) -> float:
     """Trains and evaluates one cell, or finds it done. In a grid a failure is noted and the other cells go on.
 
     Returns:
@@ -27,19 +28,19 @@ def run_cell(cfg: DictConfig) -> float:
     """
     job = HydraConfig.get()
     share_cores(job.launcher)
-    _warn_of_idle_overrides(cfg, list(job.overrides.task))
+    _warn_of_idle_overrides(config, list(job.overrides.task))
     if job.mode is not RunMode.MULTIRUN:
-        return train_and_evaluate(cfg)[1]
-    if cfg.trainer.devices > 1 or cfg.trainer.strategy not in ("auto", "single_device"):
+        return train_and_evaluate(config)[1]
+    if config.trainer.devices > 1 or config.trainer.strategy not in ("auto", "single_device"):
         raise ValueError(
-            f"A sweep with trainer.devices={cfg.trainer.devices} and trainer.strategy={cfg.trainer.strategy} would "
-            "start the whole sweep again in every process. Sweep single-device jobs, or run the cells one by one."
+            f"A sweep with trainer.devices={config.trainer.devices} and trainer.strategy={config.trainer.strategy} "
+            "would start the whole sweep again in every process. Sweep single-device jobs, or run the cells one by one."
         )
     note: dict[str, Any] = {"overrides": list(job.overrides.task), "run": None, "error": None}
     folder = Path(job.runtime.output_dir)
     _announce(folder, int(job.job.num), note["overrides"])
     try:
-        run, loss = train_and_evaluate(cfg)
+        run, loss = train_and_evaluate(config)
         note["run"] = str(run.resolve())
         return loss
     except Exception as error:
@@ -47,7 +48,7 @@ def run_cell(cfg: DictConfig) -> float:
         note["error"] = f"{type(error).__name__}: {error}"
         return float("nan")
     finally:
-        _note(folder / CELL, cfg, note)
+        _note(folder / CELL, plain(config), note)
 
 
 class GridTable(Callback):
@@ -61,12 +62,13 @@ class GridTable(Callback):
         for note in folder.glob(f"*/{CELL}"):  # of an earlier multirun in this folder
             note.unlink()
         for number, (overrides, cfg) in enumerate(_planned_cells(config, kwargs["config_name"])):
-            _note(folder / str(number) / CELL, cfg, {"overrides": overrides, "run": None, "error": None})
+            _note(folder / str(number) / CELL, _values(cfg), {"overrides": overrides, "run": None, "error": None})
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         if HydraConfig.get().mode is not RunMode.MULTIRUN:
             return  # before the import: an error message does not wait for torch
-        from regen.evaluation.evaluate import compare_cells, grid_cells
+        from regen.commands.evaluate import compare_cells
+        from regen.evaluation.cells import grid_cells
 
         if cells := grid_cells(Path(config.hydra.sweep.dir)):
             compare_cells(
@@ -78,7 +80,8 @@ class GridTable(Callback):
             )
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from regen.evaluation.evaluate import compare_cells, grid_cells
+        from regen.commands.evaluate import compare_cells
+        from regen.evaluation.cells import grid_cells
 
         folder = Path(config.hydra.sweep.dir)
         cells = grid_cells(folder)
@@ -87,32 +90,6 @@ class GridTable(Callback):
         compare_cells(cells, folder, resamples=config.evaluation.resamples, seed=config.evaluation.seed)
         if failed := [cell for cell in cells if cell.error]:
             raise SystemExit(f"{len(failed)} of {len(cells)} cells failed; the table above names why.")
-
-
-def train_and_evaluate(cfg: DictConfig) -> tuple[Path, float]:
-    """One cell without Hydra's job around it: resumes it, or finds it finished.
-
-    Returns:
-        The run's folder and its best validation loss.
-    """
-    from regen.evaluation.evaluate import evaluate_run, evaluation_is_current
-    from regen.training import run as runs
-
-    check_config(cfg)
-    quiet_libraries()  # again: lightning sets its levels when it is imported
-    run = runs.open_run(cfg)
-    with runs.locked(run):
-        if cfg.force and runs.is_main_process():
-            runs.forget(run)
-        if not (run.finished and evaluation_is_current(run)):
-            with runs.experiment_logger(run) as run_logger:
-                loaded = runs.load(run) if run.finished else runs.fit(run, run_logger)
-                if runs.is_main_process():
-                    evaluate_run(loaded, run_logger)
-        else:
-            logger.info("finished before: %s", run.folder)
-    loss = json.loads((run.folder / runs.RECORD).read_text()).get("val_loss")
-    return run.folder, float("nan") if loss is None else float(loss)
 
 
 def _planned_cells(config: DictConfig, config_name: str) -> list[tuple[list[str], DictConfig]]:
@@ -147,27 +124,28 @@ def _announce(folder: Path, number: int, overrides: list[str]) -> None:
     logger.info("cell %d of %d: %s", number + 1, max(len(notes), number + 1), own)
 
 
-def _note(path: Path, cfg: DictConfig, note: dict[str, Any]) -> None:
-    from omegaconf import OmegaConf
+def _values(cfg: DictConfig) -> Any:
+    """A composed config as plain values; what has no value yet stays `???`."""
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False, enum_to_str=True)
 
+
+def _note(path: Path, config: Any, note: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    note["config"] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False, enum_to_str=True)
-    write_atomically(path, lambda beside: beside.write_text(json.dumps(note, indent=2)))
+    write_atomically(path, lambda beside: beside.write_text(json.dumps({**note, "config": config}, indent=2)))
 
 
-def _warn_of_idle_overrides(cfg: DictConfig, overrides: list[str]) -> None:
+def _warn_of_idle_overrides(config: TrainConfig, overrides: list[str]) -> None:
     """Warns of an option that has no effect beside the others."""
-    from omegaconf import OmegaConf
-
     keys = [override.lstrip("+~").split("=")[0] for override in overrides]
+    locations = " ".join(str(value) for value in config.source.node.values())
     idle = {
-        "vertical": "${vertical." not in str(OmegaConf.to_container(cfg.source, resolve=False)),
-        "adapter": cfg.encoder.name == "text",
-        "cf": cfg.encoder.name not in ("both", "cf"),
-        "content": cfg.encoder.name not in ("both", "content"),
+        "vertical": not any(word in locations for word in (config.vertical.name, config.vertical.file)),
+        "adapter": config.encoder.name == "text",
+        "cf": "cf" not in config.encoder.parts,
+        "content": "content" not in config.encoder.parts,
     }
     for key in keys:
         group = key.split(".")[0].split("@")[0]
         if idle.get(group, False):
-            reason = "source" if group == "vertical" else f"encoder={cfg.encoder.name}"
+            reason = "source" if group == "vertical" else f"encoder={config.encoder.name}"
             logger.warning("%s has no effect with this %s.", key, reason)

@@ -2,23 +2,23 @@
 
 from collections.abc import Mapping
 
-from omegaconf import DictConfig
-
 from regen.config.command_line import main
+from regen.config.schema import NarrateConfig
 
 
 @main("narrate")
-def run(cfg: DictConfig) -> None:
+def run(config: NarrateConfig) -> None:
     from regen.commands.prepare import counts_table
+    from regen.narratives.choices import build_narrator
     from regen.narratives.narrate import OpenAINarrator, estimate, histories_of
-    from regen.pipeline import build_narrator, data_artefact, prepared_artefact
+    from regen.pipeline import data_artefact, prepared_artefact
 
-    narrator = build_narrator(cfg)
-    if cfg.dry_run:
+    narrator = build_narrator(config)
+    if config.dry_run:
         if not isinstance(narrator, OpenAINarrator):
-            raise ValueError(f"dry_run=true: narrator={cfg.narrator.name} asks nobody and costs nothing.")
+            raise ValueError(f"dry_run=true: narrator={config.narrator.name} asks nobody and costs nothing.")
         histories, _ = histories_of(
-            prepared_artefact(cfg), max_history=cfg.narrator.max_history, users=cfg.narrator.users
+            prepared_artefact(config), max_history=config.narrator.max_history, users=config.narrator.users
         )
         requests = narrator.requests(histories)
         print(  # noqa: T201
@@ -27,7 +27,7 @@ def run(cfg: DictConfig) -> None:
             )
         )
         return
-    artefact = data_artefact(cfg, force=cfg.force)
+    artefact = data_artefact(config, force=config.force)
     print(counts_table(artefact.manifest["counts"]))  # noqa: T201
     print(f"\n{artefact.path}")  # noqa: T201
 

@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping
 
-from omegaconf import DictConfig
-
 from regen.config.command_line import main
+from regen.config.schema import PrepareConfig
 
 
 @main("prepare")
-def run(cfg: DictConfig) -> None:
+def run(config: PrepareConfig) -> None:
     from regen.pipeline import prepared_artefact
 
-    artefact = prepared_artefact(cfg, force=cfg.force)
+    artefact = prepared_artefact(config, force=config.force)
     print(counts_table(artefact.manifest["counts"]))  # noqa: T201
     print(f"\n{artefact.path}")  # noqa: T201
 

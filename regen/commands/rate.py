@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
-
 from regen.config.command_line import main
+from regen.config.schema import RateConfig
 
 if TYPE_CHECKING:
     import polars as pl
@@ -14,35 +13,36 @@ if TYPE_CHECKING:
 
 
 @main("rate")
-def run(cfg: DictConfig) -> None:
+def run(config: RateConfig) -> None:
     import polars as pl
 
     from regen.commands.narrate import estimate_table
+    from regen.narratives.choices import build_raters
     from regen.narratives.narrate import estimate
     from regen.narratives.rate import rate, requests_of, subjects
-    from regen.pipeline import HISTORY, build_engine, build_raters, data_artefact
+    from regen.pipeline import HISTORY, data_artefact
 
-    _refuse_to_narrate(cfg)
-    data, narratives = (data_artefact(cfg), None) if cfg.run is None else written_by(Path(cfg.run))
-    raters = build_raters(cfg)
-    if cfg.dry_run:
-        people = subjects(data, max_history=HISTORY, users=cfg.users, narratives=narratives)
+    _refuse_to_narrate(config)
+    data, narratives = (data_artefact(config), None) if config.run is None else written_by(Path(config.run))
+    raters = build_raters(config.rater, max_cost=config.max_cost)
+    if config.dry_run:
+        people = subjects(data, max_history=HISTORY, users=config.users, narratives=narratives)
         for rater in raters:
-            requests = requests_of(rater, people, cfg.draws)
+            requests = requests_of(rater, people, config.draws)
             numbers = estimate(requests, endpoint=rater.endpoint, ledger=rater.ledger, limits=rater.run_limits)
             print(f"rater {rater.name}\n{estimate_table(numbers)}")  # noqa: T201
         return
     artefact = rate(
         raters,
         data=data,
-        draws=cfg.draws,
+        draws=config.draws,
         max_history=HISTORY,
-        users=cfg.users,
-        max_cost=cfg.max_cost,
-        root=Path(cfg.paths.data_dir),
+        users=config.users,
+        max_cost=config.max_cost,
+        root=Path(config.paths.data_dir),
         narratives=narratives,
-        force=cfg.force,
-        engine=build_engine(cfg),
+        force=config.force,
+        engine=config.engine.build(),
     )
     ratings = pl.read_parquet(artefact.path / "ratings.parquet", glob=False)
     means = ratings.group_by("rater", "stage", "attribute").agg(
@@ -55,16 +55,19 @@ def run(cfg: DictConfig) -> None:
     print(f"\n{artefact.path}")  # noqa: T201
 
 
-def _refuse_to_narrate(cfg: DictConfig) -> None:
+def _refuse_to_narrate(config: RateConfig) -> None:
     """Rating never pays for narratives: those of an endpoint have to be there."""
+    from regen.narratives.choices import build_narrator
     from regen.narratives.narrate import OpenAINarrator, estimate, histories_of
-    from regen.pipeline import build_narrator, prepared_artefact
+    from regen.pipeline import prepared_artefact
 
-    if cfg.run is not None or cfg.narrator.name != "openai":
+    if config.run is not None or config.narrator.name != "openai":
         return
-    narrator = build_narrator(cfg)
+    narrator = build_narrator(config)
     assert isinstance(narrator, OpenAINarrator)
-    histories, _ = histories_of(prepared_artefact(cfg), max_history=cfg.narrator.max_history, users=cfg.narrator.users)
+    histories, _ = histories_of(
+        prepared_artefact(config), max_history=config.narrator.max_history, users=config.narrator.users
+    )
     requests = narrator.requests(histories)
     numbers = estimate(requests, endpoint=narrator.endpoint, ledger=narrator.ledger, limits=narrator.run_limits)
     if numbers["already_answered"] == 0:
@@ -80,8 +83,7 @@ def written_by(folder: Path) -> "tuple[Artefact, pl.DataFrame]":
     Raises:
         ValueError: If the folder holds no finished run.
     """
-    from omegaconf import OmegaConf
-
+    from regen.config.objects import read_run_config
     from regen.evaluation.prediction_files import read_predictions
     from regen.pipeline import data_artefact
 
@@ -90,7 +92,5 @@ def written_by(folder: Path) -> "tuple[Artefact, pl.DataFrame]":
             raise ValueError(
                 f"{folder}: no {name}, so this is no run that wrote narratives. Give a folder of runs_dir."
             )
-    cfg = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(cfg, DictConfig)
     texts = read_predictions(folder / "predictions.jsonl").rename({"prediction": "text"})
-    return data_artefact(cfg), texts
+    return data_artefact(read_run_config(folder)), texts

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from regen.config.command_line import main
+from regen.config.schema import ReportConfig
 
 
 @main("report")
-def run(cfg: DictConfig) -> None:
+def run(config: ReportConfig) -> None:
     from regen.analysis.report import write_report
 
-    out = None if cfg.out is None else Path(cfg.out)
-    print(write_report(Path(cfg.runs), out, users=cfg.users, seed=cfg.seed, figures=cfg.figures))  # noqa: T201
+    out = None if config.out is None else Path(config.out)
+    print(write_report(Path(config.runs), out, users=config.users, seed=config.seed, figures=config.figures))  # noqa: T201

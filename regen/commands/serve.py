@@ -1,14 +1,13 @@
 """Narratives over HTTP: `regen serve checkpoint=FOLDER`."""
 
-from omegaconf import DictConfig
-
 from regen.config.command_line import main
+from regen.config.schema import ServeConfig
 
 
 @main("serve")
-def run(cfg: DictConfig) -> None:
+def run(config: ServeConfig) -> None:
     try:
         from regen.serving.server import serve
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}. The service needs an extra: pip install 'regen[serve]'") from error
-    serve(cfg)
+    serve(config)

@@ -2,29 +2,29 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from regen.config.command_line import main
+from regen.config.schema import SideBySideConfig
 
 
 @main("side_by_side")
-def run(cfg: DictConfig) -> None:
+def run(config: SideBySideConfig) -> None:
     import json
 
     import polars as pl
 
     from regen.commands.rate import written_by
+    from regen.narratives.choices import build_raters
     from regen.narratives.rate import subjects
     from regen.narratives.side_by_side import Pair, cautions, compare_side_by_side
-    from regen.pipeline import HISTORY, build_engine, build_raters
+    from regen.pipeline import HISTORY
 
-    (data, a), (other, b) = written_by(Path(cfg.a)), written_by(Path(cfg.b))
+    (data, a), (other, b) = written_by(Path(config.a)), written_by(Path(config.b))
     if data.fingerprint != other.fingerprint:
         raise ValueError(
             f"a is on the data {data.path.name} and b on {other.path.name}; compare runs on the same data."
         )
     both = a.join(b, on=["user_id", "feature", "item_id"], how="inner", suffix="_b", nulls_equal=True)
-    people = subjects(data, max_history=HISTORY, users=cfg.users, narratives=both)
+    people = subjects(data, max_history=HISTORY, users=config.users, narratives=both)
     histories = {subject.history.user_id: subject.history for subject in people}
     pairs = [
         Pair(history, feature, one, two)
@@ -34,11 +34,11 @@ def run(cfg: DictConfig) -> None:
     ]
     artefact = compare_side_by_side(
         pairs,
-        build_raters(cfg),
-        max_cost=cfg.max_cost,
-        root=Path(cfg.paths.data_dir),
-        force=cfg.force,
-        engine=build_engine(cfg),
+        build_raters(config.rater, max_cost=config.max_cost),
+        max_cost=config.max_cost,
+        root=Path(config.paths.data_dir),
+        force=config.force,
+        engine=config.engine.build(),
     )
     summary = json.loads((artefact.path / "summary.json").read_text())
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):

@@ -1,12 +1,11 @@
 """`regen train` and `train.py`: trains a model, or a grid of them with -m."""
 
-from omegaconf import DictConfig
-
 from regen.config.command_line import main
+from regen.config.schema import TrainConfig
 
 
 @main("train")
-def run(cfg: DictConfig) -> float:
+def run(config: TrainConfig) -> float:
     from regen.commands.grid import run_cell  # torch loads here: --help stays fast
 
-    return run_cell(cfg)
+    return run_cell(config)

@@ -1,7 +1,7 @@
 """The command line: Hydra's, but a user's mistake gets a short message instead of a traceback.
 
     @main("train")
-    def train_main(cfg: DictConfig) -> float: ...
+    def train_main(config: TrainConfig) -> float: ...
 
 Exit codes: 0 done, 1 the task failed, 2 the command or its config is wrong, 130 interrupted. HYDRA_FULL_ERROR=1 in the
 environment brings all tracebacks back.
@@ -26,6 +26,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from yaml import YAMLError
 
 from regen.config.errors import UnknownKeyError, check, explain
+from regen.config.objects import typed
 from regen.config.schema import CONF, register
 from regen.runtime.console import quiet_libraries
 
@@ -34,16 +35,23 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 HINT = f"Set {FULL_ERROR}=1 for the traceback."
 _CREDENTIALS = re.compile(r"://[^/?#\s]*@|base_url=[^?]*\?")  # a user name, a password or a query in an address
 
-Task = Callable[[DictConfig], Any]
+Task = Callable[[Any], Any]
 
 
 def main(config_name: str, *, config_dir: Path = CONF) -> Callable[[Task], Callable[[], None]]:
-    """Makes a task the main function of a script, as `hydra.main` does; see `run_hydra`."""
+    """Makes a task the main function of a script, as `hydra.main` does; see `run_hydra`.
+
+    The task is called with the typed object of the config (`regen.config.objects.typed`).
+    """
 
     def decorate(task: Task) -> Callable[[], None]:
         @functools.wraps(task)
+        def with_objects(cfg: DictConfig) -> Any:
+            return task(typed(cfg))
+
+        @functools.wraps(task)
         def command() -> None:
-            run_hydra(task, config_name=config_name, config_dir=config_dir)
+            run_hydra(with_objects, config_name=config_name, config_dir=config_dir)
 
         return command
 

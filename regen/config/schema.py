@@ -5,35 +5,49 @@ error when the config is composed. An option of your own (an adapter, an encoder
 YAML beside ours, with `_target_` naming your class.
 """
 
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import FrozenInstanceError, dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-_PACKAGE = Path(__file__).parents[1]
-CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
-"""The folder of YAML files: inside the package where it was installed from a wheel, beside it in a clone."""
+CONF = Path(__file__).parents[1] / "conf"
+"""The folder of YAML files. In a clone it is a link to `conf/`; a wheel holds the files themselves."""
 
 
-class OnBadRow(Enum):
+if TYPE_CHECKING:
+    from regen.config.objects import AdapterChoice, Component, TuningChoice
+else:  # for OmegaConf, a node whose schema its own YAML file names
+    AdapterChoice = Component = TuningChoice = Any
+
+
+class Settings:
+    """Base of the schema's classes: an object of them is never changed."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(self):
+            raise FrozenInstanceError(f"{type(self).__name__}.{name} cannot be set again. Use dataclasses.replace.")
+        super().__setattr__(name, value)
+
+
+class OnBadRow(StrEnum):
     error = "error"
     skip = "skip"
 
 
-class Init(Enum):
+class Init(StrEnum):
     random = "random"
     ridge = "ridge"
 
 
-class Precision(Enum):
+class Precision(StrEnum):
     int8 = "int8"
 
 
 @dataclass
-class SyntheticSource:
+class SyntheticSource(Settings):
     _target_: str = MISSING
     vertical: str = MISSING
     users: int = MISSING
@@ -46,7 +60,7 @@ class SyntheticSource:
 
 
 @dataclass
-class FolderSource:
+class FolderSource(Settings):
     _target_: str = MISSING
     folder: str = MISSING
     on_bad_row: OnBadRow = OnBadRow.error
@@ -58,7 +72,7 @@ class JsonlSource(FolderSource):
 
 
 @dataclass
-class AmazonSource:
+class AmazonSource(Settings):
     _target_: str = MISSING
     folder: str | None = None
     reviews: str = MISSING
@@ -68,7 +82,7 @@ class AmazonSource:
 
 
 @dataclass
-class ReleaseFields:
+class ReleaseFields(Settings):
     user_id: str = MISSING
     history: str = MISSING
     item_id: str = MISSING
@@ -85,7 +99,7 @@ class ReleaseFields:
 
 
 @dataclass
-class ReleaseSource:
+class ReleaseSource(Settings):
     _target_: str = MISSING
     path: str = MISSING
     on_bad_row: OnBadRow = OnBadRow.error
@@ -94,35 +108,28 @@ class ReleaseSource:
 
 
 @dataclass
-class Vertical:
+class Vertical(Settings):
     name: str = MISSING
     file: str = MISSING
 
 
 @dataclass
-class Split:
+class Split(Settings):
     validation: float = MISSING
     test: float = MISSING
     salt: str = MISSING
 
 
 @dataclass
-class Encoder:
+class Encoder(Settings):
     name: str = MISSING
+    parts: list[Any] = field(default_factory=list)
+    dim: int | None = None
+    max_tokens: int | None = None
 
 
 @dataclass
-class ControlEncoder(Encoder):
-    dim: int = MISSING
-
-
-@dataclass
-class TextEncoder(Encoder):
-    max_tokens: int = MISSING
-
-
-@dataclass
-class ALS:
+class ALS(Settings):
     _target_: str = MISSING
     factors: int = MISSING
     regularization: float = MISSING
@@ -136,21 +143,21 @@ class BPR(ALS):
 
 
 @dataclass
-class CF:
+class CF(Settings):
     name: str = MISSING
     alpha: float = MISSING
-    model: Any = MISSING
+    model: Component = MISSING
 
 
 @dataclass
-class Content:
+class Content(Settings):
     name: str = MISSING
     pretrained: str = MISSING
     batch_size: int = MISSING
 
 
 @dataclass
-class LinearAdapter:
+class LinearAdapter(Settings):
     _target_: str = MISSING
     name: str = MISSING
     init: Init = MISSING
@@ -173,14 +180,14 @@ class TransformerAdapter(LinearAdapter):
 
 
 @dataclass
-class PackagedLM:
+class PackagedLM(Settings):
     _target_: str = MISSING
     name: str = MISSING
     package: str = MISSING
 
 
 @dataclass
-class PretrainedLM:
+class PretrainedLM(Settings):
     _target_: str = MISSING
     name: str = MISSING
     pretrained: str = MISSING
@@ -188,7 +195,7 @@ class PretrainedLM:
 
 
 @dataclass
-class TinyLM:
+class TinyLM(Settings):
     _target_: str = MISSING
     name: str = MISSING
     width: int = MISSING
@@ -198,7 +205,7 @@ class TinyLM:
 
 
 @dataclass
-class Tuning:
+class Tuning(Settings):
     _target_: str = MISSING
     name: str = MISSING
     lr: float = MISSING
@@ -213,20 +220,20 @@ class LoRA(Tuning):
 
 
 @dataclass
-class Feature:
+class Feature(Settings):
     prompt: str = MISSING
     withhold_final_review: bool = MISSING
     epochs: int = 1
 
 
 @dataclass
-class Data:
+class Data(Settings):
     max_history: int = MISSING
     max_narrative_tokens: int | None = None
 
 
 @dataclass
-class Training:
+class Training(Settings):
     epochs: int | None = None
     batch_size: int = MISSING
     weight_decay: float = MISSING
@@ -238,19 +245,20 @@ class Training:
 
 
 @dataclass
-class Evaluation:
+class Evaluation(Settings):
     batch_size: int = MISSING
     endpoint: str | None = None
     precision: Precision | None = None
     generation: dict[str, Any] = MISSING
     similarity: str = MISSING
     rouge_stemmer: bool = MISSING
+    metrics: dict[str, Component] = field(default_factory=dict)
     resamples: int = MISSING
     seed: int = MISSING
 
 
 @dataclass
-class Trainer:
+class Trainer(Settings):
     accelerator: str = MISSING
     devices: int = MISSING
     strategy: str = MISSING
@@ -261,17 +269,17 @@ class Trainer:
 
 
 @dataclass
-class CSVLogger:
+class CSVLogger(Settings):
     _target_: str = MISSING
 
 
 @dataclass
-class TensorBoardLogger:
+class TensorBoardLogger(Settings):
     _target_: str = MISSING
 
 
 @dataclass
-class WandbLogger:
+class WandbLogger(Settings):
     _target_: str = MISSING
     project: str = MISSING
     entity: str | None = None
@@ -284,13 +292,13 @@ class WandbLogger:
 
 
 @dataclass
-class Paths:
+class Paths(Settings):
     data_dir: str = MISSING
     runs_dir: str = MISSING
 
 
 @dataclass
-class LocalEngine:
+class LocalEngine(Settings):
     _target_: str = MISSING
     interactions: int = MISSING
 
@@ -306,7 +314,7 @@ class RayEngine(LocalEngine):
 
 
 @dataclass
-class Narrator:
+class Narrator(Settings):
     name: str = MISSING
 
 
@@ -317,13 +325,13 @@ class WritingNarrator(Narrator):
 
 
 @dataclass
-class EndpointPrice:
+class EndpointPrice(Settings):
     prompt: float | None = None
     completion: float | None = None
 
 
 @dataclass
-class Endpoint:
+class Endpoint(Settings):
     model: str = MISSING
     base_url: str | None = None
     api_key_env: str = MISSING
@@ -348,8 +356,8 @@ class OpenAINarrator(Endpoint, WritingNarrator):
 
 
 @dataclass
-class PrepareConfig:
-    source: Any = MISSING
+class PrepareConfig(Settings):
+    source: Component = MISSING
     vertical: Vertical = MISSING
     paths: Paths = MISSING
     force: bool = False
@@ -357,14 +365,14 @@ class PrepareConfig:
 
 @dataclass
 class NarratedConfig(PrepareConfig):
-    narrator: Any = MISSING
+    narrator: Any = MISSING  # one of the classes above, by its name
     max_cost: float | None = None
 
 
 @dataclass
 class NarrateConfig(NarratedConfig):
     dry_run: bool = False
-    engine: Any = MISSING
+    engine: Component = MISSING
 
 
 @dataclass
@@ -376,12 +384,12 @@ class RateConfig(NarrateConfig):
 
 
 @dataclass
-class SideBySideConfig:
+class SideBySideConfig(Settings):
     a: str = MISSING
     b: str = MISSING
     rater: dict[str, Endpoint] = MISSING
     users: int | None = None
-    engine: Any = MISSING
+    engine: Component = MISSING
     paths: Paths = MISSING
     max_cost: float | None = None
     force: bool = False
@@ -398,7 +406,7 @@ class ReleaseConfig(NarratedConfig):
 
 
 @dataclass
-class DashboardConfig:
+class DashboardConfig(Settings):
     project: str = MISSING
     entity: str | None = None
     name: str = MISSING
@@ -414,52 +422,52 @@ class EncodeConfig(NarratedConfig):
     cf: CF = MISSING
     content: Content = MISSING
     split: Split = MISSING
-    engine: Any = MISSING
+    engine: Component = MISSING
 
 
 @dataclass
 class TrainConfig(EncodeConfig):
-    encoder: Any = MISSING
-    adapter: Any = MISSING
-    lm: Any = MISSING
-    tuning: Any = MISSING
+    encoder: Encoder = MISSING
+    adapter: AdapterChoice = MISSING
+    lm: Component = MISSING
+    tuning: TuningChoice = MISSING
     feature: dict[str, Feature] = MISSING
     data: Data = MISSING
     training: Training = MISSING
     evaluation: Evaluation = MISSING
     trainer: Trainer = MISSING
-    logger: Any = MISSING
+    logger: Component = MISSING
     seed: int = MISSING
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     run: str | None = None
     runs: str | None = None
     against: str | None = None
     predictions: str | None = None
     diagnose: bool = False
     evaluation: Evaluation = MISSING
-    engine: Any = MISSING
+    engine: Component = MISSING
     paths: Paths = MISSING
     force: bool = False
 
 
 @dataclass
-class ExportConfig:
+class ExportConfig(Settings):
     run: str = MISSING
     out: str = MISSING
     push_to: str | None = None
     private: bool = True
 
 
-class BackendName(Enum):
+class BackendName(StrEnum):
     transformers = "transformers"
     vllm = "vllm"
 
 
 @dataclass
-class ServeConfig:
+class ServeConfig(Settings):
     checkpoint: str = MISSING
     data: str | None = None
     backend: BackendName = BackendName.transformers
@@ -476,7 +484,7 @@ class ServeConfig:
 
 
 @dataclass
-class ReportConfig:
+class ReportConfig(Settings):
     runs: str = MISSING
     out: str | None = None
     users: int = MISSING
@@ -485,7 +493,7 @@ class ReportConfig:
 
 
 @dataclass
-class DemoConfig:
+class DemoConfig(Settings):
     runs: str = MISSING
     host: str = MISSING
     port: int = MISSING
@@ -526,9 +534,9 @@ def register() -> None:
             ExportConfig,
             DemoConfig,
         ],
-        "source": [SyntheticSource, FolderSource, JsonlSource, JsonlSource, AmazonSource, ReleaseSource],
+        "source": [SyntheticSource, FolderSource, JsonlSource, AmazonSource, ReleaseSource],
         "narrator": [Narrator, WritingNarrator, OpenAINarrator],
-        "encoder": [Encoder, ControlEncoder, TextEncoder],
+        "encoder": [Encoder],
         "engine": [LocalEngine, RayEngine],
         "cf": [ALS, BPR],
         "adapter": [LinearAdapter, MLPAdapter, TransformerAdapter],

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from regen.evaluation.statistics import FEW_SEEDS, Estimate
-from regen.evaluation.text_metrics import METRICS, Metric
+from regen.evaluation.text_metrics import METRICS, OWN, Metric
 from regen.runtime.costs import COSTS
 
 Kind = Literal["encoder", "difference", "floor"]
@@ -99,7 +99,7 @@ class Block:
     @property
     def rows(self) -> list[Metric]:
         """The metrics that are rows of a table."""
-        return [metric for name, metric in self.metrics.items() if name in METRICS]
+        return [metric for name, metric in self.metrics.items() if name in METRICS or metric.columns[0].startswith(OWN)]
 
     def costs(self) -> list[list[str]]:
         """A table of what each encoder cost: a head, then a row per cost that any run recorded."""

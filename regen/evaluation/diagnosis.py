@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from omegaconf import OmegaConf
 
-from regen.data.datamodule import NarrativeDataset
-from regen.data.histories import Example
-from regen.data.history_words import HistoryWords
+from regen.config.objects import plain
 from regen.data.prepare import item_rows, load_tables
 from regen.embeddings.encode import Split
 from regen.evaluation import memorisation as memorising
 from regen.evaluation import swap as swapping
 from regen.evaluation.comparison_blocks import FEW_USERS
-from regen.evaluation.evaluate import EVALUATION, PREDICTIONS, embedder, evaluation_is_current
+from regen.evaluation.evaluate import PREDICTIONS, embedder
 from regen.evaluation.memorisation import EXCESS, REFERENCES, Memorisation, memorisation
 from regen.evaluation.scoring import EXAMPLES, read_predictions
 from regen.evaluation.slices import ATTRIBUTES, example_attributes, slice_scores
 from regen.evaluation.swap import OTHER, POSITIONS, GreedyNarrator, sampled, swap_summary, swap_test
 from regen.evaluation.text_metrics import KEYS, METRICS, Metric
-from regen.pipeline import TEXT, plain
 from regen.storage.artefacts import write_atomically
-from regen.training.run import LoadedRun, load, locked, read_run
+from regen.training.assembly import dataset_maker
+from regen.training.run import LoadedRun
 
 log = logging.getLogger(__name__)
 DIAGNOSIS, REPORT = "diagnosis.json", "diagnosis.md"
@@ -63,38 +59,18 @@ _READ_SLICES = (
 )
 
 
-def write_diagnosis(run_folder: Path) -> Path:
+def write_diagnosis(loaded: LoadedRun) -> Path:
     """Diagnoses a finished and evaluated run: copies of training narratives, swaps, slices.
 
-    Predictions and scores are those in the folder; bootstrap, embeddings and generation are set as they were for them.
     The swap test generates for at most 500 test narratives, drawn by the evaluation's seed.
 
     Args:
-        run_folder: of `train.py`, with predictions and scores in it.
+        loaded: The run, with predictions and scores in its folder.
 
     Returns:
         The report, `diagnosis.md`; `diagnosis.json` beside it holds all numbers.
-
-    Raises:
-        FileNotFoundError: if the folder holds no run, or one that was not evaluated.
-        ValueError: if its scores are not those of its weights.
     """
-    run = read_run(run_folder)
-    evaluated = run.folder / EVALUATION
-    if not (run.finished and evaluated.is_file()):
-        raise FileNotFoundError(
-            f"{run.folder}: not trained and evaluated yet. Run: python evaluate.py run={run.folder}"
-        )
-    run.cfg.evaluation = OmegaConf.create(json.loads(evaluated.read_text(encoding="utf-8"))["settings"])
-    if not evaluation_is_current(run):
-        raise ValueError(f"{run.folder}: its scores were not made with its weights. Run: python evaluate.py run=FOLDER")
-    with locked(run):
-        return _write(load(run))
-
-
-def _write(loaded: LoadedRun) -> Path:
-    """All three measurements of a loaded run, and both files."""
-    folder, evaluation = loaded.run.folder, loaded.run.cfg.evaluation
+    folder, evaluation = loaded.run.folder, loaded.run.config.evaluation
     bootstrap = {"resamples": int(evaluation.resamples), "seed": int(evaluation.seed)}
     training = [example.text for example in loaded.data.splits["train"].examples]
     log.info("diagnosis: copies of %d training narratives", len(training))
@@ -137,7 +113,8 @@ def _write(loaded: LoadedRun) -> Path:
 
 def _slices(loaded: LoadedRun, *, resamples: int, seed: int) -> pl.DataFrame:
     tables = load_tables(loaded.run.inputs.prepared.path)
-    split = Split(**plain(loaded.run.cfg.split))
+    shares = loaded.run.config.split
+    split = Split(shares.validation, shares.test, shares.salt)
     trained = split.of(tables.interactions["user_id"]) == "train"
     attributes = example_attributes(loaded.data.splits["test"].examples, tables.interactions, trained)
     scored = pl.read_parquet(loaded.run.folder / EXAMPLES, glob=False)
@@ -145,10 +122,17 @@ def _slices(loaded: LoadedRun, *, resamples: int, seed: int) -> pl.DataFrame:
 
 
 def _swaps(loaded: LoadedRun) -> pl.DataFrame:
-    evaluation = loaded.run.cfg.evaluation
-    settings = {name: plain(evaluation)[name] for name in ("generation", "batch_size", "precision")}
+    evaluation = loaded.run.config.evaluation
     tables = load_tables(loaded.run.inputs.prepared.path)
-    narrator = GreedyNarrator(loaded.model, dataset_of(loaded), loaded.lm.tokenizer, **settings)
+    make = dataset_maker(loaded.run.config, tables, loaded.data.splits["test"].vectors, loaded.lm)  # type: ignore[arg-type]
+    narrator = GreedyNarrator(
+        loaded.model,
+        make,
+        loaded.lm.tokenizer,
+        generation=evaluation.generation,
+        batch_size=evaluation.batch_size,
+        precision=evaluation.precision,
+    )
     return swap_test(
         sampled(loaded.data.splits["test"].examples, SWAPPED_EXAMPLES, seed=evaluation.seed),
         narrator,
@@ -156,22 +140,6 @@ def _swaps(loaded: LoadedRun) -> pl.DataFrame:
         embed=embedder(evaluation),
         planted=tables.planted,
         seed=evaluation.seed,
-    )
-
-
-def dataset_of(loaded: LoadedRun) -> Callable[[Sequence[Example]], NarrativeDataset]:
-    """Makes datasets like the run's test split from other examples."""
-    cfg, features = loaded.run.cfg, plain(loaded.run.cfg.feature)
-    as_words = cfg.encoder.name == TEXT
-    return partial(
-        NarrativeDataset,
-        vectors=loaded.data.splits["test"].vectors,
-        tokenizer=loaded.lm.tokenizer,
-        prompts={name: str(feature["prompt"]) for name, feature in features.items()},
-        window=loaded.lm.window,
-        max_narrative_tokens=cfg.data.max_narrative_tokens,
-        words=HistoryWords(load_tables(loaded.run.inputs.prepared.path)) if as_words else None,
-        max_words=cfg.encoder.max_tokens if as_words else 0,
     )
 
 

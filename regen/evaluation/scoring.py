@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from regen.evaluation.controls import best_constant, constant, shuffled
 from regen.evaluation.prediction_files import read_predictions
 from regen.evaluation.statistics import Bootstrap, Estimate
-from regen.evaluation.text_metrics import METRICS, Embed, check_predictions, metrics_for, score_examples
+from regen.evaluation.text_metrics import METRICS, Embed, OwnMetric, check_predictions, metrics_for, score_examples
 from regen.storage.artefacts import write_atomically
 
 __all__ = [
@@ -47,11 +48,13 @@ class ScoringOptions:
         stemmer: Porter-stem words for ROUGE.
         resamples: bootstrap resamples of users.
         seed: of the bootstrap, the shuffled floor and the sample for the constant floor.
+        own: metrics of the user's own, by name.
     """
 
     stemmer: bool = True
     resamples: int = 2000
     seed: int = 0
+    own: Mapping[str, OwnMetric] = field(default_factory=dict)
 
 
 def score_run_files(
@@ -188,7 +191,7 @@ def _score_and_write(
         embed = _embedded_once(embed, systems)
     parts = []
     for system, rows in tqdm(systems.items(), desc="score", unit="system", leave=False, disable=None):
-        scored = score_examples(rows, embed=embed, planted=planted, stemmer=options.stemmer)
+        scored = score_examples(rows, embed=embed, planted=planted, stemmer=options.stemmer, own=options.own)
         parts.append(scored.select(pl.lit(system).alias("system"), pl.all()))
     examples = pl.concat(parts)
     scores = estimates(examples, options, notes or {})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -21,6 +21,10 @@ from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics.bleu import BLEU, MAX_NGRAM_ORDER
 
 from regen.evaluation.recovery import NEED, recovery_columns
+
+OwnMetric = Callable[[str, str], float]
+"""A metric of the user's own: a number for one prediction and its reference; its mean is a row of the table."""
+OWN = "own_"  # before the name of such a metric, the name of its column
 
 Embed = Callable[[list[str]], Float[np.ndarray, "texts dim"]]
 """Gives one unit-norm row per text."""
@@ -121,11 +125,15 @@ METRICS: dict[str, Metric] = {
 
 
 def metrics_for(columns: Sequence[str]) -> dict[str, Metric]:
-    """The metrics that these statistic columns allow, table rows first, then `recovery_<label>` of single traits."""
+    """The metrics that these statistic columns allow, table rows first, then single traits and own metrics."""
     present = {name: metric for name, metric in METRICS.items() if set(metric.columns) <= set(columns)}
     labels = [c.removeprefix("recovery_").removesuffix("_right") for c in columns if c.startswith("recovery_")]
     for label in dict.fromkeys(label for label in labels if not label.endswith("_named") and label != NEED):
         present[f"recovery_{label}"] = _recovery(f"recovery_{label}", f"Recovery: {label}", f"recovery_{label}")
+    for column in columns:
+        if column.startswith(OWN):
+            name = column.removeprefix(OWN)
+            present[name] = Metric(name, name, 3, (column, "examples"), ratio)
     return present
 
 
@@ -225,7 +233,12 @@ def check_predictions(predictions: pl.DataFrame) -> None:
 
 
 def score_examples(
-    predictions: pl.DataFrame, *, embed: Embed | None, planted: pl.DataFrame | None = None, stemmer: bool = True
+    predictions: pl.DataFrame,
+    *,
+    embed: Embed | None,
+    planted: pl.DataFrame | None = None,
+    stemmer: bool = True,
+    own: Mapping[str, OwnMetric] | None = None,
 ) -> pl.DataFrame:
     """Scores every prediction against its reference.
 
@@ -234,6 +247,7 @@ def score_examples(
         embed: sentence embeddings for the similarity; None leaves that metric out.
         planted: the truth of a `synthetic` world (see `recovery_columns`), None for other sources.
         stemmer: Porter-stem words for ROUGE.
+        own: metrics of the user's own, by name.
 
     Returns:
         `user_id, feature, item_id` and the statistic columns, a row per prediction in the given order.
@@ -252,6 +266,8 @@ def score_examples(
     columns["distinct"] = distinct_column(predicted, predictions["feature"].to_list())
     if planted is not None:
         columns |= recovery_columns(predictions, planted)
+    for name, metric in (own or {}).items():
+        columns[f"{OWN}{name}"] = [float(metric(*pair)) for pair in zip(predicted, referenced, strict=True)]
     return predictions.select(KEYS).with_columns(
         pl.Series(name, values, dtype=pl.Float64) for name, values in columns.items()
     )

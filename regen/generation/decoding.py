@@ -12,11 +12,10 @@ from transformers import GenerationConfig
 from regen.data.batch import Batch
 from regen.generation.narratives import decode_rows, generation_config
 from regen.generation.native_decoder import greedy_decoder
+from regen.generation.prepared import Prepared, collate
 from regen.generation.text_pieces import TextPieces, decoded
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.runtime.costs import Stopwatch
-from regen.serving.interactions import MOST, RequestError, shown
-from regen.serving.narrative import Prepared, collate
 
 ROWS = 64  # histories decoded at one time
 
@@ -67,19 +66,11 @@ class Decoding:
 
         Args:
             prepared: The histories.
-            temperature: Of sampling; None for what the settings say.
+            temperature: Of sampling, above 0; None for what the settings say.
             seed: Of sampling.
-
-        Raises:
-            RequestError: If the temperature is not above 0.
         """
         if temperature is None:
             return self._sampled(prepared, self.config, seed) if self.beyond_greedy else self._greedy(prepared)
-        if not 0 < temperature < MOST:
-            raise RequestError(
-                f"temperature={shown(temperature)}: it has to be above 0 and below {MOST:.0e}. Leave it out for greedy "
-                "text."
-            )
         options = {"max_new_tokens": self.max_new_tokens, "do_sample": True, "temperature": float(temperature)}
         return self._sampled(prepared, generation_config(options, self.tokenizer), seed)
 

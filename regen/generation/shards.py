@@ -2,7 +2,7 @@
 
 import functools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import polars as pl
 from regen.generation.narratives import PREDICTION_COLUMNS, generate_narratives
 from regen.runtime.shards import Engine
 from regen.storage.artefacts import write_atomically
-from regen.training.run import LoadedRun, load, read_run
 
 PARTS = "generated"
 
@@ -23,6 +22,7 @@ class GenerateShard:
 
     Attributes:
         run: The run's folder.
+        reopen: Loads a run from its folder.
         parts: Where the shard's file goes.
         generation: Options of a `GenerationConfig`.
         batch_size: The most rows decoded at one time.
@@ -31,6 +31,7 @@ class GenerateShard:
     """
 
     run: Path
+    reopen: Callable[[Path], Any]
     parts: Path
     generation: Mapping[str, Any]
     batch_size: int
@@ -41,7 +42,7 @@ class GenerateShard:
         """Takes examples from the first to before the second; returns the shard's file."""
         path = self.parts / f"{rows[0]:09d}.ndjson"
         if not path.is_file():
-            loaded = _loaded(self.run)
+            loaded = _loaded(self.run, self.reopen)
             written = generate_narratives(
                 loaded.model,
                 loaded.data.splits["test"].part(*rows),
@@ -57,6 +58,7 @@ class GenerateShard:
 
 def generate_in_shards(
     folder: Path,
+    reopen: Callable[[Path], Any],
     *,
     examples: int,
     size: int,
@@ -71,6 +73,7 @@ def generate_in_shards(
 
     Args:
         folder: Of the run.
+        reopen: Loads a run from its folder, also in another process.
         examples: How many its test split has.
         size: How many make a shard.
         engine: Works on the shards.
@@ -86,7 +89,7 @@ def generate_in_shards(
             shutil.rmtree(other)
     parts.mkdir(parents=True, exist_ok=True)
     shards = [(start, min(start + size, examples)) for start in range(0, examples, size)]
-    work = GenerateShard(folder.resolve(), parts, generation, batch_size, seed, precision)
+    work = GenerateShard(folder.resolve(), reopen, parts, generation, batch_size, seed, precision)
     files = sorted(engine.map(work, shards, name="generate"))
     predictions = pl.concat([pl.read_ndjson(file, schema=PREDICTION_COLUMNS) for file in files])
     shutil.rmtree(parts.parent)
@@ -94,5 +97,5 @@ def generate_in_shards(
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(folder: Path) -> LoadedRun:
-    return load(read_run(folder))
+def _loaded(folder: Path, reopen: Callable[[Path], Any]) -> Any:
+    return reopen(folder)

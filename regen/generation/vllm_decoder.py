@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from regen.commands.llm_server import NAME
 from regen.data.datamodule import NarrativeDataset
 from regen.generation.merged_lm import merged_folder
 from regen.generation.vllm_client import VLLMClient, VLLMError
 from regen.models.soft_token_lm import SoftTokenLM
 
+SMOLLM2 = "smollm2"  # what `make llm-server` serves unless it is told otherwise
 SILENCE = 300.0  # seconds without a token after which the server is taken for dead
 
 
@@ -41,8 +41,8 @@ def server_of(model: SoftTokenLM, base_url: str, *, tokenizer: Any, lm: str, run
         lm: Name of the LM in the run's config.
         run: Name of the run, with which the merged folder's begins.
     """
-    if lm == NAME and not any(parameter.requires_grad for parameter in model.lm.parameters()):
-        return VLLMServer(base_url, NAME, "make llm-server")
+    if lm == SMOLLM2 and not any(parameter.requires_grad for parameter in model.lm.parameters()):
+        return VLLMServer(base_url, SMOLLM2, "make llm-server")
     folder = merged_folder(model, tokenizer, name=run)
     return VLLMServer(base_url, folder.name, f"make llm-server MODEL={folder}")
 

@@ -26,7 +26,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 from transformers.pytorch_utils import Conv1D
 
 from regen.data.download import user_cache
-from regen.models.fast_path import FastPath
 from regen.runtime.console import without_loading_bar
 from regen.storage.artefacts import appearing_whole
 from regen.storage.identity import files_state, lm_weights
@@ -68,17 +67,6 @@ class LanguageModel:
     def window(self) -> int:
         """The most positions the LM reads."""
         return int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
-
-    @functools.cached_property
-    def fast_path(self) -> FastPath:
-        """Which parts of our own faster code are right for this LM, found by a comparison with `transformers`.
-
-        Raises:
-            UnfitLanguageModelError: If the LM cannot be used at all.
-        """
-        from regen.generation.lm_check import checked_fast_path
-
-        return checked_fast_path(self.model, name=self.name)
 
     @torch.no_grad()
     def embedding_norm(self) -> float:

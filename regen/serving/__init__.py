@@ -1,8 +1,9 @@
 """From a finished run to its user: a model that loads in one line and narrates histories as people write them."""
 
+from regen.generation.prepared import Prepared
 from regen.serving.interactions import Interaction, RequestError
 from regen.serving.items import Item, Items
 from regen.serving.model import NarrativeModel
-from regen.serving.narrative import Narrative, Prepared
+from regen.serving.narrative import Narrative
 
 __all__ = ["Interaction", "Item", "Items", "Narrative", "NarrativeModel", "Prepared", "RequestError"]

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from regen.serving.engine import Engine, EngineError
+from regen.generation.prepared import Prepared
+from regen.serving.backend import Backend, BackendError
 from regen.serving.metrics import Metrics
 from regen.serving.model import History
-from regen.serving.narrative import Prepared
 from regen.serving.requests import NarrativesResponse, WrittenNarrative
 
 logger = logging.getLogger(__name__)
@@ -29,10 +29,10 @@ class Wanted:
 
 
 class NarrativesAnswer(Response):
-    """Holds places in the engine while narratives are written, and frees them when the client leaves or stops reading.
+    """Holds places in the backend while narratives are written, and frees them when the client leaves or stops reading.
 
     Args:
-        engine: Writes the narratives.
+        backend: Writes the narratives.
         wanted: The narratives, in order.
         stream: Whether to send pieces as they are written.
         timeout: Seconds for writing and streaming all narratives.
@@ -40,10 +40,10 @@ class NarrativesAnswer(Response):
     """
 
     def __init__(
-        self, engine: Engine, wanted: Sequence[Wanted], *, stream: bool, timeout: float, metrics: Metrics
+        self, backend: Backend, wanted: Sequence[Wanted], *, stream: bool, timeout: float, metrics: Metrics
     ) -> None:
         super().__init__()
-        self.engine = engine
+        self.backend = backend
         self.wanted = wanted
         self.stream = stream
         self.timeout = timeout
@@ -54,7 +54,7 @@ class NarrativesAnswer(Response):
         """Answers.
 
         Raises:
-            QueueFullError, RequestError, EngineError, TimeoutError: Before anything was sent.
+            QueueFullError, RequestError, BackendError, TimeoutError: Before anything was sent.
         """
         if not await _while_there(receive, self._answer(scope, receive, send)):
             self.metrics.left.inc()
@@ -63,9 +63,9 @@ class NarrativesAnswer(Response):
         clock = asyncio.get_running_loop().time
         self.started = clock()
         self.deadline = self.started + self.timeout
-        with self.engine.admitted(len(self.wanted)):
+        with self.backend.admitted(len(self.wanted)):
             async with asyncio.timeout_at(self.deadline):
-                prepared = [await self.engine.prepare(one.history, feature=one.feature) for one in self.wanted]
+                prepared = [await self.backend.prepare(one.history, feature=one.feature) for one in self.wanted]
             if self.stream:
                 await self._send_in_time(prepared, send)
                 return
@@ -80,8 +80,8 @@ class NarrativesAnswer(Response):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        spec = self.engine.model.spec
-        answer = NarrativesResponse(model=spec.run, data=self.engine.model.data_fingerprint, narratives=narratives)
+        spec = self.backend.model.spec
+        answer = NarrativesResponse(model=spec.run, data=self.backend.model.data_fingerprint, narratives=narratives)
         return JSONResponse(answer.model_dump())
 
     async def _send_in_time(self, prepared: Sequence[Prepared], send: Send) -> None:
@@ -104,14 +104,14 @@ class NarrativesAnswer(Response):
     async def _send_one(self, at: int, prepared: Prepared, send: Send) -> None:
         try:
             narrative = await self._written(at, prepared, send)
-        except (EngineError, TimeoutError) as error:
+        except (BackendError, TimeoutError) as error:
             await _send_event(send, "error", {"narrative": at, "detail": str(error) or self.too_late()})
         else:
             await _send_event(send, "narrative", {"narrative": at, **narrative.model_dump()})
 
     async def _written(self, at: int, prepared: Prepared, send: Send | None) -> WrittenNarrative:
         clock, text = asyncio.get_running_loop().time, ""
-        async with aclosing(self.engine.stream(prepared, deadline=self.deadline)) as pieces:
+        async with aclosing(self.backend.stream(prepared, deadline=self.deadline)) as pieces:
             async for piece in pieces:
                 if not text:
                     self.metrics.first.observe(clock() - self.started)
@@ -128,7 +128,7 @@ class NarrativesAnswer(Response):
         )
 
     def too_late(self) -> str:
-        return f"not written within {self.timeout:g} s, {self.engine.under_way} narratives under way."
+        return f"not written within {self.timeout:g} s, {self.backend.under_way} narratives under way."
 
 
 async def _send_event(send: Send, name: str, data: dict[str, object], *, last: bool = False) -> None:

@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 
+from regen.config.objects import plain
 from regen.data.prepare import load_tables
 from regen.data.tables import nearest
 from regen.embeddings.encode import load_cf
 from regen.evaluation.scoring import SCORES
 from regen.generation.narratives import generation_config
 from regen.models.soft_token_lm import SoftTokenLM
-from regen.pipeline import encoder_parts, plain
+from regen.pipeline import load_run, opened_run
 from regen.serving.card import model_card
 from regen.serving.history_encoder import SERVED
 from regen.serving.items import Items
 from regen.serving.spec import Spec
 from regen.serving.weights import OF_LM
-from regen.training.assembly import RUN_OPTIONS
-from regen.training.run import RECORD, LoadedRun, load, opened_run
+from regen.training.run import RECORD, LoadedRun
 
 
 def parts_of_run(folder: Path) -> dict[str, Any]:
@@ -31,15 +31,15 @@ def parts_of_run(folder: Path) -> dict[str, Any]:
         ValueError: If the run is not finished, or its encoder reads no history of one's own.
     """
     with opened_run(folder) as run:
-        if run.cfg.encoder.name not in SERVED:
+        if run.config.encoder.name not in SERVED:
             raise ValueError(
-                f"{folder}: encoder={run.cfg.encoder.name} cannot be exported: it is a baseline or control without "
-                f"vectors of its own. {nearest(run.cfg.encoder.name, SERVED)}"
+                f"{folder}: encoder={run.config.encoder.name} cannot be exported: it is a baseline or control without "
+                f"vectors of its own. {nearest(run.config.encoder.name, SERVED)}"
             )
-        generation = plain(run.cfg.evaluation.generation)
+        generation = run.config.evaluation.generation
         if generation.get("max_new_tokens") is None:
             raise ValueError(f"{folder}: evaluation.generation.max_new_tokens is not set, which a served model needs.")
-        loaded = load(run)
+        loaded = load_run(run)
         tables = load_tables(run.inputs.prepared.path)
         factors = None
         if "cf" in run.inputs.encoded:
@@ -57,23 +57,23 @@ def parts_of_run(folder: Path) -> dict[str, Any]:
 
 
 def _spec(loaded: LoadedRun, *, cf_dim: int) -> Spec:
-    run, cfg = loaded.run, loaded.run.cfg
+    run, config = loaded.run, loaded.run.config
     versions = json.loads((run.folder / RECORD).read_text())["versions"]
     if "content" in run.inputs.encoded:
         versions["sentence-transformers"] = metadata.version("sentence-transformers")
     features = {
-        name: {key: options[key] for key in ("prompt", "withhold_final_review")}
-        for name, options in plain(cfg.feature).items()
+        name: {"prompt": feature.prompt, "withhold_final_review": feature.withhold_final_review}
+        for name, feature in config.feature.items()
     }
     return Spec(
         run=run.folder.name,
-        encoder=cfg.encoder.name,
+        encoder=config.encoder.name,
         dim=loaded.data.splits["train"].vectors.dim,  # type: ignore[attr-defined]
         cf_dim=cf_dim,
-        embeddings={name: plain(cfg[name]) for name in encoder_parts(cfg.encoder.name)},
-        seed=cfg.seed,
-        adapter={key: value for key, value in plain(cfg.adapter).items() if key not in RUN_OPTIONS},
-        lm=plain(cfg.lm),
+        embeddings={name: plain(getattr(config, name)) for name in config.encoder.parts},
+        seed=config.seed,
+        adapter={"_target_": config.adapter.target, **config.adapter.options},
+        lm=dict(config.lm.node),
         lm_width=loaded.lm.width,
         embedding_norm=loaded.lm.embedding_norm(),
         lm_layers=loaded.lm.layers,
@@ -81,13 +81,13 @@ def _spec(loaded: LoadedRun, *, cf_dim: int) -> Spec:
         lm_digest=loaded.lm.weights_digest(),
         tuning=_tuning(loaded.model),
         features=features,
-        max_history=cfg.data.max_history,
+        max_history=config.data.max_history,
         data={
             "fingerprint": run.inputs.prepared.fingerprint,
             "inputs": run.inputs.fingerprints(),
-            "source": str(cfg.source._target_),
-            "vertical": str(cfg.vertical.name),
-            "narrator": str(cfg.narrator.name),
+            "source": config.source.target,
+            "vertical": str(config.vertical.name),
+            "narrator": str(config.narrator.name),
         },
         versions=versions,
     )

@@ -10,13 +10,14 @@ from transformers import GenerationConfig
 from regen.data.batch import Batch
 from regen.data.tables import nearest
 from regen.generation.decoding import Decoding
+from regen.generation.prepared import Prepared
 from regen.models.adapter import Adapter
 from regen.models.language_model import LanguageModel
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.serving.history_encoder import HistoryEncoder
-from regen.serving.interactions import Interaction, RequestError, is_sequence, read_history, shown
+from regen.serving.interactions import MOST, Interaction, RequestError, is_sequence, read_history, shown
 from regen.serving.items import Items
-from regen.serving.narrative import Narrative, Prepared
+from regen.serving.narrative import Narrative
 from regen.serving.spec import Spec
 
 History = Sequence[Interaction | Mapping[str, Any]]
@@ -192,6 +193,11 @@ class NarrativeModel:
         Raises:
             RequestError: If the model has no such feature, or a history cannot be read.
         """
+        if temperature is not None and not 0 < temperature < MOST:
+            raise RequestError(
+                f"temperature={shown(temperature)}: it has to be above 0 and below {MOST:.0e}. Leave it out for greedy "
+                "text."
+            )
         several = is_sequence(history) and len(history) > 0 and is_sequence(history[0])
         if several:
             prepared = self.prepare_all(cast("Sequence[History]", history), feature=feature)

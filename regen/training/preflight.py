@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
+from regen.config.objects import Component
+from regen.config.schema import TrainConfig
 from regen.data.tables import DataError, nearest
+from regen.embeddings.parts import CONTROLS, OURS, TEXT
 
 AT_LEAST = {  # the least value of a setting; null is fine where the schema allows it
     "cf.alpha": 0,
@@ -51,28 +52,28 @@ EXTRAS = {  # packages that a choice needs, by the start of a `_target_`
 }
 
 
-def check_config(cfg: DictConfig) -> None:
+def check_config(config: TrainConfig) -> None:
     """Refuses a cell of `train.py` that is sure to fail.
 
     Args:
-        cfg: The composed config.
+        config: The run's config.
 
     Raises:
         ValueError: Names the setting, its value, what is allowed and the fix.
     """
-    _check_numbers(cfg)
-    _check_combinations(cfg)
-    _check_packages(cfg)
-    _check_machine(cfg)
-    _check_generation(cfg)
-    _check_language_model(cfg)
+    _check_numbers(config)
+    _check_combinations(config)
+    _check_packages(config)
+    _check_machine(config)
+    _check_generation(config)
+    _check_language_model(config)
 
 
-def check_data(cfg: DictConfig, prepared: Path) -> None:
+def check_data(config: TrainConfig, prepared: Path) -> None:
     """Refuses data on which this cell cannot be trained or scored.
 
     Args:
-        cfg: The composed config.
+        config: The run's config.
         prepared: Folder of the prepared tables.
 
     Raises:
@@ -81,15 +82,15 @@ def check_data(cfg: DictConfig, prepared: Path) -> None:
     from regen.data.prepare import load_tables
     from regen.embeddings.encode import Split
 
-    split = Split(**OmegaConf.to_container(cfg.split))  # type: ignore[arg-type]
+    split = Split(config.split.validation, config.split.test, config.split.salt)
     narratives = load_tables(prepared).narratives.select("user_id", "feature")
     known = narratives["feature"].unique().sort().to_list()
     if not known:
         raise DataError(
-            f"These data have no narratives, so there is no {next(iter(cfg.feature))} to train on. "
+            f"These data have no narratives, so there is no {next(iter(config.feature))} to train on. "
             "Choose what writes them: narrator=template or narrator=openai."
         )
-    for feature in cfg.feature:
+    for feature in config.feature:
         if feature not in known:
             raise DataError(f"feature={feature}: these data have no such narrative; they have {', '.join(known)}.")
         users = narratives.filter(narratives["feature"] == feature)["user_id"].unique()
@@ -103,63 +104,90 @@ def check_data(cfg: DictConfig, prepared: Path) -> None:
                 )
 
 
-def _check_numbers(cfg: DictConfig) -> None:
+def _check_numbers(config: TrainConfig) -> None:
     for key, least in AT_LEAST.items():
-        value = OmegaConf.select(cfg, key)
+        value = _value(config, key)
         if value is not None and not value >= least:
             raise ValueError(f"{key}={value} has to be at least {least}.")
     for key in ABOVE_ZERO:
-        value = OmegaConf.select(cfg, key)
+        value = _value(config, key)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{key}={value} has to be above 0.")
     for key in SHARES:
-        value = OmegaConf.select(cfg, key)
+        value = _value(config, key)
         if value is not None and not 0 <= value < 1:
             raise ValueError(f"{key}={value} is a share: it has to be 0 or more and less than 1.")
-    if cfg.split.validation + cfg.split.test >= 1:
+    if config.split.validation + config.split.test >= 1:
         raise ValueError(
-            f"split.validation={cfg.split.validation} and split.test={cfg.split.test} leave no user to train on. "
+            f"split.validation={config.split.validation} and split.test={config.split.test} leave no user to train on. "
             "Together they have to be less than 1."
         )
-    if cfg.trainer.max_steps != -1 and cfg.trainer.max_steps < 1:
-        raise ValueError(f"trainer.max_steps={cfg.trainer.max_steps} has to be at least 1; -1 is no limit.")
+    if config.trainer.max_steps != -1 and config.trainer.max_steps < 1:
+        raise ValueError(f"trainer.max_steps={config.trainer.max_steps} has to be at least 1; -1 is no limit.")
 
 
-def _check_combinations(cfg: DictConfig) -> None:
-    from regen.pipeline import TEXT, encoder_parts
+def _value(config: TrainConfig, key: str) -> Any:
+    """The value of a dotted key; None where this config has no such key."""
+    value: Any = config
+    for name in key.split("."):
+        if isinstance(value, Component):
+            value = value.node.get(name)
+        else:
+            value = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+    return value
 
-    encoder_parts(cfg.encoder.name)
-    if cfg.encoder.name == TEXT and cfg.tuning.name == "frozen":
-        raise ValueError("encoder=text tuning=frozen leaves nothing to train. Use tuning=lora or full.")
-    if cfg.evaluation.endpoint is not None:
-        if cfg.engine._target_ == "regen.runtime.shards.RayEngine":
+
+def _check_combinations(config: TrainConfig) -> None:
+    encoder = config.encoder
+    if not encoder.parts and encoder.name not in (*CONTROLS, TEXT):
+        raise ValueError(
+            f"encoder.name={encoder.name!r} has no parts and is none of {', '.join([*CONTROLS, TEXT])}. Set "
+            "encoder.parts, for example to [cf, content]."
+        )
+    for entry in encoder.parts:
+        if not entry.name if isinstance(entry, Component) else entry not in OURS:
             raise ValueError(
-                f"evaluation.endpoint={cfg.evaluation.endpoint} and engine=ray would both generate. Leave one out."
+                f"encoder.parts has {entry}. A part is {' or '.join(OURS)}, or a node with _target_ and name."
             )
-        if cfg.evaluation.precision is not None:
+    for key, needs in (("dim", CONTROLS), ("max_tokens", (TEXT,))):
+        if (getattr(encoder, key) is not None) != (encoder.name in needs):
             raise ValueError(
-                f"evaluation.endpoint={cfg.evaluation.endpoint} decodes with its own weights, which "
+                f"encoder={encoder.name} with encoder.{key}={getattr(encoder, key)}: encoder.{key} belongs to "
+                f"encoder={', '.join(needs)}, which need it."
+            )
+    if config.encoder.name == TEXT and config.tuning.name == "frozen":
+        raise ValueError("encoder=text tuning=frozen leaves nothing to train. Use tuning=lora or full.")
+    for metric in config.evaluation.metrics.values():
+        metric.build()
+    if config.evaluation.endpoint is not None:
+        if config.engine.target == "regen.runtime.shards.RayEngine":
+            raise ValueError(
+                f"evaluation.endpoint={config.evaluation.endpoint} and engine=ray would both generate. Leave one out."
+            )
+        if config.evaluation.precision is not None:
+            raise ValueError(
+                f"evaluation.endpoint={config.evaluation.endpoint} decodes with its own weights, which "
                 "evaluation.precision=int8 does not reach. Leave one of them out."
             )
-        if others := sorted(_beyond_greedy(cfg)):
+        if others := sorted(_beyond_greedy(config)):
             raise ValueError(
-                f"evaluation.endpoint={cfg.evaluation.endpoint} decodes greedily, and evaluation.generation asks for "
-                f"{', '.join(others)}. Leave one of them out."
+                f"evaluation.endpoint={config.evaluation.endpoint} decodes greedily, and evaluation.generation asks "
+                f"for {', '.join(others)}. Leave one of them out."
             )
 
 
-def _beyond_greedy(cfg: DictConfig) -> set[str]:
-    generation = cfg.evaluation.generation
+def _beyond_greedy(config: TrainConfig) -> set[str]:
+    generation = config.evaluation.generation
     asked = {str(name) for name in generation} - {"max_new_tokens", "do_sample"}
     return asked | ({"do_sample"} if generation.get("do_sample") else set())
 
 
-def _check_packages(cfg: DictConfig) -> None:
-    for node in (cfg.logger, cfg.engine):
-        package, extra = EXTRAS.get(node._target_, (None, None))
+def _check_packages(config: TrainConfig) -> None:
+    for node in (config.logger, config.engine):
+        package, extra = EXTRAS.get(node.target, (None, None))
         if package is not None and importlib.util.find_spec(package) is None:
-            raise ValueError(f"{node._target_} needs the package {package}. Run: pip install 'regen[{extra}]'")
-    if cfg.logger._target_.endswith("WandbLogger") and not cfg.logger.offline:
+            raise ValueError(f"{node.target} needs the package {package}. Run: pip install 'regen[{extra}]'")
+    if config.logger.target.endswith("WandbLogger") and not config.logger.options["offline"]:
         _check_wandb_login()
 
 
@@ -175,24 +203,24 @@ def _check_wandb_login() -> None:
         )
 
 
-def _check_machine(cfg: DictConfig) -> None:
+def _check_machine(config: TrainConfig) -> None:
     import torch
 
-    if cfg.trainer.accelerator in ("gpu", "cuda"):
+    if config.trainer.accelerator in ("gpu", "cuda"):
         devices = torch.cuda.device_count()
-        if devices < cfg.trainer.devices:
+        if devices < config.trainer.devices:
             raise ValueError(
-                f"trainer.accelerator={cfg.trainer.accelerator} trainer.devices={cfg.trainer.devices}: this machine "
-                f"has {devices} CUDA devices. Use fewer, or trainer=cpu."
+                f"trainer.accelerator={config.trainer.accelerator} trainer.devices={config.trainer.devices}: this "
+                f"machine has {devices} CUDA devices. Use fewer, or trainer=cpu."
             )
-    if cfg.evaluation.precision is not None and not torch.cpu._is_vnni_supported():
+    if config.evaluation.precision is not None and not torch.cpu._is_vnni_supported():
         raise ValueError("evaluation.precision=int8 needs a CPU with VNNI, which this one lacks. Leave it out.")
 
 
-def _check_generation(cfg: DictConfig) -> None:
+def _check_generation(config: TrainConfig) -> None:
     from transformers import GenerationConfig
 
-    options: Any = OmegaConf.to_container(cfg.evaluation.generation, resolve=True)
+    options = config.evaluation.generation
     known = GenerationConfig().to_dict()
     for name in options:
         if name not in known:
@@ -208,25 +236,22 @@ def _check_generation(cfg: DictConfig) -> None:
         raise ValueError(f"evaluation.generation: {' '.join(str(error).split())}") from error
 
 
-def _check_language_model(cfg: DictConfig) -> None:
+def _check_language_model(config: TrainConfig) -> None:
     """The LM's config, tokenizer and layer names, without its weights."""
     from regen.models.language_model import skeleton
-    from regen.pipeline import plain
-    from regen.training.assembly import instantiate_own
 
-    model, tokenizer = skeleton(plain(cfg.lm))
+    model, tokenizer = skeleton(config.lm.node)
     window = int(getattr(model.config, "max_position_embeddings", 1 << 30))
-    prompts: Mapping[str, Any] = cfg.feature
-    for name, feature in prompts.items():
+    for name, feature in config.feature.items():
         prompt = len(tokenizer(feature.prompt, add_special_tokens=False)["input_ids"])
         if prompt + 3 > window:  # a first token, one of the history and one of the narrative
             raise ValueError(
-                f"feature.{name}.prompt has {prompt} tokens, and lm={cfg.lm.name} reads {window} positions, of which "
-                "history and narrative need some. Shorten the prompt."
+                f"feature.{name}.prompt has {prompt} tokens, and lm={config.lm.name} reads {window} positions, of "
+                "which history and narrative need some. Shorten the prompt."
             )
-        if prompt + 2 + (most := cfg.evaluation.generation.max_new_tokens) > window:
+        if prompt + 2 + (most := config.evaluation.generation["max_new_tokens"]) > window:
             raise ValueError(
                 f"evaluation.generation.max_new_tokens={most} and the {prompt} tokens of feature.{name}.prompt do not "
-                f"fit into the {window} positions that lm={cfg.lm.name} reads. Lower max_new_tokens."
+                f"fit into the {window} positions that lm={config.lm.name} reads. Lower max_new_tokens."
             )
-    instantiate_own(cfg.tuning, model)
+    config.tuning.build(model)

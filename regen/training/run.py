@@ -10,32 +10,29 @@ import os
 import pickle
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import chdir, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from filelock import FileLock
-from omegaconf import DictConfig, OmegaConf
 
+from regen.config.objects import plain, read_run_config
+from regen.config.schema import TrainConfig
 from regen.data.datamodule import NarrativeDataModule
+from regen.embeddings.fusion import InteractionVectors
+from regen.embeddings.parts import TEXT
 from regen.models.language_model import LanguageModel, hold_frozen_in_bfloat16
 from regen.models.soft_token_lm import SoftTokenLM
-from regen.pipeline import TEXT, instantiate, plain
 from regen.runtime.costs import KEY, TRAINED, PeakMemory
 from regen.runtime.packed_weights import packed_weights
 from regen.storage import identity
 from regen.storage.artefacts import fingerprint, installed_versions, write_atomically
-from regen.training.assembly import (
-    Inputs,
-    build_data,
-    build_inputs,
-    build_model,
-    library_versions,
-    load_language_model,
-)
+from regen.storage.identity import Inputs
+from regen.training.assembly import build_data, build_model, library_versions
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
@@ -49,12 +46,12 @@ class Run:
 
     Attributes:
         folder: Holds config, checkpoints or trained weights, logs, predictions and scores.
-        cfg: The resolved config.
+        config: The resolved config.
         inputs: The artefacts it reads.
     """
 
     folder: Path
-    cfg: DictConfig
+    config: TrainConfig
     inputs: Inputs
 
     @property
@@ -77,38 +74,43 @@ class LoadedRun:
     model: SoftTokenLM
 
 
-def open_run(cfg: DictConfig) -> Run:
-    """Builds the missing artefacts of a cell and finds its folder, which appears with its config in it."""
-    config = plain(cfg)
-    if config["training"]["epochs"] is None:
-        config["training"]["epochs"] = max(feature["epochs"] for feature in config["feature"].values())
-    weights = identity.lm_weights(config["lm"])
-    if "commit" in weights:  # the run keeps to it, whatever the hub has later
-        config["lm"]["revision"] = weights["commit"]
-    inputs = build_inputs(cfg)
-    versions = installed_versions(identity.LIBRARIES)
-    recipe = identity.run(config, inputs=inputs.fingerprints(), weights=weights, versions=versions)
-    run = Run(Path(cfg.paths.runs_dir) / f"{_label(config)}-{fingerprint(recipe)}", OmegaConf.create(config), inputs)
+def make_folder(config: TrainConfig, inputs: Inputs, weights: Mapping[str, str]) -> Run:
+    """The run of a config, its folder with config and record in it.
+
+    Args:
+        config: The run's config, with its number of epochs.
+        inputs: The artefacts that it reads.
+        weights: Of the LM before training, see `identity.lm_weights`.
+    """
+    run = Run(folder_of(config, inputs.fingerprints(), weights), config, inputs)
     if is_main_process():
         run.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(run.folder / "config.yaml", lambda path: path.write_text(OmegaConf.to_yaml(run.cfg)))
+        text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+        write_atomically(run.folder / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
         if not (run.folder / RECORD).is_file():  # what training adds to it stays
             _write_record(run, _made_from(run))
     return run
 
 
-def _label(config: Mapping[str, Any]) -> str:
+def folder_of(config: TrainConfig, inputs: Mapping[str, str], weights: Mapping[str, str]) -> Path:
+    """Where a run lies. `inputs` are fingerprints by name; the other arguments are those of `make_folder`."""
+    versions = installed_versions(identity.LIBRARIES)
+    recipe = identity.run(plain(config), inputs=inputs, weights=weights, versions=versions)
+    return Path(config.paths.runs_dir) / f"{_label(config)}-{fingerprint(recipe)}"
+
+
+def _label(config: TrainConfig) -> str:
     """What a person reads in the name of a run's folder."""
-    features = sorted(config["feature"])
-    parts = ["+".join(features) if len(features) <= 2 else f"{len(features)}_features", config["encoder"]["name"]]
-    if config["encoder"]["name"] != TEXT:
-        parts.append(config["adapter"]["name"])
-    return "-".join([*parts, config["lm"]["name"], config["tuning"]["name"], f"seed{config['seed']}"])
+    features = sorted(config.feature)
+    parts = ["+".join(features) if len(features) <= 2 else f"{len(features)}_features", config.encoder.name]
+    if config.encoder.name != TEXT:
+        parts.append(config.adapter.name)
+    return "-".join([*parts, config.lm.name, config.tuning.name, f"seed{config.seed}"])
 
 
 def _made_from(run: Run) -> dict[str, Any]:
     """What a run's record says from the beginning."""
-    weights = identity.lm_weights(plain(run.cfg.lm))
+    weights = identity.lm_weights(run.config.lm.node)
     return {"inputs": run.inputs.fingerprints(), "weights": weights, "versions": library_versions()}
 
 
@@ -124,37 +126,45 @@ def locked(run: Run) -> Iterator[None]:
         yield
 
 
-def fit(run: Run, run_logger: Any) -> LoadedRun:
+def fit(run: Run, vectors: InteractionVectors, run_logger: Any) -> LoadedRun:
     """Trains a run, from its last checkpoint where there is one, and leaves the best weights in its folder.
+
+    Args:
+        run: The run; its folder exists.
+        vectors: What enters the adapter.
+        run_logger: Lightning's.
 
     Raises:
         ValueError: If the last checkpoint cannot be read.
     """
     from regen.training.module import NarrativeModule, StepClock
 
-    cfg, last = run.cfg, run.last_checkpoint
-    lm = load_language_model(cfg)
-    data = build_data(cfg, run.inputs, lm)
-    model = build_model(cfg, data, lm, start=not last.exists())
-    options = plain(cfg.training)
-    rates = {"adapter_lr": cfg.adapter.lr, "lm_lr": cfg.tuning.lr}
-    rates |= {key: options[key] for key in ("weight_decay", "warmup_share")}
-    provenance = {"config": plain(cfg), **_made_from(run)}
-    narrow = cfg.trainer.precision == "bf16-mixed"
+    config, last = run.config, run.last_checkpoint
+    lm: LanguageModel = config.lm.build()
+    data = build_data(config, run.inputs.prepared.path, vectors, lm)
+    model = build_model(config, data, lm, start=not last.exists())
+    narrow = config.trainer.precision == "bf16-mixed"
     if narrow:
         hold_frozen_in_bfloat16(model.lm)
-    module = NarrativeModule(model.train(), **rates, provenance=provenance)
+    module = NarrativeModule(
+        model.train(),
+        adapter_lr=config.adapter.lr,
+        lm_lr=config.tuning.lr,
+        weight_decay=config.training.weight_decay,
+        warmup_share=config.training.warmup_share,
+        provenance={"config": plain(config), **_made_from(run)},
+    )
     clock, memory = StepClock(), PeakMemory()
     trainer = _trainer(run, run_logger, clock)
     if last.exists():
         _check_readable(last)
         logger.info("resuming %s", last)
-    packed = packed_weights(model.lm, backward=True) if cfg.trainer.strategy != SHARDED else nullcontext()
+    packed = packed_weights(model.lm, backward=True) if config.trainer.strategy != SHARDED else nullcontext()
     with packed:
         trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     if module.sharded or narrow:  # every process gives its part; what follows wants one model in float32
         state = model.trained_state()
-        model = build_model(cfg, data, lm, start=False)
+        model = build_model(config, data, lm, start=False)
         model.load_trained_state(state)
     best = Path(trainer.checkpoint_callbacks[0].best_model_path)
     if is_main_process() and best.is_file():
@@ -172,7 +182,7 @@ def fit(run: Run, run_logger: Any) -> LoadedRun:
     return LoadedRun(run, lm, data, model.eval())
 
 
-def load(run: Run) -> LoadedRun:
+def load(run: Run, vectors: InteractionVectors) -> LoadedRun:
     """A finished run with its trained weights.
 
     Raises:
@@ -186,9 +196,9 @@ def load(run: Run) -> LoadedRun:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: cannot be read ({error}). Train the run anew with force=true.") from error
-    lm = load_language_model(run.cfg)
-    data = build_data(run.cfg, run.inputs, lm)
-    model = build_model(run.cfg, data, lm, start=False)
+    lm: LanguageModel = run.config.lm.build()
+    data = build_data(run.config, run.inputs.prepared.path, vectors, lm)
+    model = build_model(run.config, data, lm, start=False)
     try:
         model.load_trained_state(state)
     except ValueError as error:
@@ -196,54 +206,11 @@ def load(run: Run) -> LoadedRun:
     return LoadedRun(run, lm, data, model.eval())
 
 
-def read_run(folder: Path) -> Run:
-    """A run from its folder alone; artefacts that are gone are built again.
-
-    Raises:
-        FileNotFoundError: If the folder holds no run.
-        ValueError: If its data or the LM's weights are not those that it was trained with.
-    """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no run: there is no config.yaml in it.")
-    cfg = OmegaConf.load(path)
-    assert isinstance(cfg, DictConfig)
-    run = Run(folder, cfg, build_inputs(cfg))
-    record = json.loads((folder / RECORD).read_text())
-    if (trained_on := record["inputs"]) != run.inputs.fingerprints():
-        raise ValueError(
-            f"{folder} was trained on data {trained_on}, and its config now makes {run.inputs.fingerprints()}: an "
-            "input file or a library has changed since. Train it again, or bring the old input back."
-        )
-    if (trained_from := record["weights"]) != (now := identity.lm_weights(plain(cfg.lm))):
-        raise ValueError(
-            f"{folder} was trained from the LM {trained_from}, and its config now names {now}: the weights have "
-            "changed since. Train it again, or bring the old weights back."
-        )
-    return run
-
-
-@contextmanager
-def opened_run(folder: Path) -> Iterator[Run]:
-    """A finished run, inside the folder from which it was started: there the relative paths of its config hold.
-
-    Raises:
-        FileNotFoundError: If the folder holds no run.
-        ValueError: If the run is not finished, or what it was made from has changed.
-    """
-    folder = folder.resolve()
-    with chdir(_started_in(folder)):
-        run = read_run(folder)
-        if not run.finished:
-            raise ValueError(f"{folder}: not finished, there is no {WEIGHTS} in it. Run its train.py command again.")
-        yield run
-
-
-def _started_in(folder: Path) -> Path:
+def started_in(folder: Path) -> Path:
     """Where a run was started, told by `paths.runs_dir` at the end of its folder's path; else the working folder."""
     if not (folder / "config.yaml").is_file():
         return Path.cwd()
-    runs_dir = Path(OmegaConf.load(folder / "config.yaml").paths.runs_dir)
+    runs_dir = Path(read_run_config(folder).paths.runs_dir)
     start = Path(str(folder.parent).removesuffix(str(runs_dir)))
     return start if start / runs_dir == folder.parent else Path.cwd()
 
@@ -273,7 +240,7 @@ def _trainer(run: Run, run_logger: Any, clock: Any) -> Any:
 
     from regen.training.module import READ_EVERY, LastCheckpoint
 
-    training, trainer = run.cfg.training, plain(run.cfg.trainer)
+    training, trainer = run.config.training, plain(run.config.trainer)
     trainer.pop("num_workers")
     if trainer["strategy"] == SHARDED:
         from lightning.pytorch.strategies import ModelParallelStrategy
@@ -312,19 +279,6 @@ def _trainer(run: Run, run_logger: Any, clock: Any) -> Any:
     )
 
 
-@contextmanager
-def experiment_logger(run: Run) -> Iterator[Any]:
-    """The Lightning logger of the config, closed whatever happens."""
-    options = plain(run.cfg.logger)
-    if "project" not in options:
-        yield instantiate(options, save_dir=str(run.folder), name="logs")
-        return
-    from regen.training.wandb_records import wandb_logger
-
-    with wandb_logger(run) as run_logger:
-        yield run_logger
-
-
 def _save(run: Run, model: SoftTokenLM, facts: dict[str, Any], trainer: Any) -> None:
     from safetensors.torch import save_file
 
@@ -332,13 +286,13 @@ def _save(run: Run, model: SoftTokenLM, facts: dict[str, Any], trainer: Any) -> 
     if bad := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
         raise ValueError(
             f"{run.folder}: {len(bad)} of {len(state)} trained tensors are not finite, the first is {bad[0]}. Nothing "
-            f"is saved. Lower adapter.lr={run.cfg.adapter.lr} and tuning.lr={run.cfg.tuning.lr}."
+            f"is saved. Lower adapter.lr={run.config.adapter.lr} and tuning.lr={run.config.tuning.lr}."
         )
     record = json.loads((run.folder / RECORD).read_text())
     record |= {**facts, "val_loss": _best_loss(trainer)}
     record["trained_parameters"] = sum(tensor.numel() for tensor in state.values())
     _write_record(run, record)
-    metadata = {"config": json.dumps(plain(run.cfg)), "versions": json.dumps(record["versions"])}
+    metadata = {"config": json.dumps(plain(run.config)), "versions": json.dumps(record["versions"])}
     write_atomically(run.folder / WEIGHTS, lambda path: save_file(state, path, metadata=metadata))
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # what they held and is worth keeping is in WEIGHTS
 

@@ -18,8 +18,9 @@ def trained_runs(tmp_path_factory):
     """Folders of runs with encoder=both on the same few users, by adapter; started below a folder of their own."""
     from hydra import compose, initialize_config_dir
 
-    from regen.commands.grid import train_and_evaluate
+    from regen.config.objects import typed
     from regen.config.schema import CONF, register
+    from regen.pipeline import train_and_evaluate
 
     register()
     root = tmp_path_factory.mktemp("analysis")
@@ -31,7 +32,7 @@ def trained_runs(tmp_path_factory):
     folders = {}
     for name, options in ADAPTERS.items():
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("train", [*base, *options])
+            cfg = typed(compose("train", [*base, *options]))
         with quick_embeddings():
             folders[name] = train_and_evaluate(cfg)[0]
     return folders

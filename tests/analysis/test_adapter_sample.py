@@ -8,18 +8,16 @@ import torch
 
 from regen.analysis.adapter_sample import newest_run, open_adapter
 from regen.analysis.adapter_weights import cf_shares, principal_angles, singular_values, split_projection
-from regen.commands.grid import train_and_evaluate
 from regen.data.prepare import load_tables
-from regen.embeddings.encode import Split, cf_interactions
-from regen.pipeline import plain
-from regen.training.run import load, read_run
+from regen.embeddings.encode import cf_interactions
+from regen.pipeline import load_run, read_run, train_and_evaluate, user_split
 
 
 def test_the_sample_is_of_test_users_and_each_interaction_counts_once(samples, trained_runs):
     sample, run = samples["linear"], read_run(trained_runs["linear"])
     tables = load_tables(run.inputs.prepared.path)
     users = sample.interactions["user_id"]
-    assert set(Split(**plain(run.cfg.split)).of(users)) == {"test"}
+    assert set(user_split(run.config.split).of(users)) == {"test"}
     pairs = sample.interactions.select("user_id", "item_id").rows()
     bought = tables.interactions.select("user_id", "item_id").rows()
     assert set(pairs) <= set(bought)
@@ -28,7 +26,7 @@ def test_the_sample_is_of_test_users_and_each_interaction_counts_once(samples, t
 
 
 def test_sampled_vectors_are_those_the_model_was_given(samples, trained_runs):
-    sample, loaded = samples["linear"], load(read_run(trained_runs["linear"]))
+    sample, loaded = samples["linear"], load_run(read_run(trained_runs["linear"]))
     cf, content = loaded.data.splits["test"].vectors.parts
     items = load_tables(loaded.run.inputs.prepared.path).items["item_id"].to_list()
     rows = [items.index(item) for item in sample.interactions["item_id"]]
@@ -39,7 +37,7 @@ def test_sampled_vectors_are_those_the_model_was_given(samples, trained_runs):
 
 def test_the_whole_sample_and_its_soft_tokens_without_padding(trained_runs, sample):
     """A soft token is the same whichever histories it is batched with."""
-    loaded = load(read_run(trained_runs[sample.run.cfg.adapter.name]))
+    loaded = load_run(read_run(trained_runs[sample.run.config.adapter.name]))
     test = loaded.data.splits["test"]
     row_of = {example.user_id: index for index, example in enumerate(test.examples)}
     for at in range(0, len(sample.rows), 7):
@@ -51,7 +49,7 @@ def test_the_whole_sample_and_its_soft_tokens_without_padding(trained_runs, samp
 
 def test_popularity_counts_what_cf_was_fitted_on(samples):
     sample = samples["linear"]
-    split = Split(**plain(sample.run.cfg.split))
+    split = user_split(sample.run.config.split)
     tables = load_tables(sample.run.inputs.prepared.path)
     seen = cf_interactions(tables, split)
     for item, popularity in sample.interactions.select("item_id", "popularity").rows():
@@ -66,7 +64,7 @@ def test_a_seed_draws_the_same_interactions_and_another_seed_others(trained_runs
 
 
 def test_tokens_are_what_the_lm_embeds(samples, trained_runs):
-    sample, loaded = samples["linear"], load(read_run(trained_runs["linear"]))
+    sample, loaded = samples["linear"], load_run(read_run(trained_runs["linear"]))
     ids = torch.tensor([3, 1000])
     with torch.no_grad():
         expected = loaded.model.lm.get_input_embeddings()(ids)

@@ -98,7 +98,7 @@ def test_a_zero_content_block_gives_share_one_and_a_zero_cf_block_zero(linear):
 
 def test_all_measures_of_a_run(sample):
     shares = cf_shares(sample)
-    linear = sample.run.cfg.adapter.name == "linear"
+    linear = sample.run.config.adapter.name == "linear"
     assert list(shares) == (["norms", "norms, parts centred"] if linear else []) + ["attribution"]
     if linear:
         parts = split_projection(sample.adapter, sample.cf_dim).parts(sample.fused)

@@ -15,7 +15,7 @@ def apart():
 
 def test_groups_of_a_run(sample):
     groups = embedding_groups(sample)
-    parts = ["CF parts", "content parts"] if sample.run.cfg.adapter.name == "linear" else []
+    parts = ["CF parts", "content parts"] if sample.run.config.adapter.name == "linear" else []
     assert list(groups) == ["soft tokens", *parts, "LM tokens"]
     assert {vectors.shape[1] for vectors in groups.values()} == {32}
 

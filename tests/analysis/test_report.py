@@ -75,7 +75,7 @@ def trained(tmp_path_factory):
     started = root / "runs" / "purchase_reason-none-started"
     started.mkdir()
     config = OmegaConf.load(folders["cf"] / "config.yaml")
-    config.encoder.name = "none"
+    config.encoder = {"name": "none", "parts": [], "dim": 512, "max_tokens": None}
     OmegaConf.save(config, started / "config.yaml")
     return root
 
@@ -380,7 +380,7 @@ def test_settings_are_shared_or_differ_and_credentials_are_left_out(trained, run
     common = common_settings(opened)
     assert common["source"]["folder"] == "https://…@host.example/data"
     assert "epochs" not in common["training"]
-    assert "encoder" not in common
+    assert "name" not in common["encoder"]
 
 
 @pytest.mark.parametrize(

@@ -435,13 +435,11 @@ def test_a_history_holds_at_least_one_interaction():
 
 
 def test_the_config_finds_a_verticals_files_in_the_folder(small_config, tmp_path):
-    from hydra.utils import instantiate
-
     names = ["Luxury_Beauty_5.json.gz", "meta_Luxury_Beauty.json.gz"]
     for name in names:
         (tmp_path / name).touch()
     chosen = ["source=amazon2018", "vertical=luxury_beauty", f"source.folder={tmp_path}"]
-    source = instantiate(small_config(*chosen, without="source.").source)
+    source = small_config(*chosen, without="source.").source.build()
     assert list(source.files().values()) == [tmp_path / name for name in names]
     assert (source.max_history, source.collapse_copies) == (50, True)
 

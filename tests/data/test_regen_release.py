@@ -82,12 +82,10 @@ def test_reads_the_published_layout(source):
 
 
 def test_the_config_reads_it(small_config, source):
-    from hydra.utils import instantiate
-
     expected, _ = source().read()
     path = source().files()["release"]
     cfg = small_config("source=regen_release", f"source.path={path}", without="source.")
-    tables, _ = instantiate({**OmegaConf.to_container(cfg.source, enum_to_str=True), "_convert_": "all"}).read()
+    tables, _ = cfg.source.build().read()
     assert tables.interactions.equals(expected.interactions)
     assert tables.narratives.equals(expected.narratives)
 

@@ -293,7 +293,7 @@ def test_scores_that_are_no_numbers_fail_their_own_cell_alone(cells, bad):
 
 
 def test_runs_on_other_data_are_told_apart_though_their_settings_are_the_same(tmp_path):
-    from regen.evaluation.evaluate import run_cells
+    from regen.evaluation.cells import run_cells
 
     for number, (encoder, data) in enumerate([("cf", "one"), ("both", "one"), ("cf", "other")]):
         folder = write_run(tmp_path / str(number))
@@ -422,7 +422,7 @@ def test_no_cell_is_an_error():
 
 
 def test_what_another_system_wrote_is_a_column_of_every_block_with_its_own_floors(tmp_path):
-    from regen.evaluation.evaluate import cells_beside
+    from regen.evaluation.cells import cells_beside
 
     cells = [
         cell(write_run(tmp_path / f"{encoder}-{adapter}"), encoder, adapter=adapter)
@@ -443,7 +443,7 @@ def test_what_another_system_wrote_is_a_column_of_every_block_with_its_own_floor
 
 
 def test_predictions_of_other_features_are_refused(cells, tmp_path):
-    from regen.evaluation.evaluate import cells_beside
+    from regen.evaluation.cells import cells_beside
 
     other = write_run(tmp_path / "theirs", features=("another",))
     with pytest.raises(ValueError, match="of feature another, the runs of f"):
@@ -467,7 +467,7 @@ def side(folder, need, *, seeds=3):
 
 @pytest.mark.parametrize("pattern", ["{}", "{}/*-?"])
 def test_one_adapter_is_compared_with_another_encoder_by_encoder(tmp_path, monkeypatch, capsys, pattern):
-    from regen.evaluation.evaluate import compare_sides
+    from regen.commands.evaluate import compare_sides
 
     monkeypatch.chdir(tmp_path)
     mlp, linear = (pattern.format(side(tmp_path / name, need).name) for name, need in (("mlp", 0.6), ("linear", 0.9)))
@@ -482,7 +482,7 @@ def test_one_adapter_is_compared_with_another_encoder_by_encoder(tmp_path, monke
 
 
 def test_what_cannot_be_compared_with_other_runs_is_refused(tmp_path):
-    from regen.evaluation.evaluate import compare_sides
+    from regen.commands.evaluate import compare_sides
 
     mlp = str(side(tmp_path / "mlp", 0.6, seeds=1))
     with pytest.raises(FileNotFoundError, match="against=.*absent: matches neither"):

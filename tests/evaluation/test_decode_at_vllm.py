@@ -1,6 +1,7 @@
 """A vLLM server decodes a run's narratives; one that serves another LM is refused with the command for the right one."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,14 +99,13 @@ def test_a_real_server_writes_the_same_greedy_text():
 
 @needs_vnni
 def test_a_run_is_scored_again_in_8_bits_but_not_at_a_server_that_has_its_own_weights(small_config):
-    from regen.commands.grid import train_and_evaluate
     from regen.evaluation.evaluate import evaluation_is_current
-    from regen.training.run import read_run
+    from regen.pipeline import read_run, train_and_evaluate
 
     folder, _ = train_and_evaluate(small_config("trainer.max_steps=1"))
     run = read_run(folder)
     assert evaluation_is_current(run)
-    run.cfg.evaluation.precision = "int8"
+    run = replace(run, config=replace(run.config, evaluation=replace(run.config.evaluation, precision="int8")))
     assert not evaluation_is_current(run)
     assert train_and_evaluate(small_config("trainer.max_steps=1", "evaluation.precision=int8"))[0] == folder
     assert evaluation_is_current(run)

@@ -6,15 +6,13 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from regen.commands.grid import train_and_evaluate
+from regen.commands.evaluate import evaluate_from_config
+from regen.config.objects import plain, typed
 from regen.config.schema import CONF
 from regen.data.prepare import load_tables
-from regen.evaluation.diagnosis import dataset_of, write_diagnosis
-from regen.evaluation.evaluate import evaluate_from_config
 from regen.evaluation.swap import with_interaction
-from regen.pipeline import plain
-from regen.training.assembly import build_data, build_inputs, load_language_model
-from regen.training.run import LoadedRun, Run, open_run
+from regen.pipeline import build_inputs, diagnose, open_run, train_and_evaluate, vectors_of
+from regen.training.assembly import build_data, dataset_maker
 
 pytestmark = pytest.mark.usefixtures("no_sentence_encoder")
 TINY = ["source.narrated_users=50", "trainer.max_steps=1"]
@@ -26,7 +24,7 @@ def estimates(rows, **where):
 
 def evaluated(*overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("evaluate", list(overrides))
+        return typed(compose("evaluate", list(overrides)))
 
 
 def test_a_run_that_knows_no_history_is_diagnosed_as_such(small_config, capsys):
@@ -64,10 +62,10 @@ def test_a_run_that_knows_no_history_is_diagnosed_as_such(small_config, capsys):
 @pytest.mark.parametrize("encoder", ["cf", "text"])
 def test_swapped_examples_become_a_dataset_as_the_run_had_it(small_config, tmp_path, encoder):
     cfg = small_config(*TINY, f"encoder={encoder}", "data.max_narrative_tokens=7")
-    inputs, lm = build_inputs(cfg), load_language_model(cfg)
-    data = build_data(cfg, inputs, lm)
-    test = data.splits["test"]
-    make = dataset_of(LoadedRun(Run(tmp_path, cfg, inputs), lm, data, model=None))
+    inputs, lm = build_inputs(cfg), cfg.lm.build()
+    vectors = vectors_of(cfg, inputs)
+    test = build_data(cfg, inputs.prepared.path, vectors, lm).splits["test"]
+    make = dataset_maker(cfg, load_tables(inputs.prepared.path), vectors, lm)
     same = make(test.examples)
     assert same.lengths == test.lengths
     every = range(len(test))
@@ -87,15 +85,15 @@ def test_swapped_examples_become_a_dataset_as_the_run_had_it(small_config, tmp_p
 
 def test_what_cannot_be_diagnosed_is_named(small_config, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
-        write_diagnosis(tmp_path)
+        diagnose(tmp_path)
     with pytest.raises(ValueError, match="diagnose=true takes run=FOLDER.* got runs="):
         evaluate_from_config(evaluated(f"runs={tmp_path}", "diagnose=true"))
     run = open_run(small_config(*TINY))
     with pytest.raises(FileNotFoundError, match="not trained and evaluated yet"):
-        write_diagnosis(run.folder)
+        diagnose(run.folder)
     for name in ("model.safetensors", "predictions.jsonl", "examples.parquet", "scores.json"):
         (run.folder / name).touch()
-    settings = {"fingerprint": "of other weights", "settings": plain(run.cfg.evaluation)}
+    settings = {"fingerprint": "of other weights", "settings": plain(run.config.evaluation)}
     (run.folder / "evaluation.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="scores were not made with its weights"):
-        write_diagnosis(run.folder)
+        diagnose(run.folder)

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from small import quick_embeddings
 
-from regen.commands.grid import train_and_evaluate
+from regen.config.objects import typed
 from regen.config.schema import CONF, register
 from regen.evaluation.comparison import Cell, compare
 from regen.evaluation.comparison_blocks import LEVEL
 from regen.evaluation.statistics import Estimate
+from regen.pipeline import train_and_evaluate
 
 pytestmark = pytest.mark.slow  # trains 30 small cells
 TABLES, SEEDS, COLUMNS = 20, 3, ("cf", "content", "both")
@@ -33,7 +34,7 @@ def folders(tmp_path_factory):
     with quick_embeddings():
         for seed in range(30):
             with initialize_config_dir(str(CONF), version_base="1.3"):
-                cfg = compose("train", [*WORLD, *paths, f"seed={seed}"])
+                cfg = typed(compose("train", [*WORLD, *paths, f"seed={seed}"]))
             trained.append(train_and_evaluate(cfg)[0])
     return trained
 

@@ -9,7 +9,6 @@ from torch import nn
 
 from regen.models.adapter import LinearAdapter, MLPAdapter, TransformerAdapter
 from regen.models.warm_start import initialise, ridge_map
-from regen.training.assembly import instantiate_own
 
 ADAPTERS = {
     "linear": lambda: LinearAdapter(12, 20),
@@ -98,7 +97,7 @@ def test_a_step_at_the_default_rate_leaves_most_of_the_warm_start(small_config, 
     """At the width of CF, MiniLM and SmolLM2; an encoder let in at once moved the transformer's by twice their norm."""
     torch.manual_seed(0)
     options = small_config(f"adapter={name}", without="adapter").adapter
-    adapter = instantiate_own(options, 512, 576)
+    adapter = options.build(512, 576)
     unit = functools.partial(nn.functional.normalize, dim=-1)
     fused = torch.cat([unit(torch.randn(8, 10, 128)), unit(torch.randn(8, 10, 384))], dim=-1)
     rows, targets, mask = fused.flatten(0, 1), 0.1 * torch.randn(80, 576), torch.ones(8, 10, dtype=torch.bool)

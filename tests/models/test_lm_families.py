@@ -167,8 +167,8 @@ def test_a_family_is_trained_exported_and_loaded(name, small_config, tmp_path):
     from serving.finished_runs import FinishedRun
 
     from regen import NarrativeModel
-    from regen.commands.grid import train_and_evaluate
     from regen.embeddings.content import minilm_folder
+    from regen.pipeline import train_and_evaluate
 
     tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
     tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token

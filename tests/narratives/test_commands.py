@@ -3,7 +3,6 @@
 import gzip
 import importlib
 import json
-import logging
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -44,18 +43,6 @@ def amazon(tmp_path_factory):
         (folder / f"{name}.json.gz").write_bytes(gzip.compress(text.encode()))
     paths = [f"source.{name}={folder}/{name}.json.gz" for name in ("reviews", "metadata")]
     return ["source=amazon2018", "source.folder=null", *paths]
-
-
-@pytest.fixture
-def logs_as_they_were():
-    """Hydra takes the root logger over."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    yield
-    for handler in root.handlers:
-        if handler not in before[0]:
-            handler.close()
-    root.handlers[:], root.level = before
 
 
 @pytest.fixture
@@ -246,11 +233,13 @@ def test_help_says_what_to_type(command):
 @pytest.fixture
 def data_module(amazon, small_config):
     """What a training run on these reviews would read."""
-    from regen.training.assembly import build_data, build_inputs
+    from regen.pipeline import build_inputs, vectors_of
+    from regen.training.assembly import build_data
 
     def of(lm, *overrides):
         cfg = small_config(*amazon, "vertical=gift_cards", "encoder=none", *overrides, without="source.")
-        return build_data(cfg, build_inputs(cfg), lm)
+        inputs = build_inputs(cfg)
+        return build_data(cfg, inputs.prepared.path, vectors_of(cfg, inputs), lm)
 
     return of
 

@@ -10,13 +10,14 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from regen.config.schema import CONF
+from regen.config.objects import build_object
+from regen.config.schema import CONF, Endpoint
 from regen.narratives import answers, prompts
+from regen.narratives.choices import endpoint_parts
 from regen.narratives.histories import CLOSE, OPEN, Purchase, UserHistory
 from regen.narratives.narrate import PROMPTS
 from regen.narratives.prompts import Limits, Prompt, flat_schema
 from regen.narratives.rate import ATTRIBUTES, LEVELS, prompt_of
-from regen.pipeline import endpoint_parts
 
 ALL = [*PROMPTS.values(), *map(prompt_of, ATTRIBUTES)]
 LIMITS = Limits(text_characters=2000, characters=100_000)
@@ -166,7 +167,8 @@ def test_dollars_and_braces_are_only_texts(prompt):
 def key(changed=None, **of):
     options = yaml.safe_load((CONF / "endpoint.yaml").read_text())
     known = {"model": "m", "base_url": "http://127.0.0.1:1/v1", "ledger": "ledger.sqlite"}
-    endpoint = endpoint_parts(options | known | (changed or {}), max_cost=None, where="narrator")["endpoint"]
+    settings = build_object(Endpoint, options | known | (changed or {}))
+    endpoint = endpoint_parts(settings, max_cost=None, where="narrator")["endpoint"]
     request = PROMPTS["endorsement"].request(history(), LIMITS)
     return replace(request, **of).key(endpoint.settings())
 

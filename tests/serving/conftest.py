@@ -13,6 +13,7 @@ def session_config(tmp_path_factory):
     from hydra import compose, initialize_config_dir
     from small import SMALL
 
+    from regen.config.objects import typed
     from regen.config.schema import CONF, register
 
     register()
@@ -21,7 +22,7 @@ def session_config(tmp_path_factory):
 
     def composed(*overrides):
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("train", [*SMALL, *paths, *overrides])
+            return typed(compose("train", [*SMALL, *paths, *overrides]))
 
     return composed
 

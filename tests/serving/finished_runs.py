@@ -2,9 +2,9 @@
 
 import json
 
-from regen.commands.grid import train_and_evaluate
+from regen import pipeline
 from regen.data.prepare import load_tables
-from regen.training import run as runs
+from regen.pipeline import train_and_evaluate
 
 FEATURES = "feature=[purchase_reason,product_endorsement]"
 
@@ -27,7 +27,7 @@ class FinishedRun:
 
     def __init__(self, folder):
         self.folder = folder
-        loaded = runs.load(runs.read_run(folder))
+        loaded = pipeline.load_run(pipeline.read_run(folder))
         self.data = loaded.data.splits["test"]
         self.tables = load_tables(loaded.run.inputs.prepared.path)
         self.examples = self.data.examples

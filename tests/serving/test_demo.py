@@ -10,7 +10,7 @@ import httpx
 import pytest
 import yaml
 
-from regen.pipeline import plain
+from regen.config.objects import plain
 from regen.serving import NarrativeModel
 from regen.serving.demo.app import PAGE, build_app
 from regen.serving.demo.guard import BODY_BYTES

@@ -103,9 +103,7 @@ def test_a_missing_or_changed_file_is_named(copied, name):
 
 
 def test_a_folder_that_is_no_export_is_named(finished, tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=rf"{re.escape(str(finished.folder))}: no exported model.*regen export"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"{re.escape(str(finished.folder))}: no exported model.*regen export"):
         NarrativeModel.from_pretrained(finished.folder)
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}/nowhere: no such folder, and nothing to fetch"):
         NarrativeModel.from_pretrained(tmp_path / "nowhere")
@@ -276,13 +274,13 @@ def test_a_model_comes_from_the_hub_by_its_id(exported, model, monkeypatch):
     assert fetched.spec == model.spec
 
 
-def test_a_finished_run_is_exported_by_command(finished, tmp_path, monkeypatch):
+def test_a_finished_run_is_exported_by_command(finished, tmp_path, monkeypatch, logs_as_they_were):
     from regen.commands.export import run
 
     monkeypatch.setattr(
         sys,
         "argv",
-        ["regen.commands.export", f"run={finished.folder}", f"out={tmp_path}/model", f"hydra.run.dir={tmp_path}/logs"],
+        ["regen export", f"run={finished.folder}", f"out={tmp_path}/model", f"hydra.run.dir={tmp_path}/logs"],
     )
     run()
     assert check_manifest(tmp_path / "model") == set(FILES)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from serving.finished_runs import FinishedRun, trained
 
+from regen import pipeline
 from regen.serving import Interaction, NarrativeModel, RequestError
-from regen.training import run as runs
 
 PENS = {"title": "Ballpoint pens, black", "rating": 5, "review": "They write smoothly.", "category": "Office - Pens"}
 ENCODERS = [
@@ -51,14 +51,14 @@ def test_every_encoder_that_reads_histories_is_exported(session_config, tmp_path
 @pytest.mark.parametrize("encoder", ["noise", "text"])
 def test_what_has_no_vectors_of_its_own_is_not_exported(session_config, encoder):
     more = ["encoder.dim=16"] if encoder == "noise" else []
-    folder = runs.open_run(session_config(f"encoder={encoder}", *more)).folder
+    folder = pipeline.open_run(session_config(f"encoder={encoder}", *more)).folder
     (folder / "model.safetensors").touch()
     with pytest.raises(ValueError, match=f"encoder={encoder} cannot be exported.*Known: cf, content, both"):
         NarrativeModel.from_run(folder)
 
 
 def test_a_run_that_is_not_finished_is_named(session_config):
-    folder = runs.open_run(session_config("encoder=cf", "seed=7")).folder
+    folder = pipeline.open_run(session_config("encoder=cf", "seed=7")).folder
     with pytest.raises(ValueError, match=rf"{folder}: not finished, there is no model\.safetensors in it"):
         NarrativeModel.from_run(folder)
 
@@ -137,7 +137,7 @@ def test_cf_has_a_share_in_each_interaction_and_none_in_an_unseen_one(finished, 
 
 def test_what_the_service_and_the_page_read(finished, model):
     assert model.features == ("purchase_reason", "product_endorsement")
-    assert model.data_fingerprint == runs.read_run(finished.folder).inputs.prepared.fingerprint
+    assert model.data_fingerprint == pipeline.read_run(finished.folder).inputs.prepared.fingerprint
     assert model.max_new_tokens == 6
     assert model.stop_ids == {model.tokenizer.eos_token_id}
     prepared = model.prepare_all([[PENS], [PENS, PENS]])

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from serving.services import service
 
-from regen.training import run as runs
+from regen import pipeline
 
 
 @pytest.mark.slow
 def test_schemathesis_finds_nothing(exported, finished, tmp_path):
-    data = runs.read_run(finished.folder).inputs.prepared.path.resolve()
+    data = pipeline.read_run(finished.folder).inputs.prepared.path.resolve()
     with service(tmp_path, exported, f"data={data}", REGEN_API_KEY="secret") as served:
         found = subprocess.run(
             [

@@ -12,16 +12,17 @@ from serving.finished_runs import FinishedRun, trained
 from serving.services import service
 from small import needs_vnni
 
+from regen import pipeline
+from regen.config.objects import typed
 from regen.config.schema import CONF, register
 from regen.serving import NarrativeModel, connection, server
 from regen.serving.users import Users
-from regen.training import run as runs
 
 
 def config(*overrides):
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("serve", list(overrides))
+        return typed(compose("serve", ["checkpoint=none", *overrides]))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.org"])
@@ -43,7 +44,7 @@ def test_this_machine_needs_none(host, monkeypatch):
 
 
 def test_data_of_another_version_are_refused_before_anything_listens(finished, exported, session_config):
-    other = runs.build_inputs(session_config("encoder=cf", "source.seed=1")).prepared
+    other = pipeline.build_inputs(session_config("encoder=cf", "source.seed=1")).prepared
     with pytest.raises(ValueError, match=f"is {other.fingerprint}, and the model was trained on"):
         server.serve(config(f"checkpoint={exported}", f"data={other.path}"))
 
@@ -66,12 +67,12 @@ def test_dry_run_tells_what_to_start(exported, monkeypatch, tmp_path, caplog):
 @pytest.mark.parametrize("precision", ["null", pytest.param("int8", marks=needs_vnni)])
 def test_the_weights_are_laid_out_for_this_machine(exported, precision):
     model = server.load_model(str(exported))
-    server.build_engine(config(f"precision={precision}"), model)
+    server.build_backend(config(f"precision={precision}"), model)
     forwards = [type(vars(layer).get("forward")).__name__ for layer in model.soft_token_lm.lm.modules()]
     assert forwards.count("NarrowLinear" if precision == "int8" else "PackedLinear") > 10
     if precision == "int8":
         with pytest.raises(ValueError, match=r"backend=vllm .* precision=int8 does not reach\. Leave one"):
-            server.build_engine(config("backend=vllm", "precision=int8"), model)
+            server.build_backend(config("backend=vllm", "precision=int8"), model)
 
 
 def test_a_run_is_served_like_its_export(finished):
@@ -134,7 +135,7 @@ def test_services_on_two_versions_of_the_data_never_mix_them_up(finished, export
         model = NarrativeModel.from_pretrained(
             folder or NarrativeModel.from_run(later.folder).save_pretrained(tmp_path / "m")
         )
-        prepared = runs.read_run(run.folder).inputs.prepared
+        prepared = pipeline.read_run(run.folder).inputs.prepared
         users = Users(run.tables, latest=50)
         versions.append((run.folder if folder is None else folder, model, prepared, users))
     assert versions[0][2].fingerprint != versions[1][2].fingerprint

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 
 from regen.serving import NarrativeModel, answers
 from regen.serving.service import create_app
-from regen.serving.transformers_engine import TransformersEngine
+from regen.serving.transformers_backend import TransformersBackend
 from regen.serving.users import Users
 
 FEATURE = "purchase_reason"
@@ -33,15 +33,15 @@ def ask(served, scenario, *, users=None, rows=4, queue=16, **options):
 
     @asynccontextmanager
     async def client():
-        async with TransformersEngine(served, rows=rows, queue=queue) as engine:
-            transport = httpx.ASGITransport(create_app(engine, users=users, **options))
+        async with TransformersBackend(served, rows=rows, queue=queue) as backend:
+            transport = httpx.ASGITransport(create_app(backend, users=users, **options))
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
-                yield http, engine
+                yield http, backend
 
     async def main():
-        async with client() as (http, engine):
-            result = await asyncio.wait_for(scenario(http, engine), 60)
-            assert engine.under_way == 0
+        async with client() as (http, backend):
+            result = await asyncio.wait_for(scenario(http, backend), 60)
+            assert backend.under_way == 0
             return result
 
     return asyncio.run(main())
@@ -244,8 +244,8 @@ def test_large_bodies_are_refused_told_or_not(served):
 
 
 def test_a_full_queue_says_when_to_ask_again(served):
-    async def scenario(http, engine):
-        with engine.admitted(3):
+    async def scenario(http, backend):
+        with backend.admitted(3):
             fits = await http.post("/v1/narratives", json={"narratives": [ONE]})
             refused = await http.post("/v1/narratives", json={"narratives": [ONE, ONE]})
         return fits, refused
@@ -258,7 +258,7 @@ def test_a_full_queue_says_when_to_ask_again(served):
 
 
 def test_what_takes_too_long_is_given_up(served, monkeypatch):
-    monkeypatch.setattr(TransformersEngine, "_let_enter", lambda *_: None)
+    monkeypatch.setattr(TransformersBackend, "_let_enter", lambda *_: None)
     reply = answer(served, "POST", "/v1/narratives", json={"narratives": [ONE]}, options={"timeout": 0.2})
     assert reply.status_code == 504
     assert "not written within 0.2 s" in reply.json()["detail"]
@@ -295,7 +295,7 @@ def receives(body, left):
 def test_a_client_that_does_not_read_its_stream_loses_its_places(served, monkeypatch, reads):
     monkeypatch.setattr(answers, "FAREWELL", 0.05)
 
-    async def scenario(_, engine):
+    async def scenario(_, backend):
         sent = []
 
         async def send(message):
@@ -304,8 +304,8 @@ def test_a_client_that_does_not_read_its_stream_loses_its_places(served, monkeyp
             sent.append(message)
 
         body = {"narratives": [ONE] * 16, "stream": True}
-        await create_app(engine, timeout=0.3)(SCOPE, receives(body, asyncio.Event()), send)
-        assert engine.under_way == 0
+        await create_app(backend, timeout=0.3)(SCOPE, receives(body, asyncio.Event()), send)
+        assert backend.under_way == 0
         assert len(sent) == reads
         assert not any(message.get("more_body") is False for message in sent), "the server closes such a connection"
 
@@ -313,21 +313,21 @@ def test_a_client_that_does_not_read_its_stream_loses_its_places(served, monkeyp
 
 
 def test_a_client_that_leaves_gives_its_place_back(served, monkeypatch):
-    monkeypatch.setattr(TransformersEngine, "_let_enter", lambda *_: None)
+    monkeypatch.setattr(TransformersBackend, "_let_enter", lambda *_: None)
 
-    async def scenario(_, engine):
-        app = create_app(engine, timeout=60)
+    async def scenario(_, backend):
+        app = create_app(backend, timeout=60)
         left, sent = asyncio.Event(), []
 
         async def send(message):
             sent.append(message)
 
         answering = asyncio.ensure_future(app(SCOPE, receives({"narratives": [ONE]}, left), send))
-        while engine.under_way == 0:
+        while backend.under_way == 0:
             await asyncio.sleep(0.01)
         left.set()
         await answering
-        assert engine.under_way == 0
+        assert backend.under_way == 0
         assert not sent
 
     ask(served, scenario)

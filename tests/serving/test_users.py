@@ -2,14 +2,14 @@
 
 import pytest
 
+from regen import pipeline
 from regen.data.histories import build_examples
 from regen.serving.users import Users
-from regen.training import run as runs
 
 
 @pytest.fixture(scope="module")
 def data(finished):
-    return runs.read_run(finished.folder).inputs.prepared
+    return pipeline.read_run(finished.folder).inputs.prepared
 
 
 def test_histories_are_those_of_training(finished):

@@ -4,7 +4,7 @@ import pytest
 import wandb
 from wandb_files import offline_files
 
-from regen.commands.grid import train_and_evaluate
+from regen.pipeline import train_and_evaluate
 from regen.training.module import NarrativeModule
 
 pytestmark = pytest.mark.usefixtures("no_sentence_encoder")

@@ -6,8 +6,7 @@ import pytest
 
 from regen.analysis.adapter_sample import open_adapter
 from regen.analysis.adapter_weights import cf_shares
-from regen.commands.grid import train_and_evaluate
-from regen.evaluation.diagnosis import write_diagnosis
+from regen.pipeline import diagnose, train_and_evaluate
 
 pytestmark = pytest.mark.slow  # trains seven small cells to the end
 WORLD = [
@@ -36,6 +35,7 @@ def trained(tmp_path_factory):
     """Trains a cell in the world; gives its folder."""
     from hydra import compose, initialize_config_dir
 
+    from regen.config.objects import typed
     from regen.config.schema import CONF, register
 
     register()
@@ -45,7 +45,7 @@ def trained(tmp_path_factory):
 
     def of(*overrides):
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("train", [*base, *overrides])
+            cfg = typed(compose("train", [*base, *overrides]))
         return train_and_evaluate(cfg)[0]
 
     return of
@@ -92,7 +92,7 @@ def swapped(runs):
     """The swap test of each encoder: values by position and measure."""
     found = {}
     for encoder in ("both", "cf", "content"):
-        write_diagnosis(runs[encoder])
+        diagnose(runs[encoder])
         rows = json.loads((runs[encoder] / "diagnosis.json").read_text())["swap"]["summary"]
         found[encoder] = {(row["position"], row["measure"]): row["value"] for row in rows}
     return found

@@ -1,17 +1,19 @@
 """Runs as artefacts: resume reaches the same weights, finished ones are reused, damage is named."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from regen.commands.grid import train_and_evaluate
+from regen import pipeline
+from regen.config.objects import Component
 from regen.data.tables import DataError
 from regen.models.language_model import load_pretrained, load_tiny
 from regen.models.soft_token_lm import SoftTokenLM
+from regen.pipeline import train_and_evaluate
 from regen.training import run as runs
-from regen.training.assembly import load_language_model
 from regen.training.module import LastCheckpoint, NarrativeModule
 
 pytestmark = pytest.mark.usefixtures("no_sentence_encoder")
@@ -66,7 +68,7 @@ def test_a_run_killed_at_every_step_and_validation_reaches_the_same_weights(
 ):
     """One run dies at each step and in each validation in turn, and goes on from there each time."""
     options = [*SHORT, f"encoder={encoder}", *(["encoder.dim=16"] if encoder == "noise" else [])]
-    monkeypatch.setattr("regen.evaluation.evaluate.evaluate_run", lambda *_: None)
+    monkeypatch.setattr("regen.evaluation.evaluate.evaluate_run", lambda *_, **__: None)
     monkeypatch.setattr("regen.training.run.load", lambda run: None)
     whole, _ = train_and_evaluate(small_config(*options))
     steps = json.loads((whole / "run.json").read_text())["steps"]
@@ -192,7 +194,7 @@ def test_in_bf16_mixed_what_trains_stays_float32(small_config, monkeypatch, tuni
     options = ["trainer.precision=bf16-mixed", "trainer.max_steps=10", f"tuning={tuning}", "tuning.lr=0.00002"]
     cfg = small_config(*options, without="tuning")
     folder, _ = train_and_evaluate(cfg)
-    pristine = load_language_model(cfg).model  # shared by all runs of this process
+    pristine = cfg.lm.build().model  # shared by all runs of this process
     assert {parameter.dtype for parameter in pristine.parameters()} == {torch.float32}
     assert seen == ({True: {torch.float32}} | ({} if tuning == "full" else {False: {torch.bfloat16}}))
     if tuning == "full":
@@ -233,9 +235,9 @@ def test_a_finished_run_is_reused_and_force_trains_it_anew(small_config):
 
 
 def test_a_run_of_older_code_is_not_taken_for_this_ones(small_config, monkeypatch):
-    folders = [runs.open_run(small_config()).folder for _ in range(2)]
+    folders = [pipeline.open_run(small_config()).folder for _ in range(2)]
     monkeypatch.setattr("regen.models.adapter.LinearAdapter.version", 2)
-    folders.append(runs.open_run(small_config()).folder)
+    folders.append(pipeline.open_run(small_config()).folder)
     assert folders[0] == folders[1] != folders[2]
 
 
@@ -277,7 +279,7 @@ def test_damaged_weights_are_refused_with_their_path(small_config):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"model\.safetensors: cannot be read .*force=true"):
-        runs.load(runs.read_run(folder))
+        pipeline.load_run(pipeline.read_run(folder))
 
 
 def test_weights_of_another_shape_are_refused(small_config, tmp_path):
@@ -287,16 +289,17 @@ def test_weights_of_another_shape_are_refused(small_config, tmp_path):
     with pytest.raises(
         ValueError, match=r"model\.safetensors: .*'adapter.projection.weight' is \(32, 16\) there and \(32, 8\)"
     ):
-        runs.load(runs.read_run(wide))
+        pipeline.load_run(pipeline.read_run(wide))
 
 
 def test_weights_of_another_lm_are_refused(small_config):
     cfg = small_config("trainer.max_steps=1", "tuning=frozen")
     folder, _ = train_and_evaluate(cfg)
-    run = runs.read_run(folder)
-    run.cfg.lm.width = 16
+    run = pipeline.read_run(folder)
+    other = Component({**run.config.lm.node, "width": 16})
+    run = replace(run, config=replace(run.config, lm=other))
     with pytest.raises(ValueError, match="does not fit this model"):
-        runs.load(run)
+        pipeline.load_run(run)
 
 
 def test_a_run_whose_data_changed_is_refused(small_config):
@@ -305,17 +308,18 @@ def test_a_run_whose_data_changed_is_refused(small_config):
     record["inputs"]["prepared"] = "0" * 12
     (folder / "run.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="was trained on data"):
-        runs.read_run(folder)
+        pipeline.read_run(folder)
 
 
 def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
-        runs.read_run(tmp_path)
+        pipeline.read_run(tmp_path)
 
 
 def test_a_narrative_longer_than_the_window_is_named(small_config):
     cfg = small_config("feature=long_user_summary")
-    cfg.feature.long_user_summary.prompt = "word " * 500
+    feature = replace(cfg.feature["long_user_summary"], prompt="word " * 500)
+    cfg = replace(cfg, feature={"long_user_summary": feature})
     with pytest.raises(
         DataError, match=r"The long_user_summary of user 'u\d+' needs \d+ positions .* the LM reads 512"
     ):
@@ -325,7 +329,7 @@ def test_a_narrative_longer_than_the_window_is_named(small_config):
 def test_cut_narratives_fit(small_config):
     cfg = small_config("feature=long_user_summary", "data.max_narrative_tokens=5", "trainer.max_steps=1")
     folder, _ = train_and_evaluate(cfg)
-    loaded = runs.load(runs.read_run(folder))
+    loaded = pipeline.load_run(pipeline.read_run(folder))
     assert {len(target) for target in loaded.data.splits["train"].targets} == {6}
 
 

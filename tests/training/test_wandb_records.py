@@ -17,10 +17,13 @@ from wandb_files import offline_files, read_offline
 
 from regen.analysis.wandb_dashboard import Dashboard, save_dashboard, workspace_spec
 from regen.commands import dashboard
-from regen.commands.grid import run_cell, train_and_evaluate
+from regen.commands.grid import run_cell
+from regen.config.objects import typed
 from regen.config.schema import CONF, register
+from regen.evaluation.wandb_results import final_metrics
+from regen.pipeline import train_and_evaluate
 from regen.storage.artefacts import Artefact, open_artefact
-from regen.training.wandb_records import final_metrics, grid_name, input_artifact, use_inputs
+from regen.training.wandb_records import grid_name, input_artifact, use_inputs
 
 CELLS = (["encoder=cf"], ["encoder=cf", "adapter.lr=3e37"], ["encoder=noise", "tuning=frozen"])  # the second one fails
 GROUP = "2026-01-31_12-00-00"
@@ -41,7 +44,7 @@ def composed(root, *overrides, job=None):
         HydraConfig.instance().set_config(cfg)
         with open_dict(cfg):
             del cfg["hydra"]
-    return cfg
+    return typed(cfg)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +89,7 @@ def test_config_and_tags(grid, cells):
     assert cell.run.project == "regen"
     assert cell.run.job_type == "train"
     assert list(cell.run.tags) == ["encoder:cf", "adapter:linear", "feature:purchase_reason"]
-    assert cell.config["encoder"] == {"name": "cf"}
+    assert cell.config["encoder"]["name"] == "cf"
     assert cell.config["training"]["epochs"] == 1
     assert cell.config["inputs"] == json.loads((grid[1][0] / "run.json").read_text())["inputs"]
     assert cells[2].config["tuning"]["name"] == "frozen"
@@ -197,7 +200,7 @@ def test_online_an_input_is_used(grid):
     cfg = composed(grid[0])
     made, used = inputs_of(grid, grid[1][0]), []
     prepared, encoded = sorted(made, key=lambda artefact: not artefact.path.name.startswith("prepared"))
-    run = SimpleNamespace(cfg=cfg, inputs=SimpleNamespace(prepared=prepared, encoded={"cf": encoded}))
+    run = SimpleNamespace(config=cfg, inputs=SimpleNamespace(prepared=prepared, encoded={"cf": encoded}))
     use_inputs(SimpleNamespace(offline=False, disabled=False, use_artifact=used.append), run)
     assert [artifact.name for artifact in used] == [prepared.path.name, encoded.path.name]
 
@@ -216,7 +219,7 @@ def test_a_given_group_is_kept_and_an_error_closes_the_run(grid, tmp_path):
 def dashboard_config(*overrides):
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("dashboard", list(overrides))
+        return typed(compose("dashboard", list(overrides)))
 
 
 def test_the_dashboard_shows_what_runs_log(cells, capsys):

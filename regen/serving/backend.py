@@ -1,9 +1,9 @@
 """What writes narratives for many callers at a time: admission, encoding off the event loop, deadlines, text pieces.
 
-    async with TransformersEngine(model, rows=32, queue=128) as engine:
-        with engine.admitted():
-            prepared = await engine.prepare(history, feature="purchase_reason")
-            async for piece in engine.stream(prepared): ...
+    async with TransformersBackend(model, rows=32, queue=128) as backend:
+        with backend.admitted():
+            prepared = await backend.prepare(history, feature="purchase_reason")
+            async for piece in backend.stream(prepared): ...
 
 Closing a stream before its end gives its row away. Text is greedy, so that the same request has the same answer.
 """
@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from typing import Any, Self, TypeVar
 
+from regen.generation.prepared import Prepared
 from regen.generation.text_pieces import TextPieces
 from regen.serving.model import History, NarrativeModel
-from regen.serving.narrative import Prepared
 
 SAMPLING = frozenset(
     {"do_sample", "temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
@@ -37,7 +37,7 @@ def longest_row(model: NarrativeModel) -> int:
     return begin + model.spec.max_history + longest + model.max_new_tokens
 
 
-class EngineError(RuntimeError):
+class BackendError(RuntimeError):
     """Nothing can be written now; the same request may succeed later."""
 
 
@@ -49,11 +49,11 @@ class QueueFullError(RuntimeError):
         self.after = after
 
 
-class Engine(ABC):
+class Backend(ABC):
     """Writes the narratives of one model.
 
     Args:
-        model: Nothing else may decode with it while the engine runs.
+        model: Nothing else may decode with it while the backend runs.
         places: The most narratives under way at one time, from admission to their last piece.
 
     Raises:
@@ -119,7 +119,7 @@ class Engine(ABC):
 
         Raises:
             TimeoutError: If the deadline passes before the end.
-            EngineError: If the narrative cannot be written now.
+            BackendError: If the narrative cannot be written now.
         """
         clock = asyncio.get_running_loop().time
         started, pieces = clock(), TextPieces(self.model.tokenizer)
@@ -141,7 +141,7 @@ class Engine(ABC):
         """Whether it can write.
 
         Raises:
-            EngineError: If it cannot; the message says why.
+            BackendError: If it cannot; the message says why.
         """
 
     @abstractmethod

@@ -9,9 +9,9 @@ import pytest
 from evaluation.scripted_vllm import DONE, ScriptedVLLM, said
 
 from regen.serving import NarrativeModel
-from regen.serving.engine import EngineError, longest_row
+from regen.serving.backend import BackendError, longest_row
 from regen.serving.service import create_app
-from regen.serving.vllm_engine import VLLMEngine
+from regen.serving.vllm_backend import VLLMBackend
 
 FEATURE = "purchase_reason"
 URL, CHECKPOINT = os.environ.get("REGEN_TEST_VLLM"), os.environ.get("REGEN_TEST_CHECKPOINT")
@@ -31,19 +31,19 @@ def own_cache(tmp_path_factory):
         yield
 
 
-def with_engine(served, server, scenario):
+def with_backend(served, server, scenario):
     async def main():
-        engine = VLLMEngine(served, base_url=server.url, timeout=10)
-        server.name = engine.needs.rpartition("/")[2]
-        async with engine:
-            return await asyncio.wait_for(scenario(engine), 60)
+        backend = VLLMBackend(served, base_url=server.url, timeout=10)
+        server.name = backend.needs.rpartition("/")[2]
+        async with backend:
+            return await asyncio.wait_for(scenario(backend), 60)
 
     return asyncio.run(main())
 
 
-async def posted(engine, *, stream=False):
+async def posted(backend, *, stream=False):
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(create_app(engine)), base_url="http://localhost"
+        transport=httpx.ASGITransport(create_app(backend)), base_url="http://localhost"
     ) as http:
         reply = await http.post("/v1/narratives", json={"narratives": [ONE], "stream": stream})
         return reply, await http.get("/health")
@@ -52,7 +52,7 @@ async def posted(engine, *, stream=False):
 def test_tokens_of_the_server_become_text(served):
     ids = served.tokenizer("they like smooth pens", add_special_tokens=False)["input_ids"]
     with ScriptedVLLM([*map(said, ids), said(*served.stop_ids), DONE]) as server:
-        reply, health = with_engine(served, server, posted)
+        reply, health = with_backend(served, server, posted)
     assert reply.json()["narratives"][0]["text"] == "they like smooth pens"
     assert health.status_code == 200
     assert server.bodies[0]["max_tokens"] == served.max_new_tokens
@@ -61,8 +61,8 @@ def test_tokens_of_the_server_become_text(served):
 def test_a_server_that_dies_in_the_middle_is_told_and_the_service_stays_up(served):
     word = served.tokenizer("pens and more pens", add_special_tokens=False)["input_ids"]
     with ScriptedVLLM(map(said, word)) as server:
-        reply, _ = with_engine(served, server, posted)
-        streamed, health = with_engine(served, server, lambda engine: posted(engine, stream=True))
+        reply, _ = with_backend(served, server, posted)
+        streamed, health = with_backend(served, server, lambda backend: posted(backend, stream=True))
     assert reply.status_code == 503
     assert "stopped in the middle" in reply.json()["detail"]
     assert "event: piece" in streamed.text
@@ -71,12 +71,12 @@ def test_a_server_that_dies_in_the_middle_is_told_and_the_service_stays_up(serve
 
 
 def test_a_server_that_goes_away_makes_health_fail(served):
-    async def scenario(engine):
+    async def scenario(backend):
         await asyncio.to_thread(server.__exit__)
-        return await posted(engine)
+        return await posted(backend)
 
     server = ScriptedVLLM()
-    reply, health = with_engine(served, server, scenario)
+    reply, health = with_backend(served, server, scenario)
     assert (reply.status_code, health.status_code) == (503, 503)
     assert "no vLLM" in reply.json()["detail"] or "did not go on" in reply.json()["detail"]
     assert health.json()["detail"] == "Nothing can be written now; the service's log says why."
@@ -84,15 +84,15 @@ def test_a_server_that_goes_away_makes_health_fail(served):
 
 def test_another_model_or_too_little_room_is_refused_with_the_command(served):
     async def enter(name, positions):
-        engine = VLLMEngine(served, base_url=server.url)
-        server.name, server.positions = name or engine.needs.rpartition("/")[2], positions
-        async with engine:
+        backend = VLLMBackend(served, base_url=server.url)
+        server.name, server.positions = name or backend.needs.rpartition("/")[2], positions
+        async with backend:
             pass
 
     with ScriptedVLLM() as server:
-        with pytest.raises(EngineError, match=r"serves smollm2, not .*make llm-server MODEL="):
+        with pytest.raises(BackendError, match=r"serves smollm2, not .*make llm-server MODEL="):
             asyncio.run(enter("smollm2", 512))
-        with pytest.raises(EngineError, match=f"max_model_len={longest_row(served)}"):
+        with pytest.raises(BackendError, match=f"max_model_len={longest_row(served)}"):
             asyncio.run(enter(None, 8))
 
 
@@ -105,14 +105,14 @@ def test_a_real_server_writes_what_this_process_writes():
     feature = model.features[0]
     here = [narrative.text for narrative in model.narrate(histories, feature)]
 
-    async def text_of(engine, history):
-        prepared = await engine.prepare(history, feature=feature)
-        async with aclosing(engine.stream(prepared)) as pieces:
+    async def text_of(backend, history):
+        prepared = await backend.prepare(history, feature=feature)
+        async with aclosing(backend.stream(prepared)) as pieces:
             return "".join([piece async for piece in pieces])
 
     async def there():
-        async with VLLMEngine(model, base_url=URL, timeout=300) as engine:
-            return await asyncio.gather(*(text_of(engine, history) for history in histories))
+        async with VLLMBackend(model, base_url=URL, timeout=300) as backend:
+            return await asyncio.gather(*(text_of(backend, history) for history in histories))
 
     assert asyncio.run(there()) == here
     assert len(set(here)) > 4

@@ -6,8 +6,8 @@ from contextlib import aclosing
 import pytest
 
 from regen.serving import NarrativeModel
-from regen.serving.engine import EngineError, QueueFullError, longest_row
-from regen.serving.transformers_engine import TransformersEngine
+from regen.serving.backend import BackendError, QueueFullError, longest_row
+from regen.serving.transformers_backend import TransformersBackend
 
 FEATURE = "purchase_reason"
 
@@ -24,15 +24,15 @@ def histories(finished):
 
 def run(served, scenario, **options):
     async def main():
-        async with TransformersEngine(served, **options) as engine:
-            return await asyncio.wait_for(scenario(engine), 60)
+        async with TransformersBackend(served, **options) as backend:
+            return await asyncio.wait_for(scenario(backend), 60)
 
     return asyncio.run(main())
 
 
-async def text_of(engine, history, **options):
-    prepared = await engine.prepare(history, feature=FEATURE)
-    async with aclosing(engine.stream(prepared, **options)) as pieces:
+async def text_of(backend, history, **options):
+    prepared = await backend.prepare(history, feature=FEATURE)
+    async with aclosing(backend.stream(prepared, **options)) as pieces:
         return "".join([piece async for piece in pieces])
 
 
@@ -45,67 +45,67 @@ async def until(condition):
 def test_many_callers_read_what_each_would_read_alone(served, histories):
     alone = [served.narrate(history, FEATURE).text for history in histories]
 
-    async def scenario(engine):
-        return await asyncio.gather(*(text_of(engine, history) for history in histories))
+    async def scenario(backend):
+        return await asyncio.gather(*(text_of(backend, history) for history in histories))
 
     assert run(served, scenario, rows=3) == alone
     assert len(set(alone)) > 1
 
 
 def test_a_caller_that_leaves_frees_its_row(served, histories):
-    async def scenario(engine):
-        prepared = [await engine.prepare(history, feature=FEATURE) for history in histories]
-        streams = [engine.stream(one) for one in prepared[:3]]
+    async def scenario(backend):
+        prepared = [await backend.prepare(history, feature=FEATURE) for history in histories]
+        streams = [backend.stream(one) for one in prepared[:3]]
         reading = [asyncio.ensure_future(anext(stream)) for stream in streams]  # one has the row, two wait for it
-        await until(lambda: engine.writing == 1 or any(one.done() for one in reading))
+        await until(lambda: backend.writing == 1 or any(one.done() for one in reading))
         for one in reading:
             one.cancel()
         await asyncio.gather(*reading, return_exceptions=True)
         for stream in streams:
             await stream.aclose()
-        await until(lambda: engine.writing == 0)
-        return await text_of(engine, histories[4])
+        await until(lambda: backend.writing == 0)
+        return await text_of(backend, histories[4])
 
     assert run(served, scenario, rows=1) == served.narrate(histories[4], FEATURE).text
 
 
 def test_places_are_bounded_and_given_back(served):
-    async def scenario(engine):
-        with engine.admitted(2), engine.admitted():
+    async def scenario(backend):
+        with backend.admitted(2), backend.admitted():
             with pytest.raises(
                 QueueFullError, match="3 narratives are under way, 2 more do not fit into 4 places"
             ) as full:
-                engine.admitted(2).__enter__()
+                backend.admitted(2).__enter__()
             assert full.value.after >= 1
-            with engine.admitted():
-                assert engine.under_way == 4
-        assert engine.under_way == 0
+            with backend.admitted():
+                assert backend.under_way == 4
+        assert backend.under_way == 0
 
     run(served, scenario, rows=1, queue=3)
 
 
 def test_a_deadline_ends_a_narrative_and_frees_its_row(served, histories):
-    async def scenario(engine):
+    async def scenario(backend):
         with pytest.raises(TimeoutError):
-            await text_of(engine, histories[0], deadline=asyncio.get_running_loop().time())
-        return await text_of(engine, histories[1])
+            await text_of(backend, histories[0], deadline=asyncio.get_running_loop().time())
+        return await text_of(backend, histories[1])
 
     assert run(served, scenario, rows=1) == served.narrate(histories[1], FEATURE).text
 
 
 def test_a_step_that_fails_gives_up_its_rows_and_the_engine_goes_on(served, histories, monkeypatch, caplog):
-    async def scenario(engine):
+    async def scenario(backend):
         with monkeypatch.context() as broken:
             broken.setattr("regen.generation.row_decoder.RowDecoder.add", out_of_memory)
-            results = await asyncio.gather(*(text_of(engine, one) for one in histories[:3]), return_exceptions=True)
-        await engine.check()
-        return results, await text_of(engine, histories[1])
+            results = await asyncio.gather(*(text_of(backend, one) for one in histories[:3]), return_exceptions=True)
+        await backend.check()
+        return results, await text_of(backend, histories[1])
 
     def out_of_memory(*_):
         raise RuntimeError("no memory left")
 
     results, after = run(served, scenario, rows=2)
-    assert [type(one) for one in results] == [EngineError] * 3
+    assert [type(one) for one in results] == [BackendError] * 3
     assert "no memory left" in str(results[0])
     assert "decoding failed" in caplog.text
     assert after == served.narrate(histories[1], FEATURE).text
@@ -113,16 +113,16 @@ def test_a_step_that_fails_gives_up_its_rows_and_the_engine_goes_on(served, hist
 
 def test_stopping_ends_what_is_under_way(served, histories):
     async def main():
-        async with TransformersEngine(served, rows=1) as engine:
-            prepared = await engine.prepare(histories[0], feature=FEATURE)
-            reading = [asyncio.ensure_future(anext(engine._tokens(prepared, limit=1000))) for _ in range(3)]
+        async with TransformersBackend(served, rows=1) as backend:
+            prepared = await backend.prepare(histories[0], feature=FEATURE)
+            reading = [asyncio.ensure_future(anext(backend._tokens(prepared, limit=1000))) for _ in range(3)]
             await asyncio.sleep(0)
         results = await asyncio.gather(*reading, return_exceptions=True)
-        with pytest.raises(EngineError, match="ended"):
-            await engine.check()
+        with pytest.raises(BackendError, match="ended"):
+            await backend.check()
         return results
 
-    assert any(isinstance(result, EngineError) for result in asyncio.run(main()))
+    assert any(isinstance(result, BackendError) for result in asyncio.run(main()))
 
 
 def test_a_row_has_room_for_the_longest_history(served):
@@ -134,7 +134,7 @@ def test_a_row_has_room_for_the_longest_history(served):
 def test_settings_that_change_greedy_text_are_refused(exported):
     model = NarrativeModel.from_pretrained(exported)
     model.generation.temperature, model.generation.do_sample = 0.7, True
-    TransformersEngine(model)  # `load_model` warns that the service does not sample
+    TransformersBackend(model)  # `load_model` warns that the service does not sample
     model.generation.repetition_penalty = 1.3
     with pytest.raises(ValueError, match=r"settings change repetition_penalty, .*generation_config\.json"):
-        TransformersEngine(model)
+        TransformersBackend(model)

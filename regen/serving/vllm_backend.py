@@ -1,4 +1,4 @@
-"""The engine that has the LM elsewhere on this machine: vLLM decodes what adapter and embeddings give it."""
+"""The backend that has the LM elsewhere on this machine: vLLM decodes what adapter and embeddings give it."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -9,13 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regen.generation.merged_lm import merged_folder
+from regen.generation.prepared import Prepared
 from regen.generation.vllm_client import VLLMClient, VLLMError
-from regen.serving.engine import Engine, EngineError, longest_row
+from regen.serving.backend import Backend, BackendError, longest_row
 from regen.serving.model import NarrativeModel
-from regen.serving.narrative import Prepared
 
 
-class VLLMEngine(Engine):
+class VLLMBackend(Backend):
     """Decodes in a vLLM server on this machine, which has to serve this model's LM with its LoRA merged.
 
     Args:
@@ -40,7 +40,7 @@ class VLLMEngine(Engine):
     async def __aenter__(self) -> Self:
         try:
             await self.check()
-        except EngineError:
+        except BackendError:
             await self._client.__aexit__()
             raise
         return self
@@ -53,7 +53,7 @@ class VLLMEngine(Engine):
         try:
             await self._client.check(positions=longest_row(self.model))
         except VLLMError as error:
-            raise EngineError(f"{error} Start the right one: {self.needs}") from error
+            raise BackendError(f"{error} Start the right one: {self.needs}") from error
 
     async def _tokens(self, prepared: Prepared, *, limit: int) -> AsyncGenerator[int, None]:
         embeds = await self._off_loop(lambda: self._embedded(prepared))
@@ -63,7 +63,7 @@ class VLLMEngine(Engine):
                     for token in ids:
                         yield token
         except VLLMError as error:
-            raise EngineError(str(error)) from error
+            raise BackendError(str(error)) from error
 
     @torch.no_grad()
     def _embedded(self, prepared: Prepared) -> Float[Tensor, "positions lm_dim"]:

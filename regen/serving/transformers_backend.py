@@ -1,4 +1,4 @@
-"""The engine inside this process: one thread decodes all rows together, and they come and go between its steps."""
+"""The backend inside this process: one thread decodes all rows together, and they come and go between its steps."""
 
 import asyncio
 import logging
@@ -10,10 +10,10 @@ from queue import SimpleQueue
 from typing import Self
 
 from regen.generation.native_decoder import NativeDecoder, greedy_decoder
+from regen.generation.prepared import Prepared
 from regen.generation.row_decoder import RowDecoder, Token, row_bytes
-from regen.serving.engine import Engine, EngineError, longest_row
+from regen.serving.backend import Backend, BackendError, longest_row
 from regen.serving.model import NarrativeModel
-from regen.serving.narrative import Prepared
 
 logger = logging.getLogger(__name__)
 ENTERING = 8  # rows whose prefix is read between two steps; those that write wait for it
@@ -31,11 +31,11 @@ class _Leave:
     key: int
 
 
-class TransformersEngine(Engine):
+class TransformersBackend(Backend):
     """Decodes in a thread of this process.
 
     Args:
-        model: Nothing else may decode with it while the engine runs.
+        model: Nothing else may decode with it while the backend runs.
         rows: The most narratives written at one time.
         queue: The most that wait for a row; more are refused.
     """
@@ -47,7 +47,7 @@ class TransformersEngine(Engine):
         self.writing = 0  # rows at the last step
         self._orders: SimpleQueue[_Enter | _Leave | None] = SimpleQueue()
         self._keys = count()
-        self._written: dict[int, asyncio.Queue[Token | EngineError]] = {}
+        self._written: dict[int, asyncio.Queue[Token | BackendError]] = {}
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
 
     async def __aenter__(self) -> Self:
@@ -65,17 +65,17 @@ class TransformersEngine(Engine):
 
     async def check(self) -> None:
         if not self._thread.is_alive():
-            raise EngineError("the decoding thread has ended; start the service again.")
+            raise BackendError("the decoding thread has ended; start the service again.")
 
     async def _tokens(self, prepared: Prepared, *, limit: int) -> AsyncGenerator[int, None]:
         await self.check()
-        key, written = next(self._keys), asyncio.Queue[Token | EngineError]()
+        key, written = next(self._keys), asyncio.Queue[Token | BackendError]()
         self._written[key] = written
         self._orders.put(_Enter(key, prepared, limit))
         try:
             while True:
                 token = await written.get()
-                if isinstance(token, EngineError):
+                if isinstance(token, BackendError):
                     raise token
                 yield token.id
                 if token.last:
@@ -139,4 +139,4 @@ class TransformersEngine(Engine):
     def _give_up(self, keys: list[int], reason: str) -> None:
         for key in keys:
             if key in self._written:
-                self._written[key].put_nowait(EngineError(reason))
+                self._written[key].put_nowait(BackendError(reason))

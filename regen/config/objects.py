@@ -1,0 +1,163 @@
+"""From a composed config to typed, immutable objects, and back to plain values.
+
+A node with `_target_` becomes a `Component`, which builds what it names. Every other node becomes an object of its
+class in `regen.config.schema`. Nothing below the commands sees a `DictConfig`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar, cast, get_args, get_type_hints
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from regen.config import schema
+
+Config = TypeVar("Config")
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """A node that names a class or a function, and what to call it with.
+
+    Attributes:
+        node: The whole node, with `_target_`.
+    """
+
+    node: Mapping[str, Any]
+    run_options: ClassVar[tuple[str, ...]] = ()  # of the node, but not of what it builds
+
+    @property
+    def target(self) -> str:
+        """Dotted path of the class or function."""
+        return str(self.node["_target_"])
+
+    @property
+    def name(self) -> str:
+        """What tables call it; empty where the node has no name."""
+        return str(self.node.get("name", ""))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is passed to the class or function."""
+        return {key: value for key, value in self.node.items() if key not in (*self.run_options, "_target_")}
+
+    def build(self, *args: Any, **more: Any) -> Any:
+        """Calls what the node names; lists and mappings reach it as plain Python.
+
+        Raises:
+            ValueError: What the object itself raises, without Hydra's words around it.
+        """
+        import hydra.utils
+        from hydra.errors import InstantiationException
+
+        node = {"_target_": self.target, **self.options, **more, "_convert_": "all"}
+        try:
+            return hydra.utils.instantiate(node, *args)
+        except InstantiationException as error:
+            if isinstance(error.__cause__, ValueError):
+                raise error.__cause__ from None
+            raise
+
+
+class AdapterChoice(Component):
+    """The `adapter` of a run: its class, its start and its learning rate."""
+
+    run_options = ("name", "lr", "init", "ridge")
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate."""
+        return float(self.node["lr"])
+
+    @property
+    def init(self) -> Literal["random", "ridge"]:
+        """`ridge` or `random`."""
+        return "ridge" if self.node["init"] == "ridge" else "random"
+
+    @property
+    def ridge(self) -> float:
+        """Penalty of the ridge start, as a multiple of the inputs' mean variance."""
+        return float(self.node["ridge"])
+
+
+class TuningChoice(Component):
+    """The `tuning` of a run: a function that says what of the LM trains, and its learning rate."""
+
+    run_options = ("name", "lr")
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate."""
+        return float(self.node["lr"])
+
+
+_COMPONENTS: dict[str, type[Component]] = {"adapter": AdapterChoice, "tuning": TuningChoice}
+_NARRATORS = {"source": schema.Narrator, "template": schema.WritingNarrator, "openai": schema.OpenAINarrator}
+
+
+def typed(cfg: DictConfig) -> Any:
+    """A composed config as an object of its root class.
+
+    Raises:
+        MissingMandatoryValue: A value has no default and was not given.
+    """
+    values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
+    return build_object(cast("type[Any]", OmegaConf.get_type(cfg)), cast("dict[str, Any]", values))
+
+
+def read_run_config(folder: Path) -> schema.TrainConfig:
+    """The config of a run, from its folder.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run.
+        ValueError: If another version of regen made the run.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no run: there is no config.yaml in it.")
+    try:
+        return build_object(schema.TrainConfig, yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{folder}: another version of regen made this run ({error}). Train it again with this version."
+        ) from error
+
+
+def plain(value: Any) -> Any:
+    """An object of the config as plain JSON values, as they stand in a run's `config.yaml`."""
+    if isinstance(value, Component):
+        return dict(value.node)
+    if dataclasses.is_dataclass(value):
+        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, StrEnum) else value
+
+
+def build_object(cls: type[Config], values: Mapping[str, Any]) -> Config:
+    """An object of one of the schema's classes, from plain values."""
+    hints = get_type_hints(cls)
+    return cls(**{name: _value(name, hints.get(name), value) for name, value in values.items()})
+
+
+def _value(name: str, hint: Any, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return _COMPONENTS.get(name, Component)(value)
+        if name == "narrator":
+            return build_object(_NARRATORS[value["name"]], value)
+        inner = next((of for of in (hint, *get_args(hint)) if dataclasses.is_dataclass(of)), None)
+        if inner is None:
+            return {key: _value(key, None, item) for key, item in value.items()}
+        if dataclasses.is_dataclass(hint):
+            return build_object(cast("type[Any]", hint), value)
+        return {key: build_object(cast("type[Any]", inner), item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_value(name, None, item) for item in value)
+    kind = next((of for of in (hint, *get_args(hint)) if isinstance(of, type) and issubclass(of, StrEnum)), None)
+    return kind(value) if kind is not None and value is not None else value

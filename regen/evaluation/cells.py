@@ -1,0 +1,102 @@
+"""The cells of a grid, or the runs in a folder, as a table compares them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from regen.evaluation.comparison import Cell
+from regen.evaluation.scoring import EXAMPLES
+from regen.runtime.costs import TRAINED
+
+CELL = "cell.json"  # in the job's folder of a multirun: where its run lies, or why there is none
+
+
+def grid_cells(*folders: Path) -> list[Cell]:
+    """The cells of multiruns, from their notes in each folder; one without a run has its job's folder instead."""
+    paths = [
+        path for folder in folders for path in sorted(folder.glob(f"*/{CELL}"), key=lambda path: int(path.parent.name))
+    ]
+    notes = [(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    return _cells([(Path(note["run"] or job), note["config"], note["error"]) for job, note in notes])
+
+
+def run_cells(*folders: Path) -> list[Cell]:
+    """The runs in folders, or the runs that the folders are."""
+    configs = sorted(
+        path for folder in folders for name in ("config.yaml", "*/config.yaml") for path in folder.glob(name)
+    )
+    return _cells([(path.parent, yaml.safe_load(path.read_text(encoding="utf-8")), None) for path in configs])
+
+
+def cells_beside(cells: list[Cell], folder: Path) -> list[Cell]:
+    """What another system wrote as a column of every block of a table, named by its scored folder.
+
+    Raises:
+        ValueError: If none of its features is one of the table's.
+    """
+    theirs = pl.read_parquet(folder / EXAMPLES, columns=["feature"], glob=False)["feature"].unique().sort().to_list()
+    ours = {feature for cell in cells for feature in cell.features}
+    if not ours & set(theirs):
+        raise ValueError(
+            f"The predictions are of feature {', '.join(theirs)}, the runs of {', '.join(sorted(ours))}. "
+            "Give each line of the predictions its 'feature'."
+        )
+    blocks = {tuple(sorted({**cell.settings, "feature": ""}.items())): cell for cell in cells}
+    return [Cell(folder, folder.name, 0, {**cell.settings, "feature": ",".join(theirs)}) for cell in blocks.values()]
+
+
+def _cells(found: list[tuple[Path, Mapping[str, Any], str | None]]) -> list[Cell]:
+    """Cells with the settings in which they differ, but for encoder, seed and feature."""
+    flat = [_settings(config) for _, config, _ in found]
+    differing = {key for row in flat for key in row if len({str(other.get(key)) for other in flat}) > 1}
+    named = {key.split(".")[0] for key in differing if key.endswith(".name")}
+    kept = sorted(key for key in differing if key.endswith(".name") or key.split(".")[0] not in named)
+    if "vertical.name" in kept:  # a source's settings that follow the vertical would name it again
+        verticals = {str(row.get("vertical.name")) for row in flat}
+        values = {key: {(str(row.get("vertical.name")), str(row.get(key))) for row in flat} for key in kept}
+        kept = [key for key in kept if not key.startswith("source.") or len(values[key]) > len(verticals)]
+    settings = [
+        {key.removesuffix(".name"): str(row[key]) for key in kept if key in row}
+        | {"feature": ",".join(config["feature"])}
+        for (_, config, _), row in zip(found, flat, strict=True)
+    ]
+    return [
+        Cell(folder, config["encoder"]["name"], int(config["seed"]), of_cell, error)
+        for (folder, config, error), of_cell in zip(found, _with_data(found, settings), strict=True)
+    ]
+
+
+def _with_data(
+    found: list[tuple[Path, Mapping[str, Any], str | None]], settings: list[dict[str, str]]
+) -> list[dict[str, str]]:
+    """Adds the fingerprint of a run's data where the same settings made several: files change and configs do not."""
+    records = [json.loads(path.read_text()) if (path := of[0] / TRAINED).is_file() else {} for of in found]
+    data = [record.get("inputs", {}).get("prepared") for record in records]
+    of_settings: dict[tuple[tuple[str, str], ...], set[str]] = {}
+    for one, fingerprint_of in zip(settings, data, strict=True):
+        if fingerprint_of is not None:
+            of_settings.setdefault(tuple(one.items()), set()).add(fingerprint_of)
+    if all(len(known) == 1 for known in of_settings.values()):
+        return settings
+    return [one | ({} if of is None else {"data": of}) for one, of in zip(settings, data, strict=True)]
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that make one cell another one, as dotted keys."""
+    cell = ("encoder", "seed", "feature")  # what the table shows anyway
+    machine = ("paths", "logger", "force", "trainer", "evaluation", "hydra", "max_cost", "engine")
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, Mapping):
+            for key, value in node.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), value)
+        else:
+            flat[prefix.replace("_target_", "name") if prefix == "source._target_" else prefix] = node
+
+    walk("", {key: value for key, value in config.items() if key not in cell + machine})
+    return flat

@@ -1,0 +1,63 @@
+"""A package of the user's own, used without a change in regen: examples/extension."""
+
+import json
+import os
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+from conftest import REPOSITORY
+from small import SMALL
+
+EXTENSION = REPOSITORY / "examples" / "extension"
+PUBLIC = {  # what the example's README names, and what an artefact takes
+    "regen.data.histories",
+    "regen.data.prepare",
+    "regen.data.source",
+    "regen.data.tables",
+    "regen.models.adapter",
+    "regen.storage.artefacts",
+}
+OURS = [option for option in SMALL if not option.startswith(("adapter", "cf."))]
+
+
+def regen(*arguments, folder):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(EXTENSION), str(REPOSITORY)])}
+    command = [sys.executable, "-m", "regen", *arguments, "--config-dir", str(EXTENSION / "conf")]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_it_imports_only_public_modules():
+    imported = {
+        line.split()[1]
+        for path in EXTENSION.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if line.startswith("from regen")
+    }
+    assert imported == PUBLIC
+
+
+@pytest.mark.slow  # three commands that load torch, one of which trains
+def test_its_adapter_cf_model_part_metric_and_source_are_used(tmp_path):
+    done = regen("train", "experiment=mine", *OURS, "trainer.max_steps=2", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "outputs/runs").glob("purchase_reason-both_and_price-bottleneck-*")
+    assert {*json.loads((run / "run.json").read_text())["inputs"]} == {"prepared", "cf", "content", "price"}
+    scores = json.loads((run / "scores.json").read_text())["purchase_reason"]
+    assert 0 <= scores["same_first_word"]["model"]["value"] <= 1
+    shop = {
+        "products": [{"item_id": "a", "title": "Pens", "price": 2.0}, {"item_id": "b", "title": "Ink"}],
+        "purchases": [{"user_id": "u", "item_id": item, "timestamp": at} for at, item in enumerate("ab")],
+        "reasons": [{"user_id": "u", "text": "To refill the pens."}],
+    }
+    (tmp_path / "shop.json").write_text(json.dumps(shop))
+    done = regen("prepare", "source=shop", "source.path=shop.json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    prepared = done.stdout.strip().splitlines()[-1]
+    assert pl.read_parquet(tmp_path / prepared / "narratives.parquet")["item_id"].to_list() == ["b"]
+    done = regen("prepare", "source=shop", "source.path=nowhere.json", folder=tmp_path)
+    assert done.returncode == 1
+    assert "source.path=nowhere.json: no such file" in done.stderr
