@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import REPOSITORY
 from small import SMALL
+
+REPOSITORY = Path(__file__).parent.parent
 
 EXTENSION = REPOSITORY / "examples" / "extension"
 PUBLIC = {  # what the example's README names, and what an artefact takes

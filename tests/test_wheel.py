@@ -8,8 +8,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
 from small import SMALL
+
+REPOSITORY = Path(__file__).parent.parent
 
 pytestmark = pytest.mark.slow  # builds a wheel and runs six commands that load torch
 WORLD = [*SMALL, "trainer.max_steps=1"]
