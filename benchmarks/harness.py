@@ -162,7 +162,7 @@ def ragged(
         rows,
         _Vectors(),
         tokenizer=lm.tokenizer,
-        prompts={name: str(feature["prompt"]) for name, feature in cfg.feature.items()},
+        prompts={name: feature.prompt for name, feature in cfg.feature.items()},
         window=lm.window,
         words=words if as_words else None,
         max_words=cfg.encoder.max_tokens if as_words else 0,
