@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from regen.config import schema
 from regen.config.objects import Component, build_object, plain, read_run_config
 from regen.data.prepare import load_tables, prepare
-from regen.embeddings.encode import Split
 from regen.embeddings.parts import CFPart, ContentPart, Part, interaction_vectors
 from regen.runtime.console import quiet_libraries
 from regen.storage import identity
@@ -48,18 +47,13 @@ def data_artefact(config: schema.NarratedConfig, *, force: bool = False) -> Arte
     )
 
 
-def user_split(split: schema.Split) -> Split:
-    """Who trains, validates and tests."""
-    return Split(split.validation, split.test, split.salt)
-
-
 def encoder_part(config: schema.EncodeConfig, entry: str | Component) -> Part:
     """What one entry of `encoder.parts` stands for: the group `cf` or `content`, or a class of the user's own."""
     if isinstance(entry, Component):
         part: Part = entry.build()
         return part
     if entry == "cf":
-        return CFPart(config.cf.model.build(), plain(config.cf), config.cf.alpha, user_split(config.split))
+        return CFPart(config.cf.model.build(), plain(config.cf), config.cf.alpha, config.split)
     return ContentPart(config.content.pretrained, config.content.batch_size, config.engine.build())
 
 

@@ -1,6 +1,7 @@
 """The wheel, in a virtual environment of its own and an empty folder: configs, prompts and pages come with it."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -20,7 +21,13 @@ WORLD = [*SMALL, "trainer.max_steps=1"]
 def installed(tmp_path_factory):
     """The environment's `regen` script. It sees the libraries of this environment, but not this clone."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder / "dist"), str(REPOSITORY)]
+    source = folder / "source"  # a copy: setuptools leaves a build folder behind, whose old files enter the next wheel
+    source.mkdir()
+    for name in ("regen", "conf"):
+        shutil.copytree(REPOSITORY / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder / "dist"), str(source)]
     subprocess.run(build, check=True, capture_output=True, timeout=300)
     (wheel,) = (folder / "dist").glob("regen-*.whl")
     subprocess.run([sys.executable, "-m", "venv", str(folder / "env")], check=True, timeout=300)

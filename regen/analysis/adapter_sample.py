@@ -13,14 +13,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from regen.config.objects import read_run_config
+from regen.config.schema import Split
 from regen.data.datamodule import NarrativeDataset
 from regen.data.histories import Example
 from regen.data.prepare import item_rows, load_tables
 from regen.data.tables import Tables
-from regen.embeddings.encode import Split, cf_interactions
+from regen.embeddings.encode import cf_interactions
 from regen.embeddings.fusion import CFVectors, Fused
 from regen.models.adapter import Adapter
-from regen.pipeline import load_run, opened_run, user_split
+from regen.pipeline import load_run, opened_run
 from regen.training.run import WEIGHTS, Run
 
 SIGNALS = ("both", "cf", "content")  # encoders whose vectors are CF, content or both
@@ -121,7 +122,7 @@ def open_adapter(folder: Path, *, interactions: int = 2000, seed: int = 0) -> Ad
         mask=batch.history_mask,
         rows=torch.from_numpy(rows),
         positions=torch.from_numpy(places[:, 2]),
-        interactions=_described(tables, places[:, 0], user_split(run.config.split)),
+        interactions=_described(tables, places[:, 0], run.config.split),
         available=available,
         seed=seed,
         token_embeddings=_token_embeddings(loaded.model.lm, len(loaded.lm.tokenizer)),

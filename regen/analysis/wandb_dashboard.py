@@ -1,14 +1,13 @@
 """The W&B dashboard of a project as code: what a grid's table says, how training went, what was written."""
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from regen.config.schema import DashboardConfig
 from regen.evaluation.text_metrics import METRICS
 from regen.training.wandb_names import NARRATIVES, STEP, bound_names, metric_name
 
-__all__ = ["Dashboard", "save_dashboard", "workspace_spec"]
+__all__ = ["check", "save_dashboard", "workspace_spec"]
 
 FLOORS = ("shuffled", "constant")
 SYSTEM = {
@@ -18,42 +17,25 @@ SYSTEM = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Dashboard:
-    """What to show.
+def check(dashboard: DashboardConfig) -> None:
+    """Refuses a dashboard without content.
 
-    Attributes:
-        project: W&B project.
-        entity: User or team; None is the one of the login.
-        name: The view's name.
-        features: A section of metrics and one of controls each.
-        metrics: Rows of the tables, by the names in `scores.json`.
-        by: Setting whose values are compared; runs that agree in it, such as seeds, are pooled.
-        group: Only the runs of this group; None shows all.
+    Raises:
+        ValueError: If it has no feature or no metric, or a metric that no table has.
     """
-
-    project: str
-    entity: str | None
-    name: str
-    features: Sequence[str]
-    metrics: Sequence[str]
-    by: str
-    group: str | None
-
-    def __post_init__(self) -> None:
-        for metric in self.metrics:
-            if metric not in METRICS:
-                raise ValueError(f"metrics={metric}: no such row in the tables; they have {', '.join(METRICS)}.")
-        if not (self.features and self.metrics):
-            raise ValueError("a dashboard needs at least one of features and one of metrics.")
+    for metric in dashboard.metrics:
+        if metric not in METRICS:
+            raise ValueError(f"metrics={metric}: no such row in the tables; they have {', '.join(METRICS)}.")
+    if not (dashboard.features and dashboard.metrics):
+        raise ValueError("a dashboard needs at least one of features and one of metrics.")
 
 
-def workspace_spec(dashboard: Dashboard) -> str:
+def workspace_spec(dashboard: DashboardConfig) -> str:
     """What would be saved, as JSON; needs neither network nor login."""
     return str(_workspace(dashboard)._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=2))
 
 
-def save_dashboard(dashboard: Dashboard) -> str:
+def save_dashboard(dashboard: DashboardConfig) -> str:
     """Makes the view, and the project where there is none.
 
     Returns:
@@ -92,7 +74,7 @@ def _library() -> tuple[Any, Any]:
     return workspaces, panels
 
 
-def _workspace(dashboard: Dashboard, entity: str | None = None) -> Any:
+def _workspace(dashboard: DashboardConfig, entity: str | None = None) -> Any:
     ws, _ = _library()
     names = [metric_name(feature, metric) for feature in dashboard.features for metric in dashboard.metrics]
     columns = [f"summary:{column}" for name in names for column in (name, *bound_names(name))]
@@ -115,7 +97,7 @@ def _workspace(dashboard: Dashboard, entity: str | None = None) -> Any:
     )
 
 
-def _of_feature(dashboard: Dashboard, feature: str) -> list[Any]:
+def _of_feature(dashboard: DashboardConfig, feature: str) -> list[Any]:
     """Metrics alone, then each beside what knows nothing of the user."""
     ws, wr = _library()
     pooled = _pooled(dashboard)
@@ -131,7 +113,7 @@ def _of_feature(dashboard: Dashboard, feature: str) -> list[Any]:
     ]
 
 
-def _learning_curves(dashboard: Dashboard) -> Any:
+def _learning_curves(dashboard: DashboardConfig) -> Any:
     ws, wr = _library()
     pooled = _pooled(dashboard)
     panels = [
@@ -155,7 +137,7 @@ def _system() -> Any:
     return ws.Section(name="System", panels=panels)
 
 
-def _pooled(dashboard: Dashboard) -> dict[str, Any]:
+def _pooled(dashboard: DashboardConfig) -> dict[str, Any]:
     """One bar or line per value of the setting: the mean of its runs, with the range from least to greatest."""
     _, wr = _library()
     return {"groupby": wr.Config(dashboard.by), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}

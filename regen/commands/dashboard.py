@@ -6,15 +6,7 @@ from regen.config.schema import DashboardConfig
 
 @main("dashboard")
 def run(config: DashboardConfig) -> None:
-    from regen.analysis.wandb_dashboard import Dashboard, save_dashboard, workspace_spec
+    from regen.analysis.wandb_dashboard import check, save_dashboard, workspace_spec
 
-    dashboard = Dashboard(
-        project=config.project,
-        entity=config.entity,
-        name=config.name,
-        features=config.features,
-        metrics=config.metrics,
-        by=config.by,
-        group=config.group,
-    )
-    print(workspace_spec(dashboard) if config.dry_run else save_dashboard(dashboard))  # noqa: T201
+    check(config)
+    print(workspace_spec(config) if config.dry_run else save_dashboard(config))  # noqa: T201

@@ -13,8 +13,9 @@ def run(config: ReleaseConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from regen.data.prepare import load_tables
+    from regen.data.splits import split_of
     from regen.narratives.release import release
-    from regen.pipeline import data_artefact, user_split
+    from regen.pipeline import data_artefact
     from regen.storage.hub import push
 
     data = data_artefact(config)
@@ -23,7 +24,7 @@ def run(config: ReleaseConfig) -> None:
         data,
         source=HydraConfig.get().runtime.choices["source"],
         vertical=config.vertical.name,
-        split_of=dict(zip(users, user_split(config.split).of(users), strict=True)),
+        split_of=dict(zip(users, split_of(users, config.split), strict=True)),
         folder=Path(config.folder),
         licence=config.license,
         ratings=None if config.ratings is None else Path(config.ratings),

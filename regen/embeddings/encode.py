@@ -1,13 +1,13 @@
 """Stage `encode`, its CF half: the vectors of all items, from training users alone."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from regen.config.schema import Split
 from regen.data.prepare import item_rows, load_tables
 from regen.data.splits import split_of
 from regen.data.tables import Tables
@@ -15,28 +15,6 @@ from regen.embeddings.cf import ItemFactorizer, confidence_matrix, item_vectors
 from regen.embeddings.fusion import CFVectors
 from regen.storage import identity
 from regen.storage.artefacts import Artefact, build
-
-
-@dataclass(frozen=True)
-class Split:
-    """Shares of users; the rest trains.
-
-    Attributes:
-        validation: Share of users whose narratives pick the checkpoint.
-        test: Share of users whose narratives are scored.
-        salt: Enters the hash that assigns a user.
-    """
-
-    validation: float
-    test: float
-    salt: str
-
-    def of(self, user_ids: pl.Series) -> pl.Series:
-        """`train`, `validation` or `test` for each user."""
-        distinct = user_ids.unique()
-        names = split_of(distinct.to_list(), validation=self.validation, test=self.test, salt=self.salt)
-        split = pl.DataFrame({"user_id": distinct, "split": list(names)})
-        return user_ids.to_frame("user_id").join(split, on="user_id", how="left", maintain_order="left")["split"]
 
 
 def cf_interactions(tables: Tables, split: Split) -> pl.DataFrame:
@@ -50,7 +28,9 @@ def cf_interactions(tables: Tables, split: Split) -> pl.DataFrame:
     """
     spoken_of = tables.narratives.filter(pl.col("item_id").is_not_null()).select("user_id", "item_id").unique()
     return (
-        tables.interactions.with_columns(item_rows(tables).alias("item"), split.of(tables.interactions["user_id"]))
+        tables.interactions.with_columns(
+            item_rows(tables).alias("item"), split_of(tables.interactions["user_id"], split)
+        )
         .filter(pl.col("split") == "train")
         .join(spoken_of, on=["user_id", "item_id"], how="anti")
         .select("user_id", "item", "rating")

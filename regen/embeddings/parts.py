@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from regen.config.schema import Split
 from regen.data.prepare import item_rows
 from regen.data.tables import Tables
 from regen.embeddings import fusion
 from regen.embeddings.cf import ItemFactorizer
-from regen.embeddings.encode import Split, encode_cf, load_cf
+from regen.embeddings.encode import encode_cf, load_cf
 from regen.embeddings.encode_content import encode_content, load_content
 from regen.runtime.shards import Engine
 from regen.storage import identity

@@ -10,13 +10,13 @@ import polars as pl
 import torch
 from jaxtyping import Float
 
-from regen.config.schema import TrainConfig
+from regen.config.schema import Split, TrainConfig
 from regen.data.datamodule import NarrativeDataModule, NarrativeDataset
 from regen.data.histories import Example, build_examples
 from regen.data.history_words import HistoryWords
 from regen.data.prepare import load_tables
+from regen.data.splits import split_of
 from regen.data.tables import DataError, Tables
-from regen.embeddings.encode import Split
 from regen.embeddings.fusion import InteractionVectors
 from regen.embeddings.parts import TEXT
 from regen.generation.lm_check import checked_fast_path
@@ -40,9 +40,8 @@ def build_data(
     tables = load_tables(prepared)
     withhold = {name: feature.withhold_final_review for name, feature in config.feature.items()}
     examples = build_examples(tables, withhold=withhold, max_history=config.data.max_history)
-    split = Split(config.split.validation, config.split.test, config.split.salt)
     make = dataset_maker(config, tables, vectors, lm)
-    datasets = {name: make(part) for name, part in _split(examples, split).items()}
+    datasets = {name: make(part) for name, part in _split(examples, config.split).items()}
     return NarrativeDataModule(
         datasets,
         batch_size=config.training.batch_size,
@@ -120,7 +119,8 @@ def _mean_narrative_embeddings(lm: LanguageModel, targets: list[np.ndarray]) -> 
 
 
 def _split(examples: list[Example], split: Split) -> dict[str, list[Example]]:
-    names = split.of(pl.Series([example.user_id for example in examples], dtype=pl.String)).to_list()
+    users = pl.Series([example.user_id for example in examples], dtype=pl.String)
+    names = split_of(users, split).to_list()
     parts: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
     for example, name in zip(examples, names, strict=True):
         parts[name].append(example)

@@ -80,9 +80,9 @@ def check_data(config: TrainConfig, prepared: Path) -> None:
         DataError: If the data have no narrative of a chosen feature, or a split has too few users.
     """
     from regen.data.prepare import load_tables
-    from regen.embeddings.encode import Split
+    from regen.data.splits import split_of
 
-    split = Split(config.split.validation, config.split.test, config.split.salt)
+    split = config.split
     narratives = load_tables(prepared).narratives.select("user_id", "feature")
     known = narratives["feature"].unique().sort().to_list()
     if not known:
@@ -94,7 +94,7 @@ def check_data(config: TrainConfig, prepared: Path) -> None:
         if feature not in known:
             raise DataError(f"feature={feature}: these data have no such narrative; they have {', '.join(known)}.")
         users = narratives.filter(narratives["feature"] == feature)["user_id"].unique()
-        names = split.of(users)
+        names = split_of(users, split)
         for name, least in (("train", 1), ("validation", 1), ("test", 2)):
             if (count := int((names == name).sum())) < least:
                 raise DataError(

@@ -9,15 +9,16 @@ import torch
 from regen.analysis.adapter_sample import newest_run, open_adapter
 from regen.analysis.adapter_weights import cf_shares, principal_angles, singular_values, split_projection
 from regen.data.prepare import load_tables
+from regen.data.splits import split_of
 from regen.embeddings.encode import cf_interactions
-from regen.pipeline import load_run, read_run, train_and_evaluate, user_split
+from regen.pipeline import load_run, read_run, train_and_evaluate
 
 
 def test_the_sample_is_of_test_users_and_each_interaction_counts_once(samples, trained_runs):
     sample, run = samples["linear"], read_run(trained_runs["linear"])
     tables = load_tables(run.inputs.prepared.path)
     users = sample.interactions["user_id"]
-    assert set(user_split(run.config.split).of(users)) == {"test"}
+    assert set(split_of(users, run.config.split)) == {"test"}
     pairs = sample.interactions.select("user_id", "item_id").rows()
     bought = tables.interactions.select("user_id", "item_id").rows()
     assert set(pairs) <= set(bought)
@@ -49,7 +50,7 @@ def test_the_whole_sample_and_its_soft_tokens_without_padding(trained_runs, samp
 
 def test_popularity_counts_what_cf_was_fitted_on(samples):
     sample = samples["linear"]
-    split = user_split(sample.run.config.split)
+    split = sample.run.config.split
     tables = load_tables(sample.run.inputs.prepared.path)
     seen = cf_interactions(tables, split)
     for item, popularity in sample.interactions.select("item_id", "popularity").rows():

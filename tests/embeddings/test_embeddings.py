@@ -5,11 +5,13 @@ import polars as pl
 import pytest
 import scipy.sparse as sp
 
+from regen.config.schema import Split
 from regen.data.histories import Example, build_examples
 from regen.data.prepare import load_tables
+from regen.data.splits import split_of
 from regen.embeddings import content, fusion
 from regen.embeddings.cf import ALS, BPR, confidence_matrix, item_vectors
-from regen.embeddings.encode import Split, cf_interactions, load_cf
+from regen.embeddings.encode import cf_interactions, load_cf
 from regen.embeddings.encode_content import load_content
 from regen.pipeline import encoded_artefacts, prepared_artefact
 
@@ -25,7 +27,7 @@ def test_cf_sees_no_user_of_validation_or_test_and_no_interaction_spoken_of(prep
     tables = load_tables(prepared.path)
     seen = cf_interactions(tables, SPLIT)
     assert len(seen) > 1000
-    assert set(SPLIT.of(seen["user_id"])) == {"train"}
+    assert set(split_of(seen["user_id"], SPLIT)) == {"train"}
     pairs = seen.join(tables.items.with_row_index("item").select(pl.col("item").cast(pl.Int64), "item_id"), on="item")
     spoken_of = tables.narratives.filter(pl.col("item_id").is_not_null()).select("user_id", "item_id").unique()
     assert pairs.join(spoken_of, on=["user_id", "item_id"], how="semi").is_empty()
@@ -46,7 +48,7 @@ def test_cf_vectors_do_not_change_with_what_test_users_buy(small_config, prepare
     """The factors of a world in which the test users bought something else are bit-identical."""
     cfg = small_config()
     tables = load_tables(prepared.path)
-    test_user = pl.Series(SPLIT.of(tables.interactions["user_id"])) != "train"
+    test_user = pl.Series(split_of(tables.interactions["user_id"], SPLIT)) != "train"
     other = tables.interactions.with_columns(
         item_id=pl.when(test_user).then(pl.col("item_id").reverse()).otherwise(pl.col("item_id"))
     )

@@ -11,11 +11,12 @@ import pytest
 import yaml
 from narratives.bad_server import BadServer
 
+from regen.config.schema import Split
 from regen.data.amazon import AmazonSource
 from regen.data.jsonl import JsonlSource
 from regen.data.prepare import load_tables, prepare
+from regen.data.splits import split_of
 from regen.data.tables import DataError
-from regen.embeddings.encode import Split
 from regen.narratives import release as release_module
 from regen.narratives.endpoint import Endpoint, Sampling
 from regen.narratives.narrate import NARRATED, TemplateNarrator, narrate
@@ -61,7 +62,7 @@ def write_amazon(folder):
 
 def splits_of(data):
     users = load_tables(data.path).interactions["user_id"].unique().sort()
-    return dict(zip(users, Split(validation=0.2, test=0.3, salt="regen").of(users), strict=True))
+    return dict(zip(users, split_of(users, Split(validation=0.2, test=0.3, salt="regen")), strict=True))
 
 
 def known(data):

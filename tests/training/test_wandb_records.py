@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from small import SMALL, quick_embeddings
 from wandb_files import offline_files, read_offline
 
-from regen.analysis.wandb_dashboard import Dashboard, save_dashboard, workspace_spec
+from regen.analysis.wandb_dashboard import save_dashboard, workspace_spec
 from regen.commands import dashboard
 from regen.commands.grid import run_cell
 from regen.config.objects import typed
-from regen.config.schema import CONF, register
+from regen.config.schema import CONF, DashboardConfig, register
 from regen.evaluation.wandb_results import final_metrics
 from regen.pipeline import train_and_evaluate
 from regen.storage.artefacts import Artefact, open_artefact
@@ -278,7 +278,7 @@ def test_the_dashboard_is_saved_and_its_project_made(monkeypatch):
 
     monkeypatch.setattr(wandb, "Api", Api)
     shown = {"features": ["user_profile"], "metrics": ["bleu"], "by": "adapter.name", "group": None}
-    wanted = Dashboard(project="new", entity=None, name="view", **shown)
+    wanted = DashboardConfig(project="new", entity=None, name="view", **shown)
     assert save_dashboard(wanted) == "https://wandb.test/team/new?nw=abc"
     assert made == [("new", "team")]
     assert (saved[0]["entityName"], saved[0]["projectName"], saved[0]["displayName"]) == ("team", "new", "view")

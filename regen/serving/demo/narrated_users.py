@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from regen.config.schema import Split
 from regen.data.histories import Example, build_examples
+from regen.data.splits import split_of
 from regen.data.tables import Tables
-from regen.embeddings.encode import Split
 
 SPLITS = ("test", "validation", "train")  # users the models have never met come first
 
@@ -45,7 +46,7 @@ class NarratedUsers:
         self._interactions = tables.interactions.join(items, on="item_id", how="left", maintain_order="left")
         ids = pl.Series("user_id", list(self._histories), dtype=pl.String)
         self._table = (
-            pl.DataFrame({"user_id": ids, "split": split.of(ids)})
+            pl.DataFrame({"user_id": ids, "split": split_of(ids, split)})
             .with_columns(words=self._words(), order=pl.col("split").replace_strict(SPLITS, range(len(SPLITS))))
             .sort("order", "user_id")
         )

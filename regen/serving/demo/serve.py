@@ -7,8 +7,8 @@ from pathlib import Path
 
 import uvicorn
 
+from regen.config.schema import Split
 from regen.data.prepare import load_tables
-from regen.embeddings.encode import Split
 from regen.generation.vllm_client import is_loopback
 from regen.serving import NarrativeModel
 from regen.serving.connection import Connection
