@@ -37,7 +37,7 @@ async function reached(address, options) {
     response = await fetch(address, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refusal("The server does not answer. Is `python -m regen.demo` still running?");
+    throw new Refusal("The server does not answer. Is `regen demo` still running?");
   }
   if (response.ok) return response;
   const answer = await response.json().catch(() => ({}));
