@@ -27,7 +27,8 @@ def service(folder, checkpoint, *options, **environment):
     command = [
         sys.executable,
         "-m",
-        "regen.commands.serve",
+        "regen",
+        "serve",
         f"checkpoint={checkpoint}",
         "port=0",
         "hydra.run.dir=logs",
