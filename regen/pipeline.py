@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,7 +58,7 @@ def encoder_part(config: schema.EncodeConfig, entry: str | Component) -> Part:
 
 
 def encoded_artefacts(
-    config: schema.EncodeConfig, entries: tuple[str | Component, ...], prepared: Artefact, *, force: bool = False
+    config: schema.EncodeConfig, entries: Sequence[str | Component], prepared: Artefact, *, force: bool = False
 ) -> dict[str, Artefact]:
     """Stage `encode`: the artefact of each part, by its name."""
     root = Path(config.paths.data_dir)
@@ -82,7 +82,7 @@ def build_inputs(config: schema.TrainConfig) -> "identity.Inputs":
 
     prepared = data_artefact(config)
     check_data(config, prepared.path)
-    return identity.Inputs(prepared, encoded_artefacts(config, config.encoder.parts, prepared))  # type: ignore[arg-type]
+    return identity.Inputs(prepared, encoded_artefacts(config, config.encoder.parts, prepared))
 
 
 def open_run(config: schema.TrainConfig) -> "Run":
@@ -175,11 +175,15 @@ class Plan:
     """What a cell reads and where its run lies, known before anything is built.
 
     Attributes:
+        config: The run's, with its number of epochs.
         artefacts: In the order in which they are built.
+        data: Folder of the data that are trained on.
         run: The run's folder.
     """
 
+    config: schema.TrainConfig
     artefacts: tuple[PlannedArtefact, ...]
+    data: Path
     run: Path
 
 
@@ -209,7 +213,7 @@ def plan(config: schema.TrainConfig) -> Plan:
         inputs[_part_name(entry)] = _fingerprint(folder)
         stages.append(PlannedArtefact(f"encode {_part_name(entry)}", folder))
     config, weights = _resolved(config)
-    return Plan(tuple(stages), runs.folder_of(config, inputs, weights))
+    return Plan(config, tuple(stages), data, runs.folder_of(config, inputs, weights))
 
 
 def train_and_evaluate(config: schema.TrainConfig) -> tuple[Path, float]:

@@ -50,6 +50,10 @@ def test_a_run_of_another_version_is_named(small_config, tmp_path):
     (run.folder / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(ValueError, match=r"another version of regen made this run .*'shape'.*Train it again"):
         read_run_config(run.folder)
+    config = {**plain(run.config), "encoder": {"name": "both"}}  # as before encoders had parts
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=r"another version of regen made this run \(Encoder lacks dim, .*parts\)"):
+        read_run_config(run.folder)
     with pytest.raises(FileNotFoundError, match="there is no config.yaml in it"):
         read_run_config(tmp_path)
 

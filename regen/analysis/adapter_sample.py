@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+import yaml
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from regen.config.objects import read_run_config
 from regen.config.schema import Split
 from regen.data.datamodule import NarrativeDataset
 from regen.data.histories import Example
@@ -79,7 +79,7 @@ def newest_run(runs: Path, *, encoders: Collection[str] = SIGNALS) -> Path:
     """
     finished = sorted(runs.glob(f"*/{WEIGHTS}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in finished:
-        if read_run_config(path.parent).encoder.name in encoders:
+        if yaml.safe_load((path.parent / "config.yaml").read_text())["encoder"]["name"] in encoders:
             return path.parent
     raise FileNotFoundError(
         f"{runs}: no finished run with encoder={' or '.join(encoders)} among {len(finished)}. "

@@ -13,10 +13,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from regen.analysis.report_runs import ReportedRun, leaves
+from regen.config.objects import composed_values
 from regen.config.schema import CONF, register
 from regen.evaluation.comparison import ENCODERS
 
@@ -150,11 +150,7 @@ def _joined(overrides: Overrides) -> tuple[str, ...]:
 @cache
 def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     """The config of `train` with overrides; remembered, because runs of a grid share most of them."""
-    container = OmegaConf.to_container(
-        compose("train", list(overrides)), resolve=True, throw_on_missing=False, enum_to_str=True
-    )
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    return composed_values(compose("train", list(overrides)), complete=False)
 
 
 @contextmanager

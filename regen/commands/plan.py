@@ -20,19 +20,23 @@ def planned(config: TrainConfig) -> str:
     lines = [
         (stage.stage, "exists" if stage.exists else "to build", str(stage.folder)) for stage in plan_of_cell.artefacts
     ]
-    data = next(stage.folder for stage in reversed(plan_of_cell.artefacts) if stage.stage in ("prepare", "narrate"))
     trained = (plan_of_cell.run / WEIGHTS).is_file()
     begun = any((plan_of_cell.run / "checkpoints").glob("*.ckpt"))
     lines.append(("train", "exists" if trained else "to go on" if begun else "to train", str(plan_of_cell.run)))
-    return "\n".join([*(f"{stage:16}{state:10}{folder}" for stage, state, folder in lines), _cost(config, data)])
+    return "\n".join(
+        [
+            *(f"{stage:16}{state:10}{folder}" for stage, state, folder in lines),
+            _cost(plan_of_cell.config, plan_of_cell.data),
+        ]
+    )
 
 
 def _cost(config: TrainConfig, data: Path) -> str:
     """How many steps are trained, as far as the data are there to tell."""
     import polars as pl
 
-    training, epochs = config.training, config.training.epochs
-    passes = max(feature.epochs for feature in config.feature.values()) if epochs is None else epochs
+    training, passes = config.training, config.training.epochs
+    assert passes is not None  # a plan's config has it
     if not (data / "narratives.parquet").is_file():
         return f"cost: {passes} epochs over the training users' narratives, {training.batch_size} a step"
     features = pl.read_parquet(data / "narratives.parquet", columns=["feature"], glob=False)["feature"]

@@ -57,19 +57,15 @@ def run(config: RateConfig) -> None:
 
 def _refuse_to_narrate(config: RateConfig) -> None:
     """Rating never pays for narratives: those of an endpoint have to be there."""
+    from regen.commands.narrate import estimate_of
     from regen.narratives.choices import build_narrator
-    from regen.narratives.narrate import OpenAINarrator, estimate, histories_of
-    from regen.pipeline import prepared_artefact
+    from regen.narratives.narrate import OpenAINarrator
 
     if config.run is not None or config.narrator.name != "openai":
         return
     narrator = build_narrator(config)
     assert isinstance(narrator, OpenAINarrator)
-    histories, _ = histories_of(
-        prepared_artefact(config), max_history=config.narrator.max_history, users=config.narrator.users
-    )
-    requests = narrator.requests(histories)
-    numbers = estimate(requests, endpoint=narrator.endpoint, ledger=narrator.ledger, limits=narrator.run_limits)
+    numbers = estimate_of(narrator, config)
     if numbers["already_answered"] == 0:
         raise ValueError(
             f"narrator=openai: none of the {numbers['requests']:,} requests for narratives is answered yet. Run "

@@ -104,8 +104,21 @@ def typed(cfg: DictConfig) -> Any:
     Raises:
         MissingMandatoryValue: A value has no default and was not given.
     """
-    values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
-    return build_object(cast("type[Any]", OmegaConf.get_type(cfg)), cast("dict[str, Any]", values))
+    return build_object(cast("type[Any]", OmegaConf.get_type(cfg)), composed_values(cfg, complete=True))
+
+
+def composed_values(cfg: Any, *, complete: bool) -> dict[str, Any]:
+    """A composed config as plain JSON values.
+
+    Args:
+        cfg: A `DictConfig`.
+        complete: Whether every setting has to have a value; otherwise one without stays `???`.
+
+    Raises:
+        MissingMandatoryValue: If it has to, and one has none.
+    """
+    values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=complete, enum_to_str=True)
+    return cast("dict[str, Any]", values)
 
 
 def read_run_config(folder: Path) -> schema.TrainConfig:
@@ -140,7 +153,13 @@ def plain(value: Any) -> Any:
 
 
 def build_object(cls: type[Config], values: Mapping[str, Any]) -> Config:
-    """An object of one of the schema's classes, from plain values."""
+    """An object of one of the schema's classes, from plain values.
+
+    Raises:
+        TypeError: If a setting is missing or unknown. Defaults are for composing; a config that was written has all.
+    """
+    if missing := {item.name for item in dataclasses.fields(cast("Any", cls))} - values.keys():
+        raise TypeError(f"{cls.__name__} lacks {', '.join(sorted(missing))}")
     hints = get_type_hints(cls)
     return cls(**{name: _value(name, hints.get(name), value) for name, value in values.items()})
 

@@ -5,6 +5,7 @@ on the first layers of the LM, in float32, with sliding windows made so short th
 """
 
 import copy
+import functools
 import hashlib
 import json
 import logging
@@ -25,6 +26,7 @@ from regen.generation.row_decoder import RowDecoder
 from regen.models import attention
 from regen.models.fast_path import FastPath
 from regen.models.head_loss import lm_head
+from regen.models.language_model import LanguageModel
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.storage.artefacts import write_atomically
 
@@ -46,6 +48,16 @@ CHECKED_BY = (
 
 class UnfitLanguageModelError(ValueError):
     """The LM cannot be trained behind soft tokens, not even through `transformers` alone."""
+
+
+@functools.lru_cache(maxsize=8)
+def fast_path_of(lm: LanguageModel) -> FastPath:
+    """`checked_fast_path` of a loaded LM, looked up and logged once a process.
+
+    Raises:
+        UnfitLanguageModelError: If the LM cannot be used at all.
+    """
+    return checked_fast_path(lm.model, name=lm.name)
 
 
 def checked_fast_path(model: Any, *, name: str) -> FastPath:

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from regen.generation.lm_check import checked_fast_path
+from regen.generation.lm_check import fast_path_of
 from regen.models.adapter import Adapter, LinearAdapter, MLPAdapter, TransformerAdapter
 from regen.models.language_model import LanguageModel, load_packaged, load_pretrained, load_tiny
 from regen.models.soft_token_lm import SoftTokenLM
@@ -108,7 +108,7 @@ def load_weights(
         make(spec.dim, lm.width, **options),
         bos_token_id=lm.tokenizer.bos_token_id,
         learned_positions=spec.max_history if spec.encoder == "none" else None,
-        fast_path=checked_fast_path(lm.model, name=lm.name),
+        fast_path=fast_path_of(lm),
     )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in state or not name.startswith(OF_LM))

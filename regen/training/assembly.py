@@ -19,7 +19,7 @@ from regen.data.splits import split_of
 from regen.data.tables import DataError, Tables
 from regen.embeddings.fusion import InteractionVectors
 from regen.embeddings.parts import TEXT
-from regen.generation.lm_check import checked_fast_path
+from regen.generation.lm_check import fast_path_of
 from regen.models.language_model import LanguageModel
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.models.warm_start import initialise
@@ -79,7 +79,7 @@ def build_model(config: TrainConfig, data: NarrativeDataModule, lm: LanguageMode
     """
     torch.manual_seed(config.seed)
     train = data.splits["train"]
-    path = checked_fast_path(lm.model, name=lm.name)
+    path = fast_path_of(lm)
     tuned = config.tuning.build(lm.working_copy(trainable=config.tuning.name == "full").model)
     if config.encoder.name == TEXT:
         return SoftTokenLM(tuned, None, bos_token_id=lm.tokenizer.bos_token_id, fast_path=path)
