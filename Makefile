@@ -44,7 +44,7 @@ test: setup ## The default tests: no network, under three minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 test-all: setup ## All tests, with the slow ones and those on ../shared/data
-	$(BIN)/python -m pytest -q -m "" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "" $(ARGS)
 
 lint: setup ## ruff, as linter and formatter; which room may import which
 	$(BIN)/ruff check .

@@ -66,9 +66,7 @@ class UsualClock(TrainerCallback):
 
 def ours(world: Ragged) -> float:
     """Examples per second of Lightning and `NarrativeModule`."""
-    module = NarrativeModule(
-        world.model().train(), adapter_lr=1e-3, lm_lr=1e-3, weight_decay=0.0, warmup_share=0.1, provenance={}
-    )
+    module = NarrativeModule(world.model().train(), adapter_lr=1e-3, lm_lr=1e-3)
     clock, quiet = Clock(), dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
     trainer = L.Trainer(
         accelerator="cpu",

@@ -140,13 +140,15 @@ def opened_run(folder: Path) -> "Iterator[Run]":
 
     Raises:
         FileNotFoundError: If the folder holds no run.
-        ValueError: If the run is not finished, or what it was made from has changed.
+        ValueError: If the run is not finished or saw a part of the data only, or what it was made from has changed.
     """
     from regen.training.run import WEIGHTS, started_in
 
     folder = folder.resolve()
     with chdir(started_in(folder)):
         run = read_run(folder)
+        if run.limits:
+            raise ValueError(f"{folder}: made with {', '.join(run.limits)}, which is for debugging. Train it without.")
         if not run.finished:
             raise ValueError(f"{folder}: not finished, there is no {WEIGHTS} in it. Run its train.py command again.")
         yield run
@@ -220,29 +222,29 @@ def train_and_evaluate(config: schema.TrainConfig) -> tuple[Path, float]:
     """One cell: trains and scores it, resumes it, or finds it finished.
 
     Returns:
-        The run's folder and its best validation loss.
+        The run's folder and the best value of what is monitored, by default the validation loss.
     """
     from regen.evaluation.evaluate import evaluate_run, evaluation_is_current
     from regen.training import run as runs
-    from regen.training.loggers import experiment_logger
+    from regen.training.loggers import experiment_loggers
     from regen.training.preflight import check_config
 
     check_config(config)
     quiet_libraries()  # again: lightning sets its levels when it is imported
     run = open_run(config)
     with runs.locked(run):
-        if config.force and runs.is_main_process():
+        if (config.force or run.limits) and runs.is_main_process():
             runs.forget(run)
         if not (run.finished and evaluation_is_current(run)):
-            with experiment_logger(run) as run_logger:
+            with experiment_loggers(run) as loggers:
                 vectors = vectors_of(run.config, run.inputs)
-                loaded = runs.load(run, vectors) if run.finished else runs.fit(run, vectors, run_logger)
+                loaded = runs.load(run, vectors) if run.finished else runs.fit(run, vectors, loggers)
                 if runs.is_main_process():
-                    evaluate_run(loaded, run_logger, reopen=load_folder)
+                    evaluate_run(loaded, loggers, reopen=load_folder)
         else:
             logger.info("finished before: %s", run.folder)
-    loss = json.loads((run.folder / runs.RECORD).read_text()).get("val_loss")
-    return run.folder, float("nan") if loss is None else float(loss)
+    best = json.loads((run.folder / runs.RECORD).read_text()).get("monitored")
+    return run.folder, float("nan") if best is None else float(best)
 
 
 def diagnose(folder: Path) -> Path:
@@ -285,9 +287,9 @@ def _fingerprint(folder: Path) -> str:
 
 def _resolved(config: schema.TrainConfig) -> tuple[schema.TrainConfig, dict[str, str]]:
     """A config with its number of epochs and the commit of an LM from the hub; and what identifies the LM's weights."""
-    if config.training.epochs is None:
+    if config.trainer.max_epochs is None:
         epochs = max(feature.epochs for feature in config.feature.values())
-        config = replace(config, training=replace(config.training, epochs=epochs))
+        config = replace(config, trainer=replace(config.trainer, max_epochs=epochs))
     weights = identity.lm_weights(config.lm.node)
     if "commit" in weights:  # the run keeps to it, whatever the hub has later
         config = replace(config, lm=Component({**config.lm.node, "revision": weights["commit"]}))

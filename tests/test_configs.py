@@ -1,20 +1,29 @@
-"""Every file of conf/ composes; found by glob, so that none can be forgotten."""
+"""Every file of conf/ composes, and every number in them has a range; found by glob, so that none can be forgotten."""
 
 import contextlib
+import copy
+import dataclasses
+import math
 import re
+import subprocess
 import sys
+import time
+from functools import cache
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ValidationError
 
 from regen.config.command_line import run_hydra
+from regen.config.errors import OutOfRangeError, check
+from regen.config.ranges import ranges
 from regen.config.schema import CONF, register
 
 VERTICALS = sorted(CONF.glob("vertical/*.yaml"))
 GROUPED = sorted(path for path in CONF.glob("*/*.yaml") if path not in VERTICALS)
-ROOTS = sorted(path.stem for path in CONF.glob("*.yaml") if "/schema/root/" in path.read_text())
+ROOTS = sorted(path for path in CONF.glob("*.yaml") if "/schema/root/" in path.read_text())
 NEEDED = {
     "lm/hf": ["lm.pretrained=somewhere"],
     "content/hf": ["content.pretrained=somewhere"],
@@ -34,22 +43,24 @@ def composed(name: str, overrides: list[str]):
         return compose(name, overrides)
 
 
-@pytest.mark.parametrize("path", GROUPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_every_option_composes_and_resolves(path):
+@cache
+def composed_option(path):
+    """A root with one option of a group, or the root itself."""
     group, name = path.parent.name, path.stem
+    if path.parent == CONF:
+        return composed(name, NEEDED.get(name, []))
     root = "rate" if group == "rater" else "train"
-    chosen = f"[{name}]" if group == "rater" else name
-    cfg = composed(root, [f"{group}={chosen}", *NEEDED.get(f"{group}/{name}", [])])
-    assert OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    chosen = f"[{name}]" if group in ("rater", "feature", "logger") else name
+    return composed(root, [f"{group}={chosen}", *NEEDED.get(f"{group}/{name}", [])])
 
 
-@pytest.mark.parametrize("name", ROOTS)
-def test_every_root_composes(name):
-    assert OmegaConf.to_container(composed(name, NEEDED.get(name, [])), resolve=True, throw_on_missing=True)
+@pytest.mark.parametrize("path", [*GROUPED, *ROOTS], ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_option_and_every_root_composes_and_resolves(path):
+    assert OmegaConf.to_container(composed_option(path), resolve=True, throw_on_missing=True)
 
 
 @pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"]], ids=["help", "cfg"])
-@pytest.mark.parametrize("name", ROOTS)
+@pytest.mark.parametrize("name", [path.stem for path in ROOTS])
 def test_every_command_shows_its_help_and_config(name, flags, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, *flags, *NEEDED.get(name, [])])
     with contextlib.suppress(SystemExit):
@@ -78,3 +89,78 @@ def test_yaml_stays_small(path):
     text = path.read_text()
     assert text.count("\n") <= 60, "split it, or make it a delta"
     assert len(re.findall(r"_target_:", text)) <= 5
+
+
+VALUES = [-1, 0, 10**30, math.nan, math.inf]
+FREE = {
+    "generation": "transformers' GenerationConfig checks it",
+    "betas": "a pair",
+}  # of which the schema knows nothing
+
+
+def numbers(node):
+    """Node, name and range of every number of a composed config; a number without a range fails."""
+    schema = OmegaConf.get_type(node)
+    known = ranges(schema) if dataclasses.is_dataclass(schema) else {}
+    for key in node:
+        value = node._get_node(key)
+        if isinstance(value, DictConfig) and not value._is_none() and not value._is_missing() and key not in FREE:
+            yield from numbers(value)
+        elif isinstance(value, ListConfig) or key in FREE:
+            continue
+        elif key in known:
+            yield node, key, known[key]
+        elif dataclasses.is_dataclass(schema):
+            kind = {item.name: getattr(item.type, "__name__", str(item.type)) for item in dataclasses.fields(schema)}[
+                key
+            ]
+            assert not {"int", "float"} & set(kind.split(" | ")), f"{schema.__name__}.{key} has no range"
+
+
+def test_every_number_is_inside_its_range_or_refused_with_it():
+    seen = set()
+    for path in (*GROUPED, *ROOTS):
+        cfg = copy.deepcopy(composed_option(path))
+        for node, key, allowed in numbers(cfg):
+            name = node._get_full_key(key)
+            if (name, str(allowed)) in seen:
+                continue
+            seen.add((name, str(allowed)))
+            before = node._get_node(key)._value()
+            for value in VALUES:
+                try:
+                    node[key] = value
+                except ValidationError:
+                    assert not isinstance(value, int), (path, name, value)  # an integer that cannot be nan
+                    continue
+                if allowed.holds(value):
+                    check(node)
+                    continue
+                with pytest.raises(OutOfRangeError) as refused:
+                    check(node)
+                message = str(refused.value)
+                assert "\n" not in message
+                assert message == f"{name}={node[key]} has to be {allowed} ({allowed.unit})."
+            node[key] = before
+    assert len(seen) > 100
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["adapter.lr=nan", "trainer.fast_dev_run=perhaps"],
+)
+def test_the_command_refuses_in_one_line_and_makes_nothing(override, tmp_path):
+    places = [f"paths.data_dir={tmp_path}/data", f"paths.runs_dir={tmp_path}/runs", f"hydra.run.dir={tmp_path}/logs"]
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "train.py", override, *places],
+        capture_output=True,
+        text=True,
+        cwd=CONF.parents[1],
+        check=False,
+    )
+    assert time.perf_counter() - began < 30  # seconds; what it takes on an idle machine is in benchmarks/commands.py
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("Error executing job")]
+    assert line.startswith(f"error: {override} has to be ")
+    assert {path.name for path in tmp_path.iterdir()} <= {"logs"}

@@ -30,21 +30,27 @@ CHANGES = {
     "cf": "cf",
     "content": "content",
     **dict.fromkeys(("encoder", "adapter", "tuning", "feature", "data", "seed", "training", "trainer", "lm"), "run"),
+    **dict.fromkeys(("optimizer", "scheduler", "callbacks"), "run"),
 }
 CHANGES_NOTHING = {
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.strategy",
-    "trainer.num_workers",
-    "trainer.enable_progress_bar",
-    "training.checkpoint_seconds",
+    *(f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "strategy", "inference_mode", "benchmark")),
+    *(f"trainer.{name}" for name in ("enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler")),
+    *(f"trainer.{name}" for name in ("num_sanity_val_steps", "detect_anomaly", "enable_autolog_hparams")),
+    *("trainer.limit_predict_batches", "trainer.model_registry"),
+    *("training.num_workers", "training.checkpoint_seconds"),
+    "training.narratives_at_validation",  # unless what they give is monitored: see the test below
+    "callbacks.progress.refresh_rate",
     "content.batch_size",
     "content.name",
-    "feature.purchase_reason.epochs",  # training.epochs, which it sets, counts
+    "feature.purchase_reason.epochs",  # trainer.max_epochs, which it sets, counts
     *("paths", "logger", "force", "max_cost", "engine", "evaluation", "vertical", "narrator"),
 }
 NO_PLAIN_VALUE = {"source._target_", "cf.model._target_", "adapter._target_", "lm._target_", "lm.package"}
-NO_PLAIN_VALUE |= {"content.pretrained"}  # these have tests of their own
+NO_PLAIN_VALUE |= {
+    "callbacks.progress._target_",
+    "callbacks.lr_monitor._target_",
+    "content.pretrained",
+}  # these have tests of their own
 
 
 def leaves(node, prefix=""):
@@ -119,6 +125,13 @@ def test_every_setting_changes_what_it_should_and_nothing_else(config):
 )
 def test_files_weights_and_versions_change_what_they_should(config, changed, stages):
     assert differing(names(config), names(config, **changed)) == stages
+
+
+def test_narratives_at_validation_count_where_their_metric_is_monitored(config):
+    config["training"]["monitor"] = "val_similarity"
+    before = names(config)
+    config["training"]["narratives_at_validation"] = 8
+    assert differing(before, names(config)) == {"run"}
 
 
 def test_an_adapter_of_newer_code_is_another_run(config, monkeypatch):

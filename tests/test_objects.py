@@ -30,7 +30,7 @@ def test_objects_hold_what_was_composed_and_give_it_back(options):
     values = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     assert plain(config) == values
     assert plain(build_object(TrainConfig, yaml.safe_load(yaml.safe_dump(values)))) == values
-    for name in ("source", "adapter", "lm", "tuning", "engine", "logger"):
+    for name in ("source", "adapter", "lm", "tuning", "engine", "optimizer", "scheduler"):
         assert isinstance(getattr(config, name), Component), name
     for name in ("paths", "split", "encoder", "cf", "content", "narrator", "data", "training", "evaluation", "trainer"):
         assert is_dataclass(getattr(config, name)), name

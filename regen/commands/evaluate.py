@@ -66,7 +66,7 @@ def evaluate_from_config(config: EvaluateConfig) -> None:
         run = replace(run, config=replace(run.config, evaluation=config.evaluation, engine=config.engine))
         with locked(run):
             if config.force or not evaluation_is_current(run):
-                evaluate_run(load_run(run), run_logger=None, reopen=load_folder)
+                evaluate_run(load_run(run), reopen=load_folder)
         _show(f"{scores_to_text(json.loads((run.folder / SCORES).read_text()))}\n{run.folder / SCORES}")
         if config.diagnose:
             report = diagnose(run.folder)

@@ -2,14 +2,18 @@
 
 import json
 import logging
+import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from regen.config.errors import check
 from regen.config.objects import composed_values, plain
 from regen.config.schema import TrainConfig
 from regen.evaluation.cells import CELL
@@ -18,6 +22,7 @@ from regen.runtime.threads import share_cores
 from regen.storage.artefacts import write_atomically
 
 logger = logging.getLogger(__name__)
+TRACEBACK = "traceback.txt"  # of a cell that failed, in the job's folder
 
 
 def run_cell(config: TrainConfig) -> float:
@@ -44,8 +49,9 @@ def run_cell(config: TrainConfig) -> float:
         note["run"] = str(run.resolve())
         return loss
     except Exception as error:
-        logger.exception("This cell failed; the others go on.")
         note["error"] = f"{type(error).__name__}: {error}"
+        (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
+        logger.error("This cell failed; the others go on. %s\nTraceback: %s", note["error"], folder / TRACEBACK)
         return float("nan")
     finally:
         _note(folder / CELL, plain(config), note)
@@ -55,13 +61,21 @@ class GridTable(Callback):
     """Hydra callback: compares the cells of a multirun of `train.py` after each one, and shows the table at the end.
 
     All cells are noted before the first one starts, so that the table says of those yet to come that they are missing.
+    A wrong value in any of them ends the multirun there.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         for note in folder.glob(f"*/{CELL}"):  # of an earlier multirun in this folder
             note.unlink()
-        for number, (overrides, cfg) in enumerate(_planned_cells(config, kwargs["config_name"])):
+        planned = _planned_cells(config, kwargs["config_name"])
+        for overrides, cfg in planned:
+            try:
+                check(cfg)
+            except ConfigCompositionException as error:  # Hydra lets no exception of a callback end the multirun
+                sys.stderr.write(f"error: {error} Cell: {' '.join(overrides)}\n")
+                raise SystemExit(2) from error
+        for number, (overrides, cfg) in enumerate(planned):
             _note(
                 folder / str(number) / CELL,
                 composed_values(cfg, complete=False),

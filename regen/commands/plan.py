@@ -35,7 +35,7 @@ def _cost(config: TrainConfig, data: Path) -> str:
     """How many steps are trained, as far as the data are there to tell."""
     import polars as pl
 
-    training, passes = config.training, config.training.epochs
+    training, passes = config.training, config.trainer.max_epochs
     assert passes is not None  # a plan's config has it
     if not (data / "narratives.parquet").is_file():
         return f"cost: {passes} epochs over the training users' narratives, {training.batch_size} a step"

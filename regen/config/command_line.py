@@ -20,12 +20,12 @@ from typing import Any
 
 import hydra
 from hydra.core.utils import JobReturn
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from regen.config.errors import UnknownKeyError, check, explain
+from regen.config.errors import check, explain
 from regen.config.objects import typed
 from regen.config.schema import CONF, register
 from regen.runtime.console import quiet_libraries
@@ -33,6 +33,8 @@ from regen.runtime.console import quiet_libraries
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
 FULL_ERROR = "HYDRA_FULL_ERROR"
 HINT = f"Set {FULL_ERROR}=1 for the traceback."
+_OF_THE_CONFIG = (ConfigCompositionException, InterpolationResolutionError, MissingMandatoryValue)
+_OF_THE_CONFIG = (ConfigCompositionException, InterpolationResolutionError, MissingMandatoryValue)
 _CREDENTIALS = re.compile(r"://[^/?#\s]*@|base_url=[^?]*\?")  # a user name, a password or a query in an address
 
 Task = Callable[[Any], Any]
@@ -154,7 +156,7 @@ def _verdict(error: Exception, config_name: str, config_dir: Path) -> tuple[int,
     if _is_of_a_job(error):
         if HINT in getattr(error, "__notes__", ()):
             return 1, "\n".join([str(error), *error.__notes__])
-        explained: tuple[type[Exception], ...] = (InterpolationResolutionError, MissingMandatoryValue, UnknownKeyError)
+        explained: tuple[type[Exception], ...] = _OF_THE_CONFIG
     else:
         explained = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
     if not isinstance(error, explained):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -22,6 +22,9 @@ from omegaconf.errors import (
 )
 from yaml import YAMLError
 
+from regen.config.ranges import wrong_numbers
+from regen.config.schema import DECIDED
+
 CUTOFF = 0.6  # of similarity, below which a name is no suggestion
 EXPECTED = {"Integer": "an integer", "Float": "a number", "bool": "true or false"}
 
@@ -32,6 +35,10 @@ class UnknownKeyError(ConfigCompositionException):
     def __init__(self, key: str) -> None:
         super().__init__(key)
         self.key = key
+
+
+class OutOfRangeError(ConfigCompositionException):
+    """A number is outside its range."""
 
 
 @dataclass(frozen=True)
@@ -55,23 +62,30 @@ def check(node: DictConfig | ListConfig) -> None:
 
     Raises:
         UnknownKeyError: a node with a schema has a key that its schema does not have.
+        OutOfRangeError: a number is outside the range that the schema gives it.
         InterpolationResolutionError: a value refers to something that does not exist.
     """
     schema = OmegaConf.get_type(node)
     fields = {item.name for item in dataclasses.fields(schema)} if dataclasses.is_dataclass(schema) else None
     keys: Iterable[Any] = range(len(node)) if isinstance(node, ListConfig) else node
+    values: dict[str, Any] = {}
     for key in keys:
         if fields is not None and key not in fields and not str(key).startswith("_"):
             raise UnknownKeyError(node._get_full_key(key))
         if OmegaConf.is_missing(node, key):
             continue
-        referring, value = OmegaConf.is_interpolation(node, key), node[key]
-        if isinstance(value, DictConfig | ListConfig) and not referring:
-            check(value)
+        referring, values[key] = OmegaConf.is_interpolation(node, key), node[key]
+        if isinstance(values[key], DictConfig | ListConfig) and not referring:
+            check(values[key])
+    if fields is not None:
+        for key, value, allowed in wrong_numbers(cast("type", schema), values):
+            raise OutOfRangeError(f"{node._get_full_key(key)}={value} has to be {allowed} ({allowed.unit}).")
 
 
 def explain(error: Exception, *, config_name: str, config_dir: Path, arguments: Sequence[str]) -> str:
     """Returns the message for an error that Hydra or OmegaConf raised while it composed or resolved a config."""
+    if isinstance(error, OutOfRangeError):
+        return str(error)
     space = config_space(config_name, config_dir, arguments)
     if isinstance(error, OverrideParseException):
         detail = str(error).splitlines()[0]
@@ -195,6 +209,8 @@ def _wrong_value(key: str, error: ValidationError, first: str) -> str:
 
 def _no_such_key(key: str, where: str, space: ConfigSpace, cause: BaseException | None) -> str:
     key = key.partition("@")[0]
+    if key.startswith("trainer.") and (reason := DECIDED.get(key.removeprefix("trainer."))):
+        return f"{where}'{key}' cannot be set: {reason}."
     if key in space.groups:
         return f"{where}'{key}' has no effect here: {space.config_name}.yaml has no such choice. Leave it out."
     names = space.names(key) or _siblings(cause)

@@ -5,13 +5,15 @@ error when the config is composed. An option of your own (an adapter, an encoder
 YAML beside ours, with `_target_` naming your class.
 """
 
-from dataclasses import FrozenInstanceError, dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field, is_dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from regen.config.ranges import number, random_seed, ranges
 
 CONF = Path(__file__).parents[1] / "conf"
 """The folder of YAML files. In a clone it is a link to `conf/`; a wheel holds the files themselves."""
@@ -50,13 +52,13 @@ class Precision(StrEnum):
 class SyntheticSource(Settings):
     _target_: str = MISSING
     vertical: str = MISSING
-    users: int = MISSING
-    narrated_users: int = MISSING
-    items: int = MISSING
-    needs: int = MISSING
-    purchases: int = MISSING
-    need_share: float = MISSING
-    seed: int = MISSING
+    users: int = number(1, 100_000_000, "people who buy")
+    narrated_users: int = number(1, 100_000_000, "of them with narratives")
+    items: int = number(1, 100_000_000, "for sale")
+    needs: int = number(1, 1000, "hidden needs")
+    purchases: int = number(1, 1000, "of a user, on average")
+    need_share: float = number(0, 1, "of purchases that serve the need")
+    seed: int = random_seed()
 
 
 @dataclass
@@ -68,7 +70,7 @@ class FolderSource(Settings):
 
 @dataclass
 class JsonlSource(FolderSource):
-    max_rating: float = MISSING
+    max_rating: float = number(0, 1000, "best rating of the scale", above=True)
 
 
 @dataclass
@@ -77,7 +79,7 @@ class AmazonSource(Settings):
     folder: str | None = None
     reviews: str = MISSING
     metadata: str = MISSING
-    max_history: int = MISSING
+    max_history: int = number(1, 100_000, "latest interactions of a user that stay")
     collapse_copies: bool = MISSING
 
 
@@ -103,7 +105,7 @@ class ReleaseSource(Settings):
     _target_: str = MISSING
     path: str = MISSING
     on_bad_row: OnBadRow = OnBadRow.error
-    max_rating: float = MISSING
+    max_rating: float = number(0, 1000, "best rating of the scale", above=True)
     fields: ReleaseFields = MISSING
 
 
@@ -115,8 +117,8 @@ class Vertical(Settings):
 
 @dataclass
 class Split(Settings):
-    validation: float = MISSING
-    test: float = MISSING
+    validation: float = number(0, 1, "share of the users", above=True)
+    test: float = number(0, 1, "share of the users", above=True)
     salt: str = MISSING
 
 
@@ -124,28 +126,28 @@ class Split(Settings):
 class Encoder(Settings):
     name: str = MISSING
     parts: list[Any] = field(default_factory=list)
-    dim: int | None = None
-    max_tokens: int | None = None
+    dim: int | None = number(1, 65_536, "width of a control's vectors", default=None)
+    max_tokens: int | None = number(1, 1_000_000, "tokens of a history in words", default=None)
 
 
 @dataclass
 class ALS(Settings):
     _target_: str = MISSING
-    factors: int = MISSING
-    regularization: float = MISSING
-    iterations: int = MISSING
-    seed: int = MISSING
+    factors: int = number(1, 65_536, "width of the CF vectors")
+    regularization: float = number(0, 1_000_000, "penalty of large factors")
+    iterations: int = number(1, 100_000, "passes over the interactions")
+    seed: int = random_seed()
 
 
 @dataclass
 class BPR(ALS):
-    learning_rate: float = MISSING
+    learning_rate: float = number(0, 10, "of the factors", above=True)
 
 
 @dataclass
 class CF(Settings):
     name: str = MISSING
-    alpha: float = MISSING
+    alpha: float = number(0, 1_000_000, "confidence that the best rating adds")
     model: Component = MISSING
 
 
@@ -153,7 +155,7 @@ class CF(Settings):
 class Content(Settings):
     name: str = MISSING
     pretrained: str = MISSING
-    batch_size: int = MISSING
+    batch_size: int = number(1, 65_536, "texts encoded at one time")
 
 
 @dataclass
@@ -161,22 +163,22 @@ class LinearAdapter(Settings):
     _target_: str = MISSING
     name: str = MISSING
     init: Init = MISSING
-    ridge: float = MISSING
-    lr: float = MISSING
+    ridge: float = number(0, 1_000_000, "penalty of the start, in mean variances of the inputs", above=True)
+    lr: float = number(0, 10, "peak learning rate", above=True)
 
 
 @dataclass
 class MLPAdapter(LinearAdapter):
-    hidden_dim: int = MISSING
+    hidden_dim: int = number(1, 1_000_000, "width of the hidden layer")
     residual: bool = MISSING
 
 
 @dataclass
 class TransformerAdapter(LinearAdapter):
-    hidden_dim: int = MISSING
-    layers: int = MISSING
-    heads: int = MISSING
-    max_history: int = MISSING
+    hidden_dim: int = number(1, 1_000_000, "width of the encoder")
+    layers: int = number(1, 1000, "of the encoder")
+    heads: int = number(1, 1000, "of its attention")
+    max_history: int = number(1, 100_000, "latest interactions")
 
 
 @dataclass
@@ -198,24 +200,24 @@ class PretrainedLM(Settings):
 class TinyLM(Settings):
     _target_: str = MISSING
     name: str = MISSING
-    width: int = MISSING
-    layers: int = MISSING
-    heads: int = MISSING
-    seed: int = MISSING
+    width: int = number(1, 65_536, "of the hidden state")
+    layers: int = number(1, 1000, "decoder layers")
+    heads: int = number(1, 1000, "of attention")
+    seed: int = random_seed()
 
 
 @dataclass
 class Tuning(Settings):
     _target_: str = MISSING
     name: str = MISSING
-    lr: float = MISSING
+    lr: float = number(0, 10, "peak learning rate")
 
 
 @dataclass
 class LoRA(Tuning):
-    rank: int = MISSING
-    alpha: float = MISSING
-    dropout: float = MISSING
+    rank: int = number(1, 65_536, "of the updates")
+    alpha: float = number(0, 1_000_000, "scale of the updates, divided by the rank", above=True)
+    dropout: float = number(0, 0.99, "share of the inputs")
     target_modules: Any = None
 
 
@@ -223,64 +225,160 @@ class LoRA(Tuning):
 class Feature(Settings):
     prompt: str = MISSING
     withhold_final_review: bool = MISSING
-    epochs: int = 1
+    epochs: int = number(1, 100_000, "passes, where trainer.max_epochs is null", default=1)
 
 
 @dataclass
 class Data(Settings):
-    max_history: int = MISSING
-    max_narrative_tokens: int | None = None
+    max_history: int = number(1, 100_000, "latest interactions of a history")
+    max_narrative_tokens: int | None = number(1, 1_000_000, "tokens of a narrative that are learned", default=None)
+
+
+class Mode(StrEnum):
+    min = "min"
+    max = "max"
 
 
 @dataclass
 class Training(Settings):
-    epochs: int | None = None
-    batch_size: int = MISSING
-    weight_decay: float = MISSING
-    warmup_share: float = MISSING
-    gradient_clip: float = MISSING
-    validations_per_epoch: int = MISSING
-    patience: int = MISSING
-    checkpoint_seconds: float = MISSING
+    batch_size: int = number(1, 65_536, "examples of one step, over all processes")
+    monitor: str = MISSING
+    mode: Mode = MISSING
+    narratives_at_validation: int = number(0, 100_000, "narratives written at each validation")
+    checkpoint_seconds: float = number(0, 86_400, "seconds between checkpoints to go on from")
+    num_workers: int | None = number(0, 1000, "processes that form batches", default=None)
+
+
+@dataclass
+class Optimizer(Settings):
+    _target_: str = MISSING
+    weight_decay: float = number(0, 10, "of every step, times the rate")
+
+
+@dataclass
+class AdamW(Optimizer):
+    betas: list[float] = MISSING
+    eps: float = number(0, 1, "added to the denominator", above=True)
+
+
+@dataclass
+class ScheduleFree(AdamW):
+    warmup_steps: int = number(0, 10**9, "steps in which the rates rise")
+
+
+@dataclass
+class Schedule(Settings):
+    _target_: str = MISSING
+    warmup_share: float = number(0, 0.99, "share of the steps in which the rates rise")
+
+
+@dataclass
+class EarlyStopping(Settings):
+    _target_: str = MISSING
+    monitor: str = MISSING
+    mode: str = MISSING
+    patience: int = number(1, 10**9, "validations without a better value before training stops")
+    min_delta: float = number(0, 10**9, "by which a value has to be better")
+    check_on_train_epoch_end: bool = MISSING
+
+
+@dataclass
+class Checkpoint(Settings):
+    _target_: str = MISSING
+    monitor: str = MISSING
+    mode: str = MISSING
+    filename: str = MISSING
+    save_top_k: int = number(0, 1, "1 for the best weights, 0 for the last ones")
+    enable_version_counter: bool = MISSING
+
+
+@dataclass
+class ProgressBar(Settings):
+    _target_: str = MISSING
+    refresh_rate: int = number(0, 10**9, "steps between two updates; 0 for no bar")
 
 
 @dataclass
 class Evaluation(Settings):
-    batch_size: int = MISSING
+    batch_size: int = number(1, 65_536, "rows decoded at one time")
     endpoint: str | None = None
     precision: Precision | None = None
     generation: dict[str, Any] = MISSING
     similarity: str = MISSING
     rouge_stemmer: bool = MISSING
     metrics: dict[str, Component] = field(default_factory=dict)
-    resamples: int = MISSING
-    seed: int = MISSING
+    resamples: int = number(100, 1_000_000, "of the bootstrap over users")
+    seed: int = random_seed()
 
 
 @dataclass
 class Trainer(Settings):
+    """Arguments of `lightning.Trainer`, with its defaults where no YAML file gives another.
+
+    Those in `DECIDED` are not here. A test holds this class against the signature.
+    """
+
     accelerator: str = MISSING
-    devices: int = MISSING
     strategy: str = MISSING
+    devices: int = number(1, 10_000, "processes or GPUs on each machine")
+    num_nodes: int = number(1, 10_000, "machines", default=1)
     precision: str = MISSING
-    num_workers: int = MISSING
-    max_steps: int = MISSING
-    enable_progress_bar: bool = MISSING
+    fast_dev_run: Any = number(0, 10**9, "batches, or true for one", default=False)
+    max_epochs: int | None = number(1, 100_000, "passes over the narratives", default=None)
+    min_epochs: int | None = number(0, 100_000, "passes before training may stop", default=None)
+    max_steps: int = number(1, 10**12, "steps", also={-1: "no limit"}, default=-1)
+    min_steps: int | None = number(0, 10**12, "steps before training may stop", default=None)
+    max_time: str | None = None
+    limit_train_batches: Any = number(0, 10**9, "batches of an epoch, or a share of them", default=None)
+    limit_val_batches: Any = number(0, 10**9, "batches of a validation, or a share of them", default=None)
+    limit_test_batches: Any = number(0, 10**9, "batches of test users, or a share of them", default=None)
+    limit_predict_batches: Any = number(0, 10**9, "batches, or a share of them", default=None)
+    overfit_batches: Any = number(0, 10**9, "batches that are trained on again and again", default=0.0)
+    val_check_interval: Any = number(0, 10**9, "epochs, or steps if an integer", above=True, default=None)
+    check_val_every_n_epoch: int | None = number(1, 100_000, "epochs between validations", default=1)
+    num_sanity_val_steps: int | None = number(0, 10**9, "batches", also={-1: "all"}, default=0)
+    log_every_n_steps: int = number(1, 10**9, "steps", default=10)
+    enable_progress_bar: bool = True
+    enable_model_summary: bool = False
+    accumulate_grad_batches: int = number(1, 100_000, "batches of one step", default=1)
+    gradient_clip_val: float | None = number(0, 10**9, "norm of all gradients", default=None)
+    gradient_clip_algorithm: str | None = None
+    deterministic: Any = None
+    benchmark: bool | None = None
+    inference_mode: bool = True
+    profiler: str | None = None
+    detect_anomaly: bool = False
+    sync_batchnorm: bool = False
+    enable_autolog_hparams: bool = True
+    model_registry: str | None = None
+
+
+DECIDED = {
+    "logger": "loggers are a group of their own: logger=[csv,wandb]",
+    "callbacks": "callbacks are a group of their own: +callbacks.NAME._target_=CLASS, ~callbacks.early_stopping",
+    "default_root_dir": "a run lies where its fingerprint says, below paths.runs_dir",
+    "enable_checkpointing": "a killed run goes on from its checkpoints; training.checkpoint_seconds says how often",
+    "use_distributed_sampler": "each process takes its share of every batch",
+    "reload_dataloaders_every_n_epochs": "the loader draws new batches in every epoch",
+    "barebones": "a run without logs and checkpoints cannot be evaluated; see benchmarks/training.py for bare speed",
+    "plugins": "precision and processes follow from trainer.precision, trainer.strategy and trainer.devices",
+}
+"""Arguments of `lightning.Trainer` that cannot be set, and why."""
 
 
 @dataclass
-class CSVLogger(Settings):
+class Logger(Settings):
     _target_: str = MISSING
 
 
 @dataclass
-class TensorBoardLogger(Settings):
-    _target_: str = MISSING
+class MLFlowLogger(Logger):
+    experiment_name: str = MISSING
+    tracking_uri: str | None = None
 
 
 @dataclass
-class WandbLogger(Settings):
-    _target_: str = MISSING
+class WandbLogger(Logger):
     project: str = MISSING
     entity: str | None = None
     group: str | None = None
@@ -288,7 +386,7 @@ class WandbLogger(Settings):
     tags: list[str] = field(default_factory=list)
     log_data: bool = MISSING
     log_weights: bool = MISSING
-    table_rows: int | None = None
+    table_rows: int | None = number(1, 10_000_000, "narratives of a feature in the table", default=None)
 
 
 @dataclass
@@ -300,17 +398,17 @@ class Paths(Settings):
 @dataclass
 class LocalEngine(Settings):
     _target_: str = MISSING
-    interactions: int = MISSING
+    interactions: int = number(1, 1_000_000_000, "of a shard that is encoded")
 
 
 @dataclass
 class RayEngine(LocalEngine):
-    narratives: int = MISSING
-    requests: int = MISSING
-    asking: int = MISSING
+    narratives: int = number(1, 1_000_000_000, "of a shard that is generated")
+    requests: int = number(1, 1_000_000_000, "of a shard of narrate and rate")
+    asking: int = number(1, 10_000, "shards that ask at one time")
     address: str | None = None
-    cpus: float = MISSING
-    gpus: float = MISSING
+    cpus: float = number(1, 100_000, "cores of a shard")
+    gpus: float = number(0, 1000, "GPUs of a shard")
 
 
 @dataclass
@@ -320,14 +418,14 @@ class Narrator(Settings):
 
 @dataclass
 class WritingNarrator(Narrator):
-    max_history: int = MISSING
-    users: int | None = None
+    max_history: int = number(1, 100_000, "latest purchases of a user")
+    users: int | None = number(1, 1_000_000_000, "users to write about", default=None)
 
 
 @dataclass
 class EndpointPrice(Settings):
-    prompt: float | None = None
-    completion: float | None = None
+    prompt: float | None = number(0, 1_000_000, "dollars for a million tokens", default=None)
+    completion: float | None = number(0, 1_000_000, "dollars for a million tokens", default=None)
 
 
 @dataclass
@@ -335,19 +433,19 @@ class Endpoint(Settings):
     model: str = MISSING
     base_url: str | None = None
     api_key_env: str = MISSING
-    temperature: float = MISSING
-    top_p: float = MISSING
-    max_tokens: int = MISSING
-    seed: int | None = None
-    timeout: float = MISSING
-    concurrency: int = MISSING
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    max_attempts: int = MISSING
+    temperature: float = number(0, 100, "of sampling")
+    top_p: float = number(0, 1, "probability that sampling keeps", above=True)
+    max_tokens: int = number(1, 1_000_000, "tokens of an answer")
+    seed: int | None = number(0, 2**31 - 1, "of sampling", default=None)
+    timeout: float = number(0, 86_400, "seconds for an answer", above=True)
+    concurrency: int = number(1, 10_000, "requests under way")
+    requests_per_minute: float | None = number(0, 10_000_000, "requests", above=True, default=None)
+    tokens_per_minute: float | None = number(0, 1_000_000_000_000, "tokens", above=True, default=None)
+    max_attempts: int = number(1, 1000, "attempts at a request")
     price: EndpointPrice = MISSING
     ledger: str = MISSING
-    text_characters: int = MISSING
-    history_characters: int = MISSING
+    text_characters: int = number(1, 100_000_000, "characters of a title, description or review")
+    history_characters: int = number(1, 1_000_000_000, "characters of a history in a request")
 
 
 @dataclass
@@ -366,7 +464,7 @@ class PrepareConfig(Settings):
 @dataclass
 class NarratedConfig(PrepareConfig):
     narrator: Any = MISSING  # one of the classes above, by its name
-    max_cost: float | None = None
+    max_cost: float | None = number(0, 1_000_000_000, "dollars", default=None)
 
 
 @dataclass
@@ -379,8 +477,8 @@ class NarrateConfig(NarratedConfig):
 class RateConfig(NarrateConfig):
     rater: dict[str, Endpoint] = MISSING
     run: str | None = None
-    draws: int = MISSING
-    users: int | None = None
+    draws: int = number(1, 1000, "answers to each question")
+    users: int | None = number(1, 1_000_000_000, "users whose narratives are rated", default=None)
 
 
 @dataclass
@@ -388,10 +486,10 @@ class SideBySideConfig(Settings):
     a: str = MISSING
     b: str = MISSING
     rater: dict[str, Endpoint] = MISSING
-    users: int | None = None
+    users: int | None = number(1, 1_000_000_000, "users whose narratives are compared", default=None)
     engine: Component = MISSING
     paths: Paths = MISSING
-    max_cost: float | None = None
+    max_cost: float | None = number(0, 1_000_000_000, "dollars", default=None)
     force: bool = False
 
 
@@ -436,8 +534,11 @@ class TrainConfig(EncodeConfig):
     training: Training = MISSING
     evaluation: Evaluation = MISSING
     trainer: Trainer = MISSING
-    logger: Component = MISSING
-    seed: int = MISSING
+    optimizer: Component = MISSING
+    scheduler: Component = MISSING
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] = field(default_factory=dict)
+    seed: int = random_seed("of start, batches and controls")
 
 
 @dataclass
@@ -474,11 +575,11 @@ class ServeConfig(Settings):
     vllm: str = MISSING
     precision: Precision | None = None
     host: str = MISSING
-    port: int = MISSING
-    rows: int = MISSING
-    queue: int = MISSING
-    timeout: float = MISSING
-    max_body_bytes: int = MISSING
+    port: int = number(0, 65_535, "TCP port, 0 for a free one")
+    rows: int = number(1, 65_536, "narratives written at one time")
+    queue: int = number(0, 1_000_000, "narratives that wait")
+    timeout: float = number(0, 86_400, "seconds for a request", above=True)
+    max_body_bytes: int = number(1, 1_073_741_824, "bytes of a request")
     api_key_env: str = MISSING
     dry_run: bool = False
 
@@ -487,8 +588,8 @@ class ServeConfig(Settings):
 class ReportConfig(Settings):
     runs: str = MISSING
     out: str | None = None
-    users: int = MISSING
-    seed: int = MISSING
+    users: int = number(1, 1_000_000, "test users shown side by side")
+    seed: int = random_seed()
     figures: bool = MISSING
 
 
@@ -496,7 +597,7 @@ class ReportConfig(Settings):
 class DemoConfig(Settings):
     runs: str = MISSING
     host: str = MISSING
-    port: int = MISSING
+    port: int = number(0, 65_535, "TCP port, 0 for a free one")
 
 
 def groups_help() -> str:
@@ -507,6 +608,22 @@ def groups_help() -> str:
     return "\n".join(f"  {group}: {', '.join(values)}" for group, values in groups.items())
 
 
+def numbers_help(_root_: Any) -> str:
+    """The range and the unit of each number of a composed config, for `--help`."""
+    lines: list[str] = []
+
+    def walk(node: Any) -> None:
+        known = ranges(OmegaConf.get_type(node)) if is_dataclass(OmegaConf.get_type(node)) else {}
+        for key in node:
+            if key in known:
+                lines.append(f"  {node._get_full_key(key):40} {known[key]!s:26} {known[key].unit}")
+            elif key != "hydra" and isinstance(below := node._get_node(key), DictConfig) and not below._is_none():
+                walk(below)
+
+    walk(_root_)
+    return "\n".join(lines)
+
+
 def _the_store(memo: dict[int, Any]) -> ConfigStore:
     return ConfigStore.instance()
 
@@ -514,6 +631,7 @@ def _the_store(memo: dict[int, Any]) -> ConfigStore:
 def register() -> None:
     """Puts the schema where the YAML files' defaults lists find it: `/schema/<group>/<class>`."""
     OmegaConf.register_new_resolver("groups_help", groups_help, replace=True)
+    OmegaConf.register_new_resolver("numbers_help", numbers_help, replace=True)
     store = ConfigStore.instance()
     # Hydra copies its config sources, and the store in them, for every group that --help lists: seconds. A copy is
     # not needed, because nothing writes to a source's store and `ConfigStore.load` copies what it returns.
@@ -542,7 +660,10 @@ def register() -> None:
         "adapter": [LinearAdapter, MLPAdapter, TransformerAdapter],
         "lm": [PackagedLM, PretrainedLM, TinyLM],
         "tuning": [Tuning, LoRA],
-        "logger": [CSVLogger, TensorBoardLogger, WandbLogger],
+        "optimizer": [Optimizer, AdamW, ScheduleFree],
+        "scheduler": [Schedule],
+        "callbacks": [Checkpoint, EarlyStopping, ProgressBar],
+        "logger": [Logger, MLFlowLogger, WandbLogger],
     }
     for group, classes in groups.items():
         for node in classes:

@@ -233,7 +233,8 @@ class NarrativeDataModule(L.LightningDataModule):
         self.seed = seed
 
     def train_dataloader(self) -> ResumableLoader:
-        return self._loader("train", self.batch_size, shuffle=True)
+        overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        return self._loader("train", self.batch_size, shuffle=not overfit)
 
     def val_dataloader(self) -> ResumableLoader:
         return self._loader("validation", self.eval_batch_size, shuffle=False)

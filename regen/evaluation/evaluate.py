@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,12 @@ def evaluation_is_current(run: Run) -> bool:
     return bool(json.loads(path.read_text())["fingerprint"] == _evaluation_recipe(run))
 
 
-def evaluate_run(loaded: LoadedRun, run_logger: Any, *, reopen: Callable[[Path], LoadedRun]) -> None:
+def evaluate_run(loaded: LoadedRun, loggers: Sequence[Any] = (), *, reopen: Callable[[Path], LoadedRun]) -> None:
     """Generates for the test users and scores; leaves predictions, per-example statistics and scores in the folder.
 
     Args:
         loaded: A finished run.
-        run_logger: Lightning's, or None.
+        loggers: Lightning's.
         reopen: Loads the run from its folder, for the processes of `engine=ray`.
     """
     run, evaluation = loaded.run, loaded.run.config.evaluation
@@ -65,7 +65,7 @@ def evaluate_run(loaded: LoadedRun, run_logger: Any, *, reopen: Callable[[Path],
     record = json.dumps({"fingerprint": _evaluation_recipe(run), "settings": plain(evaluation), KEY: costs}, indent=2)
     write_atomically(run.folder / EVALUATION, lambda path: path.write_text(record))
     logger.info("scored: %s", run.folder)
-    if run_logger is not None:
+    for run_logger in loggers:
         _log_to(run_logger, loaded, predictions, scores)
 
 

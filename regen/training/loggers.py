@@ -1,19 +1,30 @@
-"""The Lightning logger that a run's config names."""
+"""The Lightning loggers that a run's config names."""
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from regen.training.run import Run
 
 
 @contextmanager
-def experiment_logger(run: Run) -> Iterator[Any]:
-    """The Lightning logger of the config, closed whatever happens."""
-    if "project" not in run.config.logger.options:
-        yield run.config.logger.build(save_dir=str(run.folder), name="logs")
-        return
-    from regen.training.wandb_records import wandb_logger
+def experiment_loggers(run: Run) -> Iterator[list[Any]]:
+    """The loggers of the config, closed whatever happens."""
+    with ExitStack() as opened:
+        loggers = []
+        for node in run.config.logger.values():
+            if node.target.endswith("WandbLogger"):
+                from regen.training.wandb_records import wandb_logger
 
-    with wandb_logger(run) as run_logger:
-        yield run_logger
+                loggers.append(opened.enter_context(wandb_logger(run, node)))
+            elif node.target.endswith("MLFlowLogger"):
+                loggers.append(_mlflow(run, node))
+            else:
+                loggers.append(node.build(save_dir=str(run.folder), name="logs"))
+        yield loggers
+
+
+def _mlflow(run: Run, node: Any) -> Any:
+    address = node.options["tracking_uri"] or os.environ.get("MLFLOW_TRACKING_URI") or f"file:{run.folder / 'mlruns'}"
+    return node.build(tracking_uri=address, run_name=run.folder.name)

@@ -1,13 +1,12 @@
 """Wiring between the narrator model and Lightning; no mathematics of its own."""
 
 import math
-import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
 import torch
 from jaxtyping import Float
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -15,19 +14,24 @@ from torchmetrics import MeanMetric
 
 from regen.data.batch import Batch
 from regen.models.soft_token_lm import SoftTokenLM
+from regen.training.schedules import linear
 
 READ_EVERY = 10  # steps after which a GPU is waited for, to read the loss
+Groups = list[dict[str, Any]]
 
 
 class NarrativeModule(L.LightningModule):
     """Trains a narrator model by the mean negative log-likelihood of narrative tokens.
 
+    The loss of a step is the mean over all tokens that it sees: of all processes, and of all batches whose gradients
+    are accumulated (`Trainer(accumulate_grad_batches=...)`).
+
     Args:
         model: Adapter and language model.
         adapter_lr: Peak learning rate of the adapter (and of learned positions).
         lm_lr: Peak learning rate of what trains in the LM.
-        weight_decay: Of AdamW.
-        warmup_share: Share of the steps in which both rates rise; they fall linearly to zero afterwards.
+        optimizer: Makes the optimizer from its parameter groups, which have a rate each.
+        schedule: Makes the schedule from the optimizer and the number of steps.
         provenance: Resolved config and library versions, kept in every checkpoint.
     """
 
@@ -39,18 +43,19 @@ class NarrativeModule(L.LightningModule):
         *,
         adapter_lr: float,
         lm_lr: float,
-        weight_decay: float,
-        warmup_share: float,
-        provenance: dict[str, Any],
+        optimizer: Callable[[Groups], torch.optim.Optimizer] = lambda groups: torch.optim.AdamW(groups, weight_decay=0),
+        schedule: Callable[[torch.optim.Optimizer, int], Any] = lambda of, steps: linear(of, steps=steps),
+        provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.adapter_lr = adapter_lr
         self.lm_lr = lm_lr
-        self.weight_decay = weight_decay
-        self.warmup_share = warmup_share
-        self.provenance = provenance
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.provenance = dict(provenance or {})
         self.validation_loss = MeanMetric(nan_strategy=math.inf)  # its other strategies drop NaN or ignore the weights
+        self._window_tokens: list[Tensor] = []  # of each batch whose gradients wait for the next step
         self._first_bad: Tensor | None = None  # step at which loss or gradient was first not finite, -1 for none
 
     def configure_model(self) -> None:
@@ -70,12 +75,31 @@ class NarrativeModule(L.LightningModule):
         return isinstance(self.model, FSDPModule)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
-        loss, tokens = self.model(batch)
-        loss = loss * self.trainer.world_size / self.trainer.strategy.reduce(tokens.clone(), reduce_op="sum")
+        total, tokens = self.model(batch)
+        tokens = self.trainer.strategy.reduce(tokens.clone(), reduce_op="sum")
+        total = total * self.trainer.world_size  # of which Lightning takes the mean over processes
+        loss = total / tokens
         self._note(loss)
-        several = self.trainer.world_size > 1  # the mean over processes is then the loss of the whole batch
+        several = self.trainer.world_size > 1
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.examples), sync_dist=several)
-        return loss
+        if self.trainer.accumulate_grad_batches == 1:
+            return loss
+        self._window_tokens.append(tokens)
+        return total * self.trainer.accumulate_grad_batches / self._window_tokens[0]  # see `_scale_by_window`
+
+    def _scale_by_window(self, parameters: list[Tensor]) -> None:
+        """Divides accumulated gradients by the tokens of their whole window, once these are known.
+
+        Until then each batch counts in units of the first one's tokens. Lightning divides by the number of batches,
+        which `training_step` has undone.
+        """
+        if not self._window_tokens:
+            return
+        scale = self._window_tokens[0] / sum(self._window_tokens)
+        self._window_tokens = []
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         loss, tokens = self.model(batch)
@@ -92,9 +116,13 @@ class NarrativeModule(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips by the norm of all gradients, and notes a norm that is not finite."""
+        """Clips by the norm of all gradients or by value, and notes a norm that is not finite."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm: Any = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val or math.inf)
+        self._scale_by_window(parameters)
+        by_value = gradient_clip_algorithm == "value"
+        norm: Any = torch.nn.utils.clip_grad_norm_(parameters, math.inf if by_value else gradient_clip_val or math.inf)
+        if by_value and gradient_clip_val:
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         if self.trainer.precision != "16-mixed":  # its loss scaler skips steps whose gradients are not finite
             self._note(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
@@ -122,7 +150,7 @@ class NarrativeModule(L.LightningModule):
         self._first_bad = torch.where(bad, self.global_step, self._first_bad)
 
     def _batch_of(self, step: int) -> str:
-        per_epoch = max(1, int(self.trainer.num_training_batches))
+        per_epoch = max(1, math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches))
         return f"{step % per_epoch + 1} of {per_epoch} in epoch {step // per_epoch + 1}"
 
     def _not_finite(self, what: str) -> str:
@@ -138,76 +166,51 @@ class NarrativeModule(L.LightningModule):
         ids = {id(p) for p in lm}
         adapter = [p for p in self.model.parameters() if p.requires_grad and id(p) not in ids]
         groups = [{"params": adapter, "lr": self.adapter_lr}, {"params": lm, "lr": self.lm_lr}]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=self.weight_decay)
-        steps = self._planned_steps()
-        warmup = max(1, round(self.warmup_share * steps))
-
-        def share_of_peak(step: int) -> float:
-            return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup), 1.0)
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_peak)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        optimizer = self.optimizer([group for group in groups if group["params"]])
+        schedule = self.schedule(optimizer, self._planned_steps())
+        if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val_loss"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _planned_steps(self) -> int:
         """Steps of a full run; Lightning's estimate would set up the loader before its state is restored."""
         trainer: Any = self.trainer  # whose type does not know of the data module it holds
-        steps = int(len(trainer.datamodule.train_dataloader()) * trainer.max_epochs)
+        if trainer.datamodule is None or trainer.max_epochs == -1:
+            return int(trainer.estimated_stepping_batches)
+        batches, limit = len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
         return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+
+    def on_train_start(self) -> None:
+        self._switch_optimizers("train")
+
+    def on_validation_model_eval(self) -> None:
+        super().on_validation_model_eval()
+        self._switch_optimizers("eval")
+
+    def on_validation_model_train(self) -> None:
+        super().on_validation_model_train()
+        self._switch_optimizers("train")
+
+    def on_train_end(self) -> None:
+        self._switch_optimizers("eval")
+
+    def _switch_optimizers(self, mode: str) -> None:
+        """A schedule-free optimizer trains other weights than it evaluates and saves."""
+        for optimizer in self.trainer.optimizers:
+            if hasattr(optimizer, mode):
+                getattr(optimizer, mode)()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.refuse_not_finite()
         checkpoint["state_dict"] = {f"model.{name}": t for name, t in self.model.trained_state().items()}
         checkpoint["provenance"] = self.provenance
+        if (loss := self.trainer.callback_metrics.get("val_loss")) is not None:
+            checkpoint["val_loss"] = float(loss)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.sharded:  # Lightning has put each part in its place by then
             return
         state = checkpoint["state_dict"]
         self.model.load_trained_state({name.removeprefix("model."): t for name, t in state.items()})
-
-
-class StepClock(L.Callback):
-    """Times training steps, without validation and checkpoints, and the whole run; both over interruptions."""
-
-    def __init__(self) -> None:
-        self.step_seconds, self.steps = 0.0, 0
-        self._earlier = 0.0  # seconds of attempts that were interrupted
-        self._began = self._started = time.perf_counter()
-
-    @property
-    def step_ms(self) -> float:
-        """Mean time of a step in milliseconds."""
-        return 1000 * self.step_seconds / max(1, self.steps)
-
-    @property
-    def seconds(self) -> float:
-        """Of this attempt and of the earlier ones up to their last checkpoint."""
-        return self._earlier + time.perf_counter() - self._began
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        self._started = time.perf_counter()
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.step_seconds += time.perf_counter() - self._started
-        self.steps += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"step_seconds": self.step_seconds, "steps": self.steps, "seconds": self.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.step_seconds, self.steps = state_dict["step_seconds"], state_dict["steps"]
-        self._earlier = state_dict["seconds"]
-
-
-class LastCheckpoint(ModelCheckpoint):
-    """Saves where to go on, by time. If a validation is due after a step, it saves after that validation.
-
-    A checkpoint between a step and its validation would skip it: Lightning goes on with the next step.
-    """
-
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (batch_idx + 1) % trainer.val_check_batch:
-            super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
-
-    def on_validation_end(self, trainer: Any, module: Any) -> None:
-        super().on_train_batch_end(trainer, module, None, None, 0)

@@ -9,7 +9,7 @@ import logging
 import os
 import pickle
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,12 +32,13 @@ from regen.runtime.packed_weights import packed_weights
 from regen.storage import identity
 from regen.storage.artefacts import fingerprint, installed_versions, write_atomically
 from regen.storage.identity import Inputs
-from regen.training.assembly import build_data, build_model, library_versions
+from regen.training.assembly import build_data, build_model, build_module, library_versions
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 RECORD = TRAINED  # inputs, versions, and what training found
 SHARDED = "fsdp2"  # the strategy of trainer=fsdp
+LIMITS = ("fast_dev_run", "limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches")
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,14 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the trained weights are there."""
-        return (self.folder / WEIGHTS).is_file()
+        """Whether the trained weights are there, of a whole run."""
+        return (self.folder / WEIGHTS).is_file() and not self.limits
+
+    @property
+    def limits(self) -> list[str]:
+        """Settings with which it sees a part of the data only, for debugging; it is then never taken for finished."""
+        values = {name: getattr(self.config.trainer, name) for name in LIMITS}
+        return [f"trainer.{name}={value}" for name, value in values.items() if value and repr(value) != "1.0"]
 
     @property
     def last_checkpoint(self) -> Path:
@@ -111,7 +118,8 @@ def _label(config: TrainConfig) -> str:
 def _made_from(run: Run) -> dict[str, Any]:
     """What a run's record says from the beginning."""
     weights = identity.lm_weights(run.config.lm.node)
-    return {"inputs": run.inputs.fingerprints(), "weights": weights, "versions": library_versions()}
+    made_from = {"inputs": run.inputs.fingerprints(), "weights": weights, "versions": library_versions()}
+    return made_from | ({"limits": run.limits} if run.limits else {})
 
 
 @contextmanager
@@ -126,18 +134,19 @@ def locked(run: Run) -> Iterator[None]:
         yield
 
 
-def fit(run: Run, vectors: InteractionVectors, run_logger: Any) -> LoadedRun:
+def fit(run: Run, vectors: InteractionVectors, loggers: Sequence[Any], callbacks: Sequence[Any] = ()) -> LoadedRun:
     """Trains a run, from its last checkpoint where there is one, and leaves the best weights in its folder.
 
     Args:
         run: The run; its folder exists.
         vectors: What enters the adapter.
-        run_logger: Lightning's.
+        loggers: Lightning's.
+        callbacks: More of them than the config names.
 
     Raises:
         ValueError: If the last checkpoint cannot be read.
     """
-    from regen.training.module import NarrativeModule, StepClock
+    from regen.training.callbacks import StepClock
 
     config, last = run.config, run.last_checkpoint
     lm: LanguageModel = config.lm.build()
@@ -146,16 +155,9 @@ def fit(run: Run, vectors: InteractionVectors, run_logger: Any) -> LoadedRun:
     narrow = config.trainer.precision == "bf16-mixed"
     if narrow:
         hold_frozen_in_bfloat16(model.lm)
-    module = NarrativeModule(
-        model.train(),
-        adapter_lr=config.adapter.lr,
-        lm_lr=config.tuning.lr,
-        weight_decay=config.training.weight_decay,
-        warmup_share=config.training.warmup_share,
-        provenance={"config": plain(config), **_made_from(run)},
-    )
+    module = build_module(config, model.train(), provenance={"config": plain(config), **_made_from(run)})
     clock, memory = StepClock(), PeakMemory()
-    trainer = _trainer(run, run_logger, clock)
+    trainer = _trainer(run, loggers, [clock, *callbacks])
     if last.exists():
         _check_readable(last)
         logger.info("resuming %s", last)
@@ -166,10 +168,9 @@ def fit(run: Run, vectors: InteractionVectors, run_logger: Any) -> LoadedRun:
         state = model.trained_state()
         model = build_model(config, data, lm, start=False)
         model.load_trained_state(state)
-    best = Path(trainer.checkpoint_callbacks[0].best_model_path)
-    if is_main_process() and best.is_file():
-        state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-        model.load_trained_state({name.removeprefix("model."): tensor for name, tensor in state.items()})
+    found = _best_checkpoint(trainer)
+    if is_main_process() and found:
+        model.load_trained_state({name.removeprefix("model."): t for name, t in found["state_dict"].items()})
     if is_main_process():
         lengths = data.splits["train"].lengths
         costs = {
@@ -178,7 +179,8 @@ def fit(run: Run, vectors: InteractionVectors, run_logger: Any) -> LoadedRun:
             "memory_gib": memory.gib(),
         }
         facts = {"steps": trainer.global_step, "seconds": round(clock.seconds, 1), KEY: costs}
-        _save(run, model, facts, trainer)
+        facts |= {"val_loss": found.get("val_loss"), "monitored": found.get("monitored")}
+        _save(run, model, facts)
     return LoadedRun(run, lm, data, model.eval())
 
 
@@ -216,8 +218,8 @@ def started_in(folder: Path) -> Path:
 
 
 def forget(run: Run) -> None:
-    """Removes everything of a run but its config, for `force=true`."""
-    logger.info("force=true: training %s anew", run.folder)
+    """Removes everything of a run but its config."""
+    logger.info("training anew: %s", run.folder)
     for path in run.folder.iterdir():
         if path.name not in ("config.yaml", RECORD):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -234,52 +236,53 @@ def _check_readable(checkpoint: Path) -> None:
         ) from error
 
 
-def _trainer(run: Run, run_logger: Any, clock: Any) -> Any:
+def _trainer(run: Run, loggers: Sequence[Any], callbacks: Sequence[Any]) -> Any:
     import lightning as L
-    from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 
-    from regen.training.module import READ_EVERY, LastCheckpoint
+    from regen.training.callbacks import LastCheckpoint
 
-    training, trainer = run.config.training, plain(run.config.trainer)
-    trainer.pop("num_workers")
-    if trainer["strategy"] == SHARDED:
+    settings, folder = plain(run.config.trainer), run.folder / "checkpoints"
+    if settings["strategy"] == SHARDED:
         from lightning.pytorch.strategies import ModelParallelStrategy
 
-        trainer["strategy"] = ModelParallelStrategy(
-            data_parallel_size=trainer["devices"], tensor_parallel_size=1, save_distributed_checkpoint=False
+        settings["strategy"] = ModelParallelStrategy(
+            data_parallel_size=settings["devices"], tensor_parallel_size=1, save_distributed_checkpoint=False
         )
-    folder = run.folder / "checkpoints"
-    callbacks = [
-        ModelCheckpoint(folder, "best", monitor="val_loss", save_top_k=1, enable_version_counter=False),
-        clock,
-        LastCheckpoint(
-            folder,
-            "last",
-            train_time_interval=timedelta(seconds=training.checkpoint_seconds),
-            enable_version_counter=False,
-            save_on_train_epoch_end=False,
-        ),
-        EarlyStopping(monitor="val_loss", patience=training.patience, check_on_train_epoch_end=False),
-        LearningRateMonitor(),
-    ]
-    if trainer["enable_progress_bar"]:
-        callbacks.append(TQDMProgressBar(refresh_rate=READ_EVERY))
+    chosen = {name: node.build() for name, node in run.config.callbacks.items()}
+    for callback in chosen.values():
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str(folder)
+    useless = ((LearningRateMonitor,) if not loggers else ()) + (
+        () if settings["enable_progress_bar"] else (ProgressBar,)
+    )
+    last = LastCheckpoint(
+        folder,
+        "last",
+        train_time_interval=timedelta(seconds=run.config.training.checkpoint_seconds),
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
     return L.Trainer(
-        **trainer,
-        max_epochs=training.epochs,
-        gradient_clip_val=training.gradient_clip,
-        val_check_interval=1 / training.validations_per_epoch,
-        num_sanity_val_steps=0,
-        log_every_n_steps=READ_EVERY,
+        **settings,
         use_distributed_sampler=False,
-        enable_model_summary=False,
-        logger=run_logger,
-        callbacks=callbacks,
+        logger=list(loggers),
+        callbacks=[*(callback for callback in chosen.values() if not isinstance(callback, useless)), *callbacks, last],
         default_root_dir=run.folder,
     )
 
 
-def _save(run: Run, model: SoftTokenLM, facts: dict[str, Any], trainer: Any) -> None:
+def _best_checkpoint(trainer: Any) -> dict[str, Any]:
+    """What the best checkpoint of a trainer holds; empty where there is none."""
+    for callback in trainer.checkpoint_callbacks:
+        path = Path(callback.best_model_path)
+        if callback.monitor is not None and path.is_file():
+            found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            return found | {"monitored": float(callback.best_model_score)}
+    return {}
+
+
+def _save(run: Run, model: SoftTokenLM, facts: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
     state = {name: tensor.contiguous() for name, tensor in model.trained_state().items()}
@@ -288,8 +291,7 @@ def _save(run: Run, model: SoftTokenLM, facts: dict[str, Any], trainer: Any) -> 
             f"{run.folder}: {len(bad)} of {len(state)} trained tensors are not finite, the first is {bad[0]}. Nothing "
             f"is saved. Lower adapter.lr={run.config.adapter.lr} and tuning.lr={run.config.tuning.lr}."
         )
-    record = json.loads((run.folder / RECORD).read_text())
-    record |= {**facts, "val_loss": _best_loss(trainer)}
+    record = json.loads((run.folder / RECORD).read_text()) | facts
     record["trained_parameters"] = sum(tensor.numel() for tensor in state.values())
     _write_record(run, record)
     metadata = {"config": json.dumps(plain(run.config)), "versions": json.dumps(record["versions"])}
@@ -299,11 +301,6 @@ def _save(run: Run, model: SoftTokenLM, facts: dict[str, Any], trainer: Any) -> 
 
 def _write_record(run: Run, record: dict[str, Any]) -> None:
     write_atomically(run.folder / RECORD, lambda path: path.write_text(json.dumps(record, indent=2, allow_nan=False)))
-
-
-def _best_loss(trainer: Any) -> float | None:
-    score = trainer.checkpoint_callbacks[0].best_model_score
-    return None if score is None else float(score)
 
 
 def is_main_process() -> bool:

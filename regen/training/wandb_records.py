@@ -1,8 +1,8 @@
 """The W&B logger of a run: a group per grid, and the data that the run reads.
 
 It works offline: all that is logged stays in the run's folder, and `wandb sync` makes the same groups, tables and
-lineage of it later. Reviews stay where they are unless `logger.log_data=true`: of the inputs, W&B gets names, hashes
-and recipes. Frozen weights are in no artifact, because a run's weights file holds only what was trained.
+lineage of it later. Reviews stay where they are unless `logger.wandb.log_data=true`: of the inputs, W&B gets names,
+hashes and recipes. Frozen weights are in no artifact, because a run's weights file holds only what was trained.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from regen.config.objects import plain
+from regen.config.objects import Component, plain
 from regen.storage.artefacts import Artefact
 from regen.training.run import Run, is_main_process
 
@@ -28,12 +28,12 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 @contextmanager
-def wandb_logger(run: Run) -> Iterator[Any]:
+def wandb_logger(run: Run, node: Component) -> Iterator[Any]:
     """Lightning's W&B logger of a run, its inputs recorded; closed whatever happens, so that cells do not merge."""
     import wandb
     from hydra.utils import get_class
 
-    options = dict(run.config.logger.node)
+    options = dict(node.node)
     offline = options["offline"]
     options = {key: value for key, value in options.items() if key not in (*_OWN, "_target_")}
     options |= {
@@ -49,9 +49,9 @@ def wandb_logger(run: Run) -> Iterator[Any]:
     failed = True
     with _copies_in(run.folder / "wandb" / "data"):
         try:
-            run_logger = get_class(run.config.logger.target)(**options, save_dir=str(run.folder), config=config)
+            run_logger = get_class(node.target)(**options, save_dir=str(run.folder), config=config)
             if is_main_process():
-                use_inputs(run_logger.experiment, run)
+                use_inputs(run_logger.experiment, run, upload=node.options["log_data"])
             yield run_logger
             failed = False
         finally:
@@ -67,11 +67,11 @@ def grid_name() -> str | None:
     return "_".join(below or parts[-1:])
 
 
-def use_inputs(experiment: Any, run: Run) -> None:
-    """Records the artefacts that a run reads as its inputs."""
+def use_inputs(experiment: Any, run: Run, *, upload: bool) -> None:
+    """Records the artefacts that a run reads as its inputs; `upload` is that of `input_artifact`."""
     for name, artefact in {"prepared": run.inputs.prepared, **run.inputs.encoded}.items():
         kind = "dataset" if name == "prepared" else "embeddings"
-        artifact = input_artifact(artefact, kind, upload=run.config.logger.options["log_data"])
+        artifact = input_artifact(artefact, kind, upload=upload)
         if experiment.offline:  # what use_artifact does, which refuses to offline; `wandb sync` carries it out
             experiment._log_artifact(artifact, is_user_created=True, use_after_commit=True)
         elif not experiment.disabled:

@@ -370,16 +370,16 @@ def test_a_run_that_no_options_make_is_trained_from_its_own_config(runs):
 def test_settings_are_shared_or_differ_and_credentials_are_left_out(trained, runs):
     for number, path in enumerate(sorted(runs.glob("*/config.yaml"))):
         config = OmegaConf.load(path)
-        config.training.epochs = number
+        config.trainer.max_epochs = number + 1
         config.source.folder = "https://me:secret@host.example/data"
         OmegaConf.save(config, path)
     opened = open_runs(runs)
     keys, rows = differing_settings(opened)
-    assert keys == ["encoder.name", "training.epochs"]
-    assert sorted(row[1] for row in rows) == ["0", "1", "2", "3"]
+    assert keys == ["encoder.name", "trainer.max_epochs"]
+    assert sorted(row[1] for row in rows) == ["1", "2", "3", "4"]
     common = common_settings(opened)
     assert common["source"]["folder"] == "https://…@host.example/data"
-    assert "epochs" not in common["training"]
+    assert "max_epochs" not in common["trainer"]
     assert "name" not in common["encoder"]
 
 

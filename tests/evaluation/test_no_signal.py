@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow  # trains 30 small cells
 TABLES, SEEDS, COLUMNS = 20, 3, ("cf", "content", "both")
 WORLD = ["encoder=noise", "encoder.dim=8", "lm=tiny", "lm.width=32", "tuning=full", "adapter=linear"]
 WORLD += ["source.users=600", "source.narrated_users=240", "source.items=200", "split.test=0.4", "feature=user_profile"]
-WORLD += ["training.batch_size=8", "training.epochs=2", "training.validations_per_epoch=1", "tuning.lr=0.003"]
+WORLD += ["training.batch_size=8", "trainer.max_epochs=2", "trainer.val_check_interval=1.0", "tuning.lr=0.003"]
 WORLD += ["evaluation.resamples=100", "evaluation.generation.max_new_tokens=12", "trainer.enable_progress_bar=false"]
 WORLD += ["adapter.lr=0.01"]  # the runs that the bar was set on; docs/log.md has another rate
 

@@ -8,7 +8,7 @@ from regen.pipeline import train_and_evaluate
 from regen.training.module import NarrativeModule
 
 pytestmark = pytest.mark.usefixtures("no_sentence_encoder")
-WANDB = ["logger=wandb", "logger.offline=true", "training.epochs=2"]
+WANDB = ["logger=wandb", "logger.wandb.offline=true", "trainer.max_epochs=2"]
 
 
 def test_wandb_is_closed_when_a_cell_fails(small_config, monkeypatch):

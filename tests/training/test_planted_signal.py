@@ -22,9 +22,9 @@ WORLD = [
     "tuning.lr=0.003",
     "adapter.lr=0.003",
     "training.batch_size=8",
-    "training.epochs=6",
-    "training.validations_per_epoch=1",
-    "training.patience=100",
+    "trainer.max_epochs=6",
+    "trainer.val_check_interval=1.0",
+    "callbacks.early_stopping.patience=100",
     "evaluation.generation.max_new_tokens=16",
 ]
 CHANCE = {"need": 1 / 4, "trait": 1 / 8}

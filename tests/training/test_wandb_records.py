@@ -32,7 +32,7 @@ GROUP = "2026-01-31_12-00-00"
 def composed(root, *overrides, job=None):
     """A `train` config below a folder; with a job number, set up as Hydra sets up a cell of a multirun."""
     register()
-    options = [*SMALL, "trainer.accelerator=cpu", "training.epochs=1", "logger=wandb", "logger.offline=true"]
+    options = [*SMALL, "trainer.accelerator=cpu", "trainer.max_epochs=1", "logger=wandb", "logger.wandb.offline=true"]
     options += [f"paths.data_dir={root}/data", f"paths.runs_dir={root}/runs", *overrides]
     if job is not None:
         sweep = root / "grids" / "2026-01-31" / "12-00-00"
@@ -90,7 +90,7 @@ def test_config_and_tags(grid, cells):
     assert cell.run.job_type == "train"
     assert list(cell.run.tags) == ["encoder:cf", "adapter:linear", "feature:purchase_reason"]
     assert cell.config["encoder"]["name"] == "cf"
-    assert cell.config["training"]["epochs"] == 1
+    assert cell.config["trainer"]["max_epochs"] == 1
     assert cell.config["inputs"] == json.loads((grid[1][0] / "run.json").read_text())["inputs"]
     assert cells[2].config["tuning"]["name"] == "frozen"
 
@@ -201,13 +201,13 @@ def test_online_an_input_is_used(grid):
     made, used = inputs_of(grid, grid[1][0]), []
     prepared, encoded = sorted(made, key=lambda artefact: not artefact.path.name.startswith("prepared"))
     run = SimpleNamespace(config=cfg, inputs=SimpleNamespace(prepared=prepared, encoded={"cf": encoded}))
-    use_inputs(SimpleNamespace(offline=False, disabled=False, use_artifact=used.append), run)
+    use_inputs(SimpleNamespace(offline=False, disabled=False, use_artifact=used.append), run, upload=False)
     assert [artifact.name for artifact in used] == [prepared.path.name, encoded.path.name]
 
 
 def test_a_given_group_is_kept_and_an_error_closes_the_run(grid, tmp_path):
     assert grid_name() is None  # no multirun
-    options = ["encoder=cf", "adapter.lr=3e37", "logger.group=mine", f"paths.runs_dir={tmp_path}"]
+    options = ["encoder=cf", "adapter.lr=3e37", "logger.wandb.group=mine", f"paths.runs_dir={tmp_path}"]
     with pytest.raises(ValueError, match="is not finite; adapter.lr=3e"):
         train_and_evaluate(composed(grid[0], *options))
     assert wandb.run is None

@@ -1,0 +1,144 @@
+"""What Lightning and Hydra users expect to turn: Trainer, optimizer, schedule, callbacks, loggers, debugging."""
+
+import dataclasses
+import inspect
+import json
+
+import lightning as L
+import polars as pl
+import pytest
+import torch
+
+from regen.config.schema import CONF, DECIDED, Trainer
+from regen.pipeline import opened_run, train_and_evaluate
+from regen.training.module import NarrativeModule
+from regen.training.run import LIMITS
+
+pytestmark = pytest.mark.usefixtures("no_sentence_encoder")
+FIELDS = {item.name for item in dataclasses.fields(Trainer)}
+
+
+def test_every_argument_of_the_trainer_can_be_set_or_is_refused_with_a_reason():
+    arguments = set(inspect.signature(L.Trainer.__init__).parameters) - {"self"}
+    assert FIELDS | set(DECIDED) == arguments
+    assert not FIELDS & set(DECIDED)
+
+
+def test_defaults_are_those_of_lightning_where_the_config_says_nothing():
+    theirs = inspect.signature(L.Trainer.__init__).parameters
+    ours = {"max_epochs", "num_sanity_val_steps", "log_every_n_steps", "enable_progress_bar", "enable_model_summary"}
+    for item in dataclasses.fields(Trainer):
+        if item.default != "???" and item.name not in ours:
+            assert item.default == theirs[item.name].default, item.name
+
+
+def ragged_gradients(small_config, *options):
+    """Gradients of the first step, and how many batches it had, on narratives of ragged lengths."""
+    seen = []
+
+    class Stop(Exception):
+        pass
+
+    def keep(self, optimizer, *_, **__):
+        alive(self, optimizer)
+        seen.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
+        raise Stop
+
+    alive = NarrativeModule.configure_gradient_clipping
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Stop):
+        patched.setattr(NarrativeModule, "configure_gradient_clipping", keep)
+        train_and_evaluate(small_config(*options, "trainer.gradient_clip_val=0"))
+    return seen[0]
+
+
+def test_accumulated_gradients_are_those_of_the_larger_batch(small_config, tmp_path, monkeypatch):
+    from regen.data.datamodule import LengthBatches
+
+    rows = [3, 1, 0, 2]  # their narratives have different lengths, which a mean of means would weigh wrongly
+    monkeypatch.setattr(
+        LengthBatches, "batches", lambda self: [rows[at : at + self.batch_size] for at in range(0, 4, self.batch_size)]
+    )
+    monkeypatch.setattr(LengthBatches, "__len__", lambda self: 4 // self.batch_size if self.shuffle else 1)
+    common = ["feature=long_user_summary", "trainer.max_epochs=1"]
+    whole = ragged_gradients(small_config, *common, "training.batch_size=4", f"paths.runs_dir={tmp_path}/whole")
+    parts = ragged_gradients(
+        small_config,
+        *common,
+        "training.batch_size=1",
+        "trainer.accumulate_grad_batches=4",
+        f"paths.runs_dir={tmp_path}/parts",
+    )
+    assert len(whole) == len(parts) > 3
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_a_run_that_accumulates_and_is_killed_reaches_the_same_weights(small_config, tmp_path, monkeypatch):
+    from test_run import Killed, die_at, same_run
+
+    options = ["trainer.accumulate_grad_batches=3", "trainer.max_epochs=2", "training.checkpoint_seconds=0"]
+    whole, _ = train_and_evaluate(small_config(*options))
+    killed = small_config(*options, f"paths.runs_dir={tmp_path}/killed")
+    for step in (1, 4, 6):
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            die_at(step, patched)
+            train_and_evaluate(killed)
+    same_run(whole, train_and_evaluate(killed)[0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["optimizer=adafactor"],
+        ["optimizer=schedule_free", "scheduler=constant"],
+        ["optimizer._target_=torch.optim.NAdam"],
+        ["scheduler=cosine"],
+        ["scheduler=constant"],
+        ["trainer.gradient_clip_algorithm=value", "trainer.gradient_clip_val=0.01"],
+        ["trainer.profiler=simple", "trainer.enable_model_summary=true"],
+        ["~callbacks.early_stopping"],
+        ["~callbacks.checkpoint"],
+        ["logger=[]"],
+        ["logger=[csv,tensorboard]"],
+        ["+logger.mine._target_=lightning.pytorch.loggers.CSVLogger"],
+        ["trainer.max_time=00:01:00:00"],
+    ],
+    ids=" ".join,
+)
+def test_a_choice_trains_and_is_scored(small_config, options, capsys):
+    folder, best = train_and_evaluate(small_config(*options, "trainer.max_epochs=2", "tuning=lora", without="tuning"))
+    assert (folder / "scores.json").is_file()
+    record = json.loads((folder / "run.json").read_text())
+    assert record["steps"] > 0
+    assert (best > 0) or options == ["~callbacks.checkpoint"]
+
+
+DEBUG = sorted(path.stem for path in (CONF / "debug").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", DEBUG)
+def test_a_debugging_run_is_trained_and_scored_and_never_taken_for_a_finished_one(small_config, name):
+    config = small_config(f"debug={name}")
+    folder, _ = train_and_evaluate(config)
+    first = (folder / "scores.json").stat().st_mtime_ns
+    limits = json.loads((folder / "run.json").read_text())["limits"]
+    assert limits
+    assert set(limits) <= {f"trainer.{limit}={getattr(config.trainer, limit)}" for limit in LIMITS}
+    assert train_and_evaluate(config)[0] == folder
+    assert (folder / "scores.json").stat().st_mtime_ns > first, "it was reused"
+    with (
+        pytest.raises(ValueError, match=r"made with trainer\.\w+=.*for debugging. Train it without"),
+        opened_run(folder),
+    ):
+        pass
+    assert folder != train_and_evaluate(small_config("trainer.max_steps=1"))[0]
+
+
+def test_a_model_overfits_the_same_batches(small_config):
+    """What `debug=overfit` is for: the loss falls far below that of the start."""
+    options = ["debug=overfit", "trainer.log_every_n_steps=1", "tuning.lr=0.01"]
+    folder, _ = train_and_evaluate(small_config(*options))
+    rows = pl.read_csv(next(folder.rglob("metrics.csv")))["train_loss"].drop_nulls()
+    assert rows.len() == 100
+    assert rows[-1] < 0.5 * rows[0]
