@@ -613,7 +613,8 @@ def numbers_help(_root_: Any) -> str:
     lines: list[str] = []
 
     def walk(node: Any) -> None:
-        known = ranges(OmegaConf.get_type(node)) if is_dataclass(OmegaConf.get_type(node)) else {}
+        schema = OmegaConf.get_type(node)
+        known = ranges(schema) if schema is not None and is_dataclass(schema) else {}
         for key in node:
             if key in known:
                 lines.append(f"  {node._get_full_key(key):40} {known[key]!s:26} {known[key].unit}")
