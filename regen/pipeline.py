@@ -196,9 +196,8 @@ def plan(config: schema.TrainConfig) -> Plan:
         ValueError: If the config is sure to fail.
     """
     from regen.training import run as runs
-    from regen.training.preflight import check_config
 
-    check_config(config)
+    _check(config)
     root, source = Path(config.paths.data_dir), config.source
     data = expected_folder(root, **identity.prepared(source.node, source.build().files()))
     stages = [PlannedArtefact("prepare", data)]
@@ -224,12 +223,12 @@ def train_and_evaluate(config: schema.TrainConfig) -> tuple[Path, float]:
     Returns:
         The run's folder and the best value of what is monitored, by default the validation loss.
     """
+    from regen.evaluation.at_validation import callbacks_at_validation
     from regen.evaluation.evaluate import evaluate_run, evaluation_is_current
     from regen.training import run as runs
     from regen.training.loggers import experiment_loggers
-    from regen.training.preflight import check_config
 
-    check_config(config)
+    _check(config)
     quiet_libraries()  # again: lightning sets its levels when it is imported
     run = open_run(config)
     with runs.locked(run):
@@ -238,7 +237,10 @@ def train_and_evaluate(config: schema.TrainConfig) -> tuple[Path, float]:
         if not (run.finished and evaluation_is_current(run)):
             with experiment_loggers(run) as loggers:
                 vectors = vectors_of(run.config, run.inputs)
-                loaded = runs.load(run, vectors) if run.finished else runs.fit(run, vectors, loggers)
+                if run.finished:
+                    loaded = runs.load(run, vectors)
+                else:
+                    loaded = runs.fit(run, vectors, loggers, callbacks_at_validation(run))
                 if runs.is_main_process():
                     evaluate_run(loaded, loggers, reopen=load_folder)
         else:
@@ -275,6 +277,15 @@ def diagnose(folder: Path) -> Path:
         raise ValueError(f"{run.folder}: its scores were not made with its weights. Run: python evaluate.py run=FOLDER")
     with locked(run):
         return write_diagnosis(load_run(run))
+
+
+def _check(config: schema.TrainConfig) -> None:
+    """Refuses a cell that is sure to fail."""
+    from regen.evaluation.at_validation import check_monitor
+    from regen.training.preflight import check_config
+
+    check_config(config)
+    check_monitor(config)
 
 
 def _part_name(entry: str | Component) -> str:

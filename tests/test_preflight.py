@@ -21,6 +21,8 @@ ENDPOINT = "evaluation.endpoint=http://127.0.0.1:9/v1"
 REFUSED = [  # overrides, and what the message says
     (["split.test=0.6", "split.validation=0.4"], "leave no user to train on"),
     (["trainer.deterministic=perhaps"], "trainer.deterministic=perhaps has to be true, false or warn"),
+    (["training.monitor=val_similarity"], "has to be one of val_loss. For others set training.narratives_at_validation"),
+    (["training.monitor=val_bleu", "training.narratives_at_validation=4"], "val_bleu goes with training.mode=max, not min"),
     (["encoder=none", "encoder.name=nothing"], "encoder.name='nothing' has no parts and is none of none, random"),
     (["encoder.parts=[cf,contnt]"], "encoder.parts has contnt. A part is cf or content, or a node with"),
     (["encoder.parts=[{_target_: a.B}]"], "A part is cf or content, or a node with _target_ and name"),

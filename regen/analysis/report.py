@@ -31,9 +31,9 @@ from regen.analysis.report_runs import (
     prompts,
 )
 from regen.analysis.report_users import Panel, RunGroup, side_by_side
-from regen.evaluation.comparison import compare
+from regen.evaluation.comparison import Columns, compare
 from regen.evaluation.comparison_blocks import SHUFFLED, Block, Column, cell_texts, verdict
-from regen.evaluation.comparison_cells import grouped, load, varying_settings
+from regen.evaluation.comparison_cells import ENCODER, grouped, load, varying_settings
 from regen.evaluation.comparison_table import Comparison
 from regen.evaluation.statistics import FEW_SEEDS, Estimate
 from regen.evaluation.text_metrics import Metric
@@ -96,8 +96,10 @@ def write_report(
         raise ValueError(f"out={out} is a folder; give the file to write, for instance {out / 'report.html'}.")
     runs = open_runs(folder)
     evaluation: Mapping[str, Any] = next((run.config["evaluation"] for run in runs if "evaluation" in run.config), {})
+    settings: Mapping[str, Any] = next((run.config["compare"] for run in runs if "compare" in run.config), {})
     comparison = compare(
         [run.cell for run in runs],
+        columns=Columns(settings.get("columns"), settings.get("reference")),
         resamples=int(evaluation.get("resamples", 2000)),
         seed=int(evaluation.get("seed", 0)),
     )
@@ -157,7 +159,7 @@ def _panels(runs: Sequence[ReportedRun], *, users: int, seed: int) -> list[Panel
     """Users side by side, in the groups of the table."""
     of_folder = {run.folder: run for run in runs}
     cells = [run.cell for run in runs]
-    groups = grouped([load(cell) for cell in cells], varying_settings(cells))
+    groups = grouped([load(cell) for cell in cells], [name for name in varying_settings(cells) if name != ENCODER])
     return side_by_side(
         [
             RunGroup(
@@ -185,7 +187,7 @@ def _missing(
     finished = {run.encoder for run in runs if run.predictions is not None}
     if not finished:
         missing.append("No run here has written anything yet: there are no scores and no narratives to show.")
-    else:
+    elif comparison.key == ENCODER:
         missing += [
             f"No finished run with encoder={name}: {why}"
             for name, why in (
@@ -262,7 +264,7 @@ def _counted(found: Mapping[str, Sequence[str]]) -> str:
 
 def _caution(block: Block) -> str:
     """That seeds are too few for a claim; empty if they are not."""
-    fewest = min((column.seeds for column in block.columns if column.kind == "encoder" and column.seeds), default=0)
+    fewest = min((column.seeds for column in block.columns if column.kind == "model" and column.seeds), default=0)
     if not 0 < fewest < FEW_SEEDS:
         return ""
     return f"No claim yet: that takes {FEW_SEEDS} seeds, and here an encoder has {fewest}."

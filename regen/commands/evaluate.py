@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regen.config.command_line import main
-from regen.config.schema import EvaluateConfig
+from regen.config.schema import EvaluateConfig, Evaluation
 
 if TYPE_CHECKING:
-    from regen.evaluation.comparison import Cell, Comparison
+    from regen.evaluation.comparison import Cell, Columns, Comparison
+
+SIDE = "runs"  # the setting by which `against=` tells its two sides apart
 
 
 @main("evaluate")
@@ -38,6 +40,7 @@ def evaluate_from_config(config: EvaluateConfig) -> None:
     if config.diagnose and given != ["run"]:
         raise ValueError(f"diagnose=true takes run=FOLDER, because it generates anew; got {given[0]}=.")
     from regen.evaluation.cells import cells_beside, grid_cells, run_cells
+    from regen.evaluation.comparison import Columns, compared_key
     from regen.evaluation.evaluate import embedder, evaluate_run, evaluation_is_current, options
     from regen.evaluation.scoring import SCORES, score_predictions_file, scores_to_text
     from regen.pipeline import diagnose, load_folder, load_run, read_run
@@ -52,15 +55,16 @@ def evaluate_from_config(config: EvaluateConfig) -> None:
         _show(f"{scores_to_text(scores)}\n{theirs / SCORES}")
     if config.against is not None:
         assert config.runs is not None
-        compare_sides(config.runs, config.against, resamples=config.evaluation.resamples, seed=config.evaluation.seed)
+        compare_sides(config.runs, config.against, config.evaluation)
     elif config.runs is not None:
         folder = Path(config.runs)
         cells = grid_cells(folder) or run_cells(folder)
         if not cells:
             raise FileNotFoundError(f"runs={folder}: neither the folder of a grid nor one that holds runs.")
+        columns = Columns(config.columns, config.reference)
         if theirs is not None:
-            cells += cells_beside(cells, theirs)
-        compare_cells(cells, folder, resamples=config.evaluation.resamples, seed=config.evaluation.seed)
+            cells += cells_beside(cells, theirs, compared_key(cells, columns.key))
+        compare_cells(cells, folder, columns, config.evaluation)
     if config.run is not None:
         run = read_run(Path(config.run))
         run = replace(run, config=replace(run.config, evaluation=config.evaluation, engine=config.engine))
@@ -73,21 +77,20 @@ def evaluate_from_config(config: EvaluateConfig) -> None:
             _show(f"\n{report.read_text(encoding='utf-8')}\n{report}")
 
 
-def compare_sides(runs: str, against: str, *, resamples: int, seed: int) -> None:
+def compare_sides(runs: str, against: str, evaluation: Evaluation) -> None:
     """Writes and shows a table of each encoder's runs against others of the same encoder, for instance two adapters.
 
     Args:
         runs: a folder of a grid or of runs, or a pattern that matches such folders or run folders.
         against: the same, for what they are compared with.
-        resamples: bootstrap resamples.
-        seed: of the bootstrap.
+        evaluation: resamples and seed of the bootstrap.
 
     Raises:
         FileNotFoundError: If one of them matches no run.
         ValueError: If both are the same, or a side has two runs that differ in nothing but the seed they share.
     """
     from regen.evaluation.cells import grid_cells, run_cells
-    from regen.evaluation.comparison import compare
+    from regen.evaluation.comparison import Columns, compare
 
     if runs == against:
         raise ValueError(f"runs= and against= are both {runs}; give the runs to compare with.")
@@ -98,17 +101,20 @@ def compare_sides(runs: str, against: str, *, resamples: int, seed: int) -> None
         found = grid_cells(*folders) or run_cells(*folders)
         if not found:
             raise FileNotFoundError(f"{name}={pattern}: matches neither the folder of a grid nor runs.")
-        cells += [replace(cell, encoder=pattern, settings={**cell.settings, "encoder": cell.encoder}) for cell in found]
-    comparison = compare(cells, subject=runs, baselines=[against], resamples=resamples, seed=seed)
+        cells += [replace(cell, settings={**cell.settings, SIDE: pattern}) for cell in found]
+    columns = Columns(SIDE, against)
+    comparison = compare(cells, columns=columns, resamples=evaluation.resamples, seed=evaluation.seed)
     sides = " vs ".join("-".join(re.findall(r"[\w=.]+", side)) for side in (runs, against))
     _publish(comparison, Path("outputs/comparisons") / sides, show=True)
 
 
-def compare_cells(cells: "list[Cell]", folder: Path, *, resamples: int, seed: int, show: bool = True) -> None:
+def compare_cells(
+    cells: "list[Cell]", folder: Path, columns: "Columns", evaluation: Evaluation, *, show: bool = True
+) -> None:
     """Writes and shows the table over cells."""
     from regen.evaluation.comparison import compare
 
-    comparison = compare(cells, resamples=resamples, seed=seed)
+    comparison = compare(cells, columns=columns, resamples=evaluation.resamples, seed=evaluation.seed)
     _publish(comparison, folder, show=show)
 
 

@@ -87,25 +87,27 @@ class GridTable(Callback):
             return  # before the import: an error message does not wait for torch
         from regen.commands.evaluate import compare_cells
         from regen.evaluation.cells import grid_cells
+        from regen.evaluation.comparison import Columns
 
         if cells := grid_cells(Path(config.hydra.sweep.dir)):
             compare_cells(
                 cells,
                 Path(config.hydra.sweep.dir),
-                resamples=config.evaluation.resamples,
-                seed=config.evaluation.seed,
+                Columns(config.compare.columns, config.compare.reference),
+                config.evaluation,
                 show=False,
             )
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from regen.commands.evaluate import compare_cells
         from regen.evaluation.cells import grid_cells
+        from regen.evaluation.comparison import Columns
 
         folder = Path(config.hydra.sweep.dir)
         cells = grid_cells(folder)
         if not cells:
             return
-        compare_cells(cells, folder, resamples=config.evaluation.resamples, seed=config.evaluation.seed)
+        compare_cells(cells, folder, Columns(config.compare.columns, config.compare.reference), config.evaluation)
         if failed := [cell for cell in cells if cell.error]:
             raise SystemExit(f"{len(failed)} of {len(cells)} cells failed; the table above names why.")
 

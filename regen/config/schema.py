@@ -390,6 +390,12 @@ class WandbLogger(Logger):
 
 
 @dataclass
+class Compare(Settings):
+    columns: str | None = None
+    reference: str | None = None
+
+
+@dataclass
 class Paths(Settings):
     data_dir: str = MISSING
     runs_dir: str = MISSING
@@ -538,6 +544,7 @@ class TrainConfig(EncodeConfig):
     scheduler: Component = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
+    compare: Compare = field(default_factory=Compare)
     seed: int = random_seed("of start, batches and controls")
 
 
@@ -545,6 +552,8 @@ class TrainConfig(EncodeConfig):
 class EvaluateConfig(Settings):
     run: str | None = None
     runs: str | None = None
+    columns: str | None = None
+    reference: str | None = None
     against: str | None = None
     predictions: str | None = None
     diagnose: bool = False

@@ -8,9 +8,10 @@ from typing import Any
 import polars as pl
 import yaml
 
-from regen.evaluation.comparison import Cell
+from regen.evaluation.comparison_cells import ENCODER, Cell, varying_settings
 from regen.evaluation.scoring import EXAMPLES
 from regen.runtime.costs import TRAINED
+from regen.storage.identity import TRAINER_SETTINGS
 
 CELL = "cell.json"  # in the job's folder of a multirun: where its run lies, or why there is none
 
@@ -32,8 +33,13 @@ def run_cells(*folders: Path) -> list[Cell]:
     return _cells([(path.parent, yaml.safe_load(path.read_text(encoding="utf-8")), None) for path in configs])
 
 
-def cells_beside(cells: list[Cell], folder: Path) -> list[Cell]:
+def cells_beside(cells: list[Cell], folder: Path, key: str) -> list[Cell]:
     """What another system wrote as a column of every block of a table, named by its scored folder.
+
+    Args:
+        cells: The table's.
+        folder: Holds the scores.
+        key: The setting whose values are the columns.
 
     Raises:
         ValueError: If none of its features is one of the table's.
@@ -45,16 +51,24 @@ def cells_beside(cells: list[Cell], folder: Path) -> list[Cell]:
             f"The predictions are of feature {', '.join(theirs)}, the runs of {', '.join(sorted(ours))}. "
             "Give each line of the predictions its 'feature'."
         )
-    blocks = {tuple(sorted({**cell.settings, "feature": ""}.items())): cell for cell in cells}
-    return [Cell(folder, folder.name, 0, {**cell.settings, "feature": ",".join(theirs)}) for cell in blocks.values()]
+    blocks = {
+        tuple((name, cell.value(name)) for name in varying_settings(cells) if name != key): cell for cell in cells
+    }
+    found = []
+    for cell in blocks.values():
+        encoder = folder.name if key == ENCODER else cell.encoder
+        settings = {**cell.settings, "feature": ",".join(theirs)} | ({} if key == ENCODER else {key: folder.name})
+        found.append(Cell(folder, encoder, 0, settings))
+    return found
 
 
 def _cells(found: list[tuple[Path, Mapping[str, Any], str | None]]) -> list[Cell]:
     """Cells with the settings in which they differ, but for encoder, seed and feature."""
     flat = [_settings(config) for _, config, _ in found]
-    differing = {key for row in flat for key in row if len({str(other.get(key)) for other in flat}) > 1}
+    keys = dict.fromkeys(key for row in flat for key in row)
+    differing = [key for key in keys if len({str(row.get(key)) for row in flat}) > 1]
     named = {key.split(".")[0] for key in differing if key.endswith(".name")}
-    kept = sorted(key for key in differing if key.endswith(".name") or key.split(".")[0] not in named)
+    kept = [key for key in differing if key.endswith(".name") or key.split(".")[0] not in named]
     if "vertical.name" in kept:  # a source's settings that follow the vertical would name it again
         verticals = {str(row.get("vertical.name")) for row in flat}
         values = {key: {(str(row.get("vertical.name")), str(row.get(key))) for row in flat} for key in kept}
@@ -65,9 +79,14 @@ def _cells(found: list[tuple[Path, Mapping[str, Any], str | None]]) -> list[Cell
         for (_, config, _), row in zip(found, flat, strict=True)
     ]
     return [
-        Cell(folder, config["encoder"]["name"], int(config["seed"]), of_cell, error)
+        Cell(folder, config["encoder"]["name"], int(config["seed"]), of_cell, error, _parts(config["encoder"]))
         for (folder, config, error), of_cell in zip(found, _with_data(found, settings), strict=True)
     ]
+
+
+def _parts(encoder: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of an encoder's parts; a part of the user's own is a node with a name."""
+    return tuple(part if isinstance(part, str) else str(part.get("name")) for part in encoder.get("parts", ()))
 
 
 def _with_data(
@@ -88,8 +107,8 @@ def _with_data(
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that make one cell another one, as dotted keys."""
     cell = ("encoder", "seed", "feature")  # what the table shows anyway
-    machine = ("paths", "logger", "force", "trainer", "evaluation", "hydra", "max_cost", "engine")
-    flat: dict[str, Any] = {}
+    machine = ("paths", "logger", "force", "trainer", "evaluation", "hydra", "max_cost", "engine", "compare")
+    flat: dict[str, Any] = {f"trainer.{key}": config.get("trainer", {}).get(key) for key in TRAINER_SETTINGS}
 
     def walk(prefix: str, node: Any) -> None:
         if isinstance(node, Mapping):

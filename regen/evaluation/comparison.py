@@ -1,70 +1,134 @@
-"""One table over run folders: encoders side by side, seeds pooled, paired differences, floors (paper Table 1)."""
+"""One table over run folders: encoders, or whatever was swept, seeds pooled, paired differences, floors (Table 1)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import polars as pl
 
 from regen.evaluation.comparison_blocks import SHUFFLED, Block, Column
-from regen.evaluation.comparison_cells import Cell, Run, by_seed, grouped, load, varying_settings
+from regen.evaluation.comparison_cells import ENCODER, Cell, Run, by_seed, grouped, load, varying_settings
 from regen.evaluation.comparison_table import Comparison
 from regen.evaluation.scoring import EXAMPLES, REST
 from regen.evaluation.statistics import Bootstrap, Estimate, ResampledSums, holm
 from regen.evaluation.text_metrics import METRICS, Metric, metrics_for
 from regen.runtime.costs import mean_costs
 
-__all__ = ["ENCODERS", "Cell", "Comparison", "compare"]
+__all__ = ["ENCODERS", "Cell", "Columns", "Comparison", "compare", "compared_key"]
 
 ENCODERS = ("cf", "content", "both", "text", "none", "random", "noise")
-"""The order of columns; other names follow in alphabetical order."""
+"""The order of columns; other encoders follow in alphabetical order."""
 
-_SINGLE = ("cf", "content")
 BETTER = "the better one"
 _CONSTANT = "constant"
 _FLOORS = (SHUFFLED, _CONSTANT)
 _ROWS_WITHOUT_SCORES = ("bleu", "rougeLsum", "similarity")  # the paper's, for a block in which nothing finished
 
 
-def compare(
-    cells: Sequence[Cell],
-    *,
-    subject: str = "both",
-    baselines: Sequence[str] = _SINGLE,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Comparison:
-    """Compares the encoders of a grid, a block per feature and per combination of the other settings that vary.
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a table are, and which of them are compared.
+
+    Attributes:
+        key: the setting whose values are the columns; None for the encoder, or where all cells have the same one for
+            the first setting that varies.
+        reference: the value with which the others are compared. None for the first one; of encoders, the one that
+            joins the parts of others is then compared with these.
+    """
+
+    key: str | None = None
+    reference: str | None = None
+
+
+def compare(cells: Sequence[Cell], *, columns: Columns = Columns(), resamples: int = 2000, seed: int = 0) -> Comparison:
+    """Compares the cells of a grid, a block per feature and per combination of the other settings that vary.
 
     Cells that failed, have no predictions yet or whose examples cannot be read are shown as such; the others are kept.
 
     Args:
-        cells: runs of one grid or of several.
-        subject: the encoder whose differences from others are shown.
-        baselines: from which; of several, also from the better one per metric.
+        cells: runs of one grid or of several; those that differ by seed alone are pooled.
+        columns: what stands side by side.
         resamples: bootstrap resamples.
         seed: of the bootstrap.
 
     Raises:
-        ValueError: without a cell, or when two scored cells agree in encoder, seed, feature and settings.
+        ValueError: without a cell, when `columns` names what the cells do not have, or when two scored cells agree in
+            everything, the seed too.
     """
     if not cells:
         raise ValueError("there is no run to compare: 0 cells. Give a folder that holds run folders.")
-    varying = varying_settings(cells)
+    key = compared_key(cells, columns.key)
+    values = _in_order(key, list(dict.fromkeys(cell.value(key) for cell in cells)))
+    contrast = _contrast(cells, key, values, columns.reference)
+    varying = [name for name in varying_settings(cells) if name != key]
     runs = [load(cell) for cell in cells]
     bootstraps = _Bootstraps(resamples=resamples, seed=seed)
     blocks = [
-        _BlockBuilder(feature, members, bootstraps, subject, baselines).build(dict(settings))
+        _BlockBuilder(feature, members, bootstraps, key, values, contrast).build(dict(settings))
         for (feature, settings), members in grouped(runs, varying).items()
     ]
     problems = []
     for run in runs:
         if run.examples is None:
             reason = run.error or f"no {EXAMPLES} in {run.cell.folder} yet"
-            problems.append(f"{run.cell.identity(varying)}: {run.status}: {reason}")
-    return Comparison(*_corrected(blocks), problems, resamples)
+            problems.append(f"{run.cell.identity(varying_settings(cells))}: {run.status}: {reason}")
+    return Comparison(*_corrected(blocks), problems, resamples, key)
+
+
+def compared_key(cells: Sequence[Cell], key: str | None = None) -> str:
+    """The setting whose values are the columns; see `Columns.key`.
+
+    Raises:
+        ValueError: If no cell has such a setting; it names those that vary.
+    """
+    varying = varying_settings(cells)
+    if key is None:
+        return ENCODER if ENCODER in varying or not varying else varying[0]
+    if key not in varying and key != ENCODER:
+        raise ValueError(f"columns={key}: all runs agree in it. They differ in {', '.join(varying) or 'nothing'}.")
+    return key
+
+
+def _in_order(key: str, values: list[str]) -> list[str]:
+    """Encoders in the paper's order, numbers by size, other values as they came."""
+    if key == ENCODER:
+        return [name for name in ENCODERS if name in values] + sorted(set(values) - set(ENCODERS))
+    try:
+        return sorted(values, key=float)
+    except ValueError:
+        return values
+
+
+@dataclass(frozen=True)
+class _Contrast:
+    """Which columns are compared.
+
+    Attributes:
+        pairs: each column that is compared, and with what.
+        joint: the encoder whose difference from the better one of its parts is shown; None where there is none.
+        source: the column whose floors are shown, if it was scored.
+    """
+
+    pairs: Sequence[tuple[str, str]]
+    joint: str | None
+    source: str
+
+
+def _contrast(cells: Sequence[Cell], key: str, values: Sequence[str], reference: str | None) -> _Contrast:
+    if reference is not None and reference not in values:
+        raise ValueError(f"reference={reference} is none of the columns: {', '.join(values)}.")
+    if key != ENCODER or reference is not None:
+        first = reference or values[0]
+        return _Contrast([(value, first) for value in values if value != first], None, first)
+    parts = {cell.encoder: frozenset(cell.parts) for cell in cells}
+    below = {name: [other for other in values if parts[other] and parts[other] < parts[name]] for name in values}
+    joint = max(values, key=lambda name: (len(below[name]), len(parts[name])))
+    if not below[joint]:
+        return _Contrast([], None, values[0])
+    whole = len(below[joint]) > 1 and frozenset.union(*(parts[name] for name in below[joint])) == parts[joint]
+    return _Contrast([(joint, other) for other in below[joint]], joint if whole else None, joint)
 
 
 def _corrected(blocks: Sequence[Block]) -> tuple[list[Block], int]:
@@ -129,38 +193,40 @@ class _BlockBuilder:
     """Turns the runs of one feature and combination of settings into the columns of a block."""
 
     def __init__(
-        self, feature: str, runs: Sequence[Run], bootstraps: _Bootstraps, subject: str, baselines: Sequence[str]
+        self,
+        feature: str,
+        runs: Sequence[Run],
+        bootstraps: _Bootstraps,
+        key: str,
+        values: Sequence[str],
+        contrast: _Contrast,
     ) -> None:
-        names = {run.cell.encoder for run in runs}
-        self.feature, self.bootstraps = feature, bootstraps
-        self.subject, self.baselines = subject, baselines
-        self.encoders = [name for name in ENCODERS if name in names] + sorted(names - set(ENCODERS))
-        self.runs = {name: by_seed([run for run in runs if run.cell.encoder == name]) for name in self.encoders}
-        pools = {name: self._pool(name, "model") for name in self.encoders}
+        of_block = {run.cell.value(key) for run in runs}
+        self.feature, self.bootstraps, self.contrast = feature, bootstraps, contrast
+        self.names = [value for value in values if value in of_block]
+        self.runs = {name: by_seed([run for run in runs if run.cell.value(key) == name]) for name in self.names}
+        pools = {name: self._pool(name, "model") for name in self.names}
         self.pools = {name: pool for name, pool in pools.items() if pool is not None}
         columns = dict.fromkeys(c for pool in self.pools.values() for frame in pool.frames for c in frame.columns)
         self.metrics: Mapping[str, Metric] = metrics_for(list(columns))
         if not self.pools:
             self.metrics = {name: METRICS[name] for name in _ROWS_WITHOUT_SCORES}
-        self.source = subject if subject in self.pools else next(iter(self.pools), None)  # whose floors are shown
+        self.source = contrast.source if contrast.source in self.pools else next(iter(self.pools), None)
         self.floors = self._floors()
         self.notes: list[str] = []
 
     def build(self, settings: Mapping[str, str]) -> Block:
-        """All columns: encoders, differences of the subject, floors."""
-        columns = [self._encoder(name) for name in self.encoders]
-        if self.subject in self.encoders:
-            beside = {
-                name: self._difference(self.subject, name, self.pools.get(name))
-                for name in self.baselines
-                if name in self.encoders
-            }
-            if len(self.baselines) == 1:
-                columns += [replace(column, verdicts=True) for column in beside.values()]
-            else:
-                columns += beside.values()
-            if len(beside) == len(self.baselines) > 1:
-                columns.append(self._better({column.name: column for column in columns}, beside))
+        """All columns: models, differences, floors."""
+        columns = [self._model(name) for name in self.names]
+        pairs = [pair for pair in self.contrast.pairs if set(pair) <= set(self.names)]
+        beside = {pair: self._difference(*pair, self.pools.get(pair[1])) for pair in pairs}
+        if self.contrast.joint is None or len(pairs) == 1:
+            columns += [replace(column, verdicts=True) for column in beside.values()]
+        else:
+            columns += beside.values()
+        if self.contrast.joint is not None and len(pairs) == len(self.contrast.pairs):
+            by_name = {column.name: column for column in columns}
+            columns.append(self._better(by_name, {other: column for (_, other), column in beside.items()}))
         if self.source and SHUFFLED in self.floors:  # what a model that does not read its histories has no lead over
             columns.append(self._difference(self.source, SHUFFLED, self.floors[SHUFFLED]))
         columns += [
@@ -170,35 +236,35 @@ class _BlockBuilder:
         sizes = {name: len(pool.users) for name, pool in self.pools.items()}
         if len({pool.users for pool in self.pools.values()}) > 1:
             listed = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-            self.notes.append(f"The encoders were scored on different users ({listed}).")
+            self.notes.append(f"The models were scored on different users ({listed}).")
         users = min(sizes.values(), default=0)
         return Block(self.feature, settings, self.metrics, columns, users, self.notes)
 
-    def _pool(self, encoder: str, system: str) -> _Pool | None:
-        """The seeds of an encoder that have rows of this system; None without any."""
-        scored = [run for run in self.runs[encoder].values() if run.examples is not None]
+    def _pool(self, name: str, system: str) -> _Pool | None:
+        """The seeds of a column that have rows of this system; None without any."""
+        scored = [run for run in self.runs[name].values() if run.examples is not None]
         frames = [frame for run in scored if not (frame := run.frame(self.feature, system)).is_empty()]
-        faults = [fault for run in scored for fault in run.faults(self.feature) if system != _CONSTANT]
+        faults = [fault for run in scored for fault in run.faults(self.feature, name) if system != _CONSTANT]
         return _Pool(frames, faults) if frames else None
 
-    def _encoder(self, name: str) -> Column:
+    def _model(self, name: str) -> Column:
         runs, pool = self.runs[name], self.pools.get(name)
         if pool is None:
             failed = any(run.status == "failed" for run in runs.values())
-            return Column(name, "encoder", 0, "failed" if failed else "missing")
+            return Column(name, "model", 0, "failed" if failed else "missing")
         for seed, run in runs.items():
             if run.examples is None:
                 self.notes.append(f"{name}: seed {seed} is {run.status}; the others are pooled.")
         if pool.loses_users:
             self.notes.append(f"{name}: only the {len(pool.users):,} users that all its seeds have.")
         costs = mean_costs([run.costs for run in runs.values() if run.examples is not None])
-        return Column(name, "encoder", len(pool.frames), self._estimates([pool], pool.users), costs, pool.faults)
+        return Column(name, "model", len(pool.frames), self._estimates([pool], pool.users), costs, pool.faults)
 
-    def _difference(self, encoder: str, baseline: str, beside: _Pool | None) -> Column:
-        name = f"{encoder} vs {baseline}"
-        if encoder not in self.pools or beside is None:
+    def _difference(self, subject: str, baseline: str, beside: _Pool | None) -> Column:
+        name = f"{subject} vs {baseline}"
+        if subject not in self.pools or beside is None:
             return Column(name, "difference", 0, "missing")
-        pair = [self.pools[encoder], beside]
+        pair = [self.pools[subject], beside]
         shared = pair[0].users & pair[1].users
         if pair[0].users != pair[1].users:
             counts = " and ".join(f"{len(pool.users):,}" for pool in pair)
@@ -208,12 +274,12 @@ class _BlockBuilder:
         return Column(name, "difference", seeds, self._estimates(pair, shared), faults=faults)
 
     def _better(self, columns: Mapping[str, Column], beside: Mapping[str, Column]) -> Column:
-        """The subject's difference from the baseline with the better mean, per metric.
+        """The joint encoder's difference from that of its parts with the better mean, per metric.
 
         It is taken from that baseline's own column, with its pairing, so it is no further test. Of equal baselines it
         is the first. Metrics of which more is not better have no better one.
         """
-        name = f"{self.subject} vs {BETTER}"
+        name = f"{self.contrast.joint} vs {BETTER}"
         if any(isinstance(column.content, str) for column in beside.values()):
             return Column(name, "difference", 0, "missing")
         chosen: dict[str, str] = {}
@@ -242,11 +308,11 @@ class _BlockBuilder:
         )
 
     def _floors(self) -> dict[str, _Pool]:
-        """The floors of `both`, else of the first encoder that finished."""
+        """The floors of the source: the joint encoder, the reference, or else the first model that finished."""
         pools = {name: self._pool(self.source, name) for name in _FLOORS} if self.source else {}
-        for encoder in self.encoders:  # another system's file has floors of its own, on the rows that allow them
-            if self._pool(encoder, REST) is not None:
-                pools |= {f"{encoder} {name}": self._pool(encoder, name) for name in _FLOORS}
+        for model in self.names:  # another system's file has floors of its own, on the rows that allow them
+            if self._pool(model, REST) is not None:
+                pools |= {f"{model} {name}": self._pool(model, name) for name in _FLOORS}
         return {name: pool for name, pool in pools.items() if pool is not None}
 
     def _estimates(self, pools: Sequence[_Pool], users: frozenset[str]) -> dict[str, Estimate]:

@@ -11,13 +11,14 @@ from regen.evaluation.statistics import FEW_SEEDS, Estimate
 from regen.evaluation.text_metrics import METRICS, OWN, Metric
 from regen.runtime.costs import COSTS
 
-Kind = Literal["encoder", "difference", "floor"]
+Kind = Literal["model", "difference", "floor"]
 Status = Literal["failed", "missing"]
 
 LEVEL = 0.05  # of a false claim in a table
 SHUFFLED = "shuffled"  # the floor that tells whether a model reads
 FEW_USERS = 20
 ABSENT = "—"
+EMPTY = "empty"  # the metric of empty texts
 _MARK = "†"  # of a column that something is wrong with
 
 
@@ -26,7 +27,7 @@ class Column:
     """A column of a block and, for each metric, its estimate; or the reason why it has none.
 
     Attributes:
-        name: encoder, "both vs cf", "both vs shuffled" or floor.
+        name: value of the setting that is compared, "both vs cf", "both vs shuffled" or floor.
         kind: what it holds.
         seeds: finished runs that are pooled in it.
         content: estimates by metric name, or `failed` or `missing` for the whole column.
@@ -98,12 +99,22 @@ class Block:
 
     @property
     def rows(self) -> list[Metric]:
-        """The metrics that are rows of a table."""
-        return [metric for name, metric in self.metrics.items() if name in METRICS or metric.columns[0].startswith(OWN)]
+        """The metrics that are rows of a table; the share of empty texts only where there are any."""
+        rows = [metric for name, metric in self.metrics.items() if name in METRICS or metric.columns[0].startswith(OWN)]
+        return [metric for metric in rows if metric.name != EMPTY or self._writes_empty_texts(metric)]
+
+    def _writes_empty_texts(self, metric: Metric) -> bool:
+        estimates = [column.estimate(metric) for column in self.columns if column.kind == "model"]
+        return any(isinstance(estimate, Estimate) and estimate.value > 0 for estimate in estimates)
+
+    @property
+    def models(self) -> int:
+        """How many columns are models."""
+        return sum(column.kind == "model" for column in self.columns)
 
     def costs(self) -> list[list[str]]:
         """A table of what each encoder cost: a head, then a row per cost that any run recorded."""
-        encoders = [column for column in self.columns if column.kind == "encoder"]
+        encoders = [column for column in self.columns if column.kind == "model"]
         rows = [
             [shown, *(f"{column.costs[name]:.3g}" if name in column.costs else ABSENT for column in encoders)]
             for name, shown in COSTS.items()
@@ -113,7 +124,7 @@ class Block:
 
     def caption(self) -> str:
         """Users, seeds per encoder, and every note."""
-        encoders = [column for column in self.columns if column.kind == "encoder" and column.seeds]
+        encoders = [column for column in self.columns if column.kind == "model" and column.seeds]
         seeds = sorted({column.seeds for column in encoders})
         if len(seeds) == 1:
             counted = plural(seeds[0], "seed")
@@ -145,7 +156,7 @@ def cell_texts(metric: Metric, column: Column) -> tuple[str, str, str]:
     """Value, interval and remark of one place in a table; the last two are empty where there is none."""
     estimate = column.estimate(metric)
     if isinstance(estimate, str):
-        return estimate if column.kind == "encoder" else ABSENT, "", ""
+        return estimate if column.kind == "model" else ABSENT, "", ""
     if math.isnan(estimate.value):
         return ABSENT, "", ""
     if column.kind != "difference":

@@ -14,6 +14,8 @@ from regen.evaluation.comparison_blocks import Status
 from regen.evaluation.scoring import EXAMPLES
 from regen.runtime.costs import TRAINED, read_costs
 
+MOST_EMPTY = 0.05  # share of empty texts above which a table warns
+ENCODER = "encoder"  # the setting whose values are columns where nothing else is asked for
 Settings = tuple[tuple[str, str], ...]
 
 
@@ -28,6 +30,7 @@ class Cell:
         settings: other things that may differ between runs, for instance adapter, vertical and `feature`
             (comma-separated when the run was trained on several).
         error: what made the cell fail; None for a cell that did not.
+        parts: what the encoder is made of, for instance cf and content.
     """
 
     folder: Path
@@ -35,6 +38,11 @@ class Cell:
     seed: int
     settings: dict[str, str]
     error: str | None = None
+    parts: tuple[str, ...] = ()
+
+    def value(self, key: str) -> str:
+        """The value of a setting, the encoder among them."""
+        return self.encoder if key == ENCODER else self.settings.get(key, "not set")
 
     @property
     def features(self) -> list[str]:
@@ -72,22 +80,31 @@ class Run:
             return self.cell.features
         return [str(name) for name in self.examples["feature"].unique(maintain_order=True)]
 
-    def faults(self, feature: str) -> list[str]:
-        """What makes its scores no fair picture of its encoder, though it finished."""
+    def faults(self, feature: str, column: str) -> list[str]:
+        """What makes its scores no fair picture of the column that it is part of, though it finished."""
         found = []
         rows = self.frame(feature, "model")
-        if "predicted_words" in rows.columns and not rows.is_empty() and rows["predicted_words"].sum() == 0:
-            found.append("wrote only empty texts")
-        record = self.cell.folder / TRAINED
-        loss = json.loads(record.read_text()).get("val_loss") if record.is_file() else None
+        empty = empty_share(rows)
+        if empty > MOST_EMPTY:
+            found.append(f"wrote {empty:.0%} empty texts" if empty < 1 else "wrote only empty texts")
+        path = self.cell.folder / TRAINED
+        record = json.loads(path.read_text()) if path.is_file() else {}
+        if limits := record.get("limits"):
+            found.append(f"is no whole run ({', '.join(limits)})")
+        loss = record.get("val_loss")
         if loss is not None and not math.isfinite(loss):
             found.append(f"has a validation loss that is not finite ({loss})")
-        return [f"{self.cell.encoder}: seed {self.cell.seed} {fault}" for fault in found]
+        return [f"{column}: seed {self.cell.seed} {fault}" for fault in found]
 
     def frame(self, feature: str, system: str) -> pl.DataFrame:
         """The examples of one feature and system; no rows when there are none."""
         assert self.examples is not None
         return self.examples.filter(pl.col("feature") == feature, pl.col("system") == system)
+
+
+def empty_share(examples: pl.DataFrame) -> float:
+    """Share of the texts that are empty; 0 without any text."""
+    return float(examples["empty"].sum()) / max(1, len(examples)) if "empty" in examples.columns else 0.0
 
 
 def load(cell: Cell) -> Run:
@@ -119,9 +136,9 @@ def _not_finite(examples: pl.DataFrame) -> str:
 
 
 def varying_settings(cells: Sequence[Cell]) -> list[str]:
-    """Settings, besides the feature, that are not the same in all cells."""
-    names = dict.fromkeys(name for cell in cells for name in cell.settings if name != "feature")
-    return [name for name in names if len({cell.settings.get(name) for cell in cells}) > 1]
+    """Settings, the encoder first, that are not the same in all cells; without the feature."""
+    names = dict.fromkeys([ENCODER, *(name for cell in cells for name in cell.settings if name != "feature")])
+    return [name for name in names if len({cell.value(name) for cell in cells}) > 1]
 
 
 def grouped(runs: Sequence[Run], varying: Sequence[str]) -> dict[tuple[str, Settings], list[Run]]:
@@ -133,7 +150,7 @@ def grouped(runs: Sequence[Run], varying: Sequence[str]) -> dict[tuple[str, Sett
     groups: dict[tuple[str, Settings], list[Run]] = {}
     for run in runs:
         for feature in run.features or known:
-            settings = [(name, run.cell.settings.get(name, "not set")) for name in varying]
+            settings = [(name, run.cell.value(name)) for name in varying]
             if len(run.cell.features) > 1:
                 settings.append(("trained on", "+".join(run.cell.features)))
             groups.setdefault((feature, tuple(settings)), []).append(run)

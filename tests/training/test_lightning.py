@@ -8,6 +8,7 @@ import lightning as L
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from regen.config.schema import CONF, DECIDED, Trainer
 from regen.pipeline import opened_run, train_and_evaluate
@@ -142,3 +143,33 @@ def test_a_model_overfits_the_same_batches(small_config):
     rows = pl.read_csv(next(folder.rglob("metrics.csv")))["train_loss"].drop_nulls()
     assert rows.len() == 100
     assert rows[-1] < 0.5 * rows[0]
+
+
+def test_narratives_are_written_at_each_validation_and_can_be_monitored(small_config, monkeypatch):
+    options = ["training.narratives_at_validation=3", "training.monitor=val_similarity", "training.mode=max"]
+    folder, best = train_and_evaluate(small_config(*options, "logger=[csv,tensorboard]", "trainer.max_epochs=2"))
+    rows = pl.read_csv(next(folder.rglob("metrics.csv")))
+    assert best == pytest.approx(rows["val_similarity"].max())
+    for name in ("need_recovery", "trait_recovery", "bleu", "empty"):
+        assert rows[f"val_{name}"].drop_nulls().len() == 4
+    record = json.loads((folder / "run.json").read_text())
+    assert record["monitored"] == best != record["val_loss"]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next(folder.rglob("events.out.tfevents*")).parent)).Reload()
+    (tag,) = events.Tags()["tensors"]
+    assert tag.startswith("validation_narratives")
+    texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors(tag)]
+    assert len(texts) == 4
+    assert all(text.count("\n") == 4 and "| prediction |" in text for text in texts)
+
+
+def test_narratives_at_validation_do_not_change_what_is_learned(small_config):
+    """With dropout: they leave the random numbers of training alone."""
+    dropout = ["tuning=lora", "tuning.dropout=0.5", "trainer.max_epochs=2"]
+    folder, _ = train_and_evaluate(small_config(*dropout, without="tuning"))
+    before = load_file(folder / "model.safetensors")
+    with_texts = small_config(*dropout, "training.narratives_at_validation=2", "force=true", without="tuning")
+    assert train_and_evaluate(with_texts)[0] == folder
+    after = load_file(folder / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
