@@ -1,14 +1,26 @@
-"""Narratives in conversational recommendation: `from regen import NarrativeModel` loads a trained model."""
+"""Narratives in conversational recommendation, as a library.
 
+config = regen.compose(["encoder=both", "adapter=linear"])
+data, module = regen.build(config)
+lightning.Trainer(max_epochs=1).fit(module, data)
+"""
+
+from importlib import import_module
 from typing import Any
 
-__all__ = ["NarrativeModel"]
+_PUBLIC = {
+    "FusedSequences": "regen.data.sequences",
+    "NarrativeDataModule": "regen.data.datamodule",
+    "NarrativeModel": "regen.serving",
+    "NarrativeModule": "regen.training.module",
+    "build": "regen.pipeline",
+    "compose": "regen.config.objects",
+}
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
     """Loads torch and the like only for those who ask: every command imports this package."""
-    if name == "NarrativeModel":
-        from regen.serving import NarrativeModel
-
-        return NarrativeModel
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,7 +17,9 @@ from regen.storage import identity
 from regen.storage.artefacts import Artefact, expected_folder
 
 if TYPE_CHECKING:
+    from regen.data.datamodule import NarrativeDataModule
     from regen.embeddings.fusion import InteractionVectors
+    from regen.training.module import NarrativeModule
     from regen.training.run import LoadedRun, Run
 
 logger = logging.getLogger(__name__)
@@ -154,6 +156,22 @@ def opened_run(folder: Path) -> "Iterator[Run]":
         yield run
 
 
+def build(config: schema.TrainConfig) -> "tuple[NarrativeDataModule, NarrativeModule]":
+    """Data and module of a config, for a `lightning.Trainer` of your own; missing artefacts are built.
+
+    Raises:
+        ValueError: If the config is sure to fail.
+    """
+    from regen.training.assembly import build_data, build_model, build_module
+
+    _check(config)
+    config, _ = _resolved(config)
+    inputs = build_inputs(config)
+    lm = config.lm.build()
+    data = build_data(config, inputs.prepared.path, vectors_of(config, inputs), lm)
+    return data, build_module(config, build_model(config, data, lm, start=True).train())
+
+
 @dataclass(frozen=True)
 class PlannedArtefact:
     """A stage of a plan.
@@ -234,14 +252,14 @@ def train_and_evaluate(config: schema.TrainConfig) -> tuple[Path, float]:
     with runs.locked(run):
         if (config.force or run.limits) and runs.is_main_process():
             runs.forget(run)
-        if not (run.finished and evaluation_is_current(run)):
+        if not (run.finished and (evaluation_is_current(run) or not config.score)):
             with experiment_loggers(run) as loggers:
                 vectors = vectors_of(run.config, run.inputs)
                 if run.finished:
                     loaded = runs.load(run, vectors)
                 else:
                     loaded = runs.fit(run, vectors, loggers, callbacks_at_validation(run))
-                if runs.is_main_process():
+                if config.score and runs.is_main_process():
                     evaluate_run(loaded, loggers, reopen=load_folder)
         else:
             logger.info("finished before: %s", run.folder)

@@ -6,10 +6,12 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -302,3 +304,28 @@ def test_predictions_of_another_system_score_as_published(tmp_path, real_data):
     scores = json.loads(next(tmp_path.glob("outputs/predictions/*/scores.json")).read_text())["narrative"]
     assert round(scores["bleu"]["model"]["value"], 2) == 15.99
     assert round(scores["rougeLsum"]["model"]["value"], 2) == 33.46
+
+
+@pytest.mark.slow
+def test_a_search_prunes_goes_on_and_leaves_a_page(tmp_path):
+    """Killed after its second trial it goes on to the number that was asked for; a pruned trial is not a finished run."""
+    options = ["search=rates", "trials=9", "encoder=cf", "tuning=lora"]
+    study = tmp_path / "outputs/search/rates/study.db"
+    job = [sys.executable, str(REPOSITORY / "train.py"), "-m", *small_world(80), *options]
+    kill_when(job, tmp_path, "outputs/runs/*/model.safetensors")
+    done = command("train.py", tmp_path, "-m", *options)
+    assert done.returncode == 0, done.stderr
+    with closing(sqlite3.connect(study)) as connection:
+        states = [state for (state,) in connection.execute("SELECT state FROM trials")]
+    assert states.count("COMPLETE") == 9
+    page = (tmp_path / "outputs/search/rates/search.html").read_text()
+    assert "9 of" in page
+    assert "Which setting mattered" in page
+    assert "ended early, step" in page
+    assert not list(tmp_path.glob("outputs/runs/*/scores.json")), "a search looked at the test users"
+    early = page.count("ended early, step")
+    assert len(list(tmp_path.glob("outputs/runs/*/model.safetensors"))) <= 9 - early
+    again = command("train.py", tmp_path, "-m", *options)
+    assert again.returncode == 0
+    with closing(sqlite3.connect(study)) as connection:
+        assert len(connection.execute("SELECT state FROM trials").fetchall()) == len(states)

@@ -43,7 +43,19 @@ CHANGES_NOTHING = {
     "content.batch_size",
     "content.name",
     "feature.purchase_reason.epochs",  # trainer.max_epochs, which it sets, counts
-    *("paths", "logger", "force", "max_cost", "engine", "evaluation", "vertical", "narrator"),
+    *(
+        "paths",
+        "logger",
+        "force",
+        "max_cost",
+        "engine",
+        "evaluation",
+        "vertical",
+        "narrator",
+        "compare",
+        "score",
+        "trials",
+    ),
 }
 NO_PLAIN_VALUE = {"source._target_", "cf.model._target_", "adapter._target_", "lm._target_", "lm.package"}
 NO_PLAIN_VALUE |= {

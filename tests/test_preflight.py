@@ -1,14 +1,14 @@
 """What is sure to fail is refused before any work: no artefact is built and no run folder appears."""
 
 import re
+from dataclasses import replace
 
 import polars as pl
 import pytest
 import torch
-from omegaconf import OmegaConf
 from small import needs_vnni
 
-from regen.config.schema import CONF
+from regen.config.schema import CONF, Feature
 from regen.data.prepare import load_tables
 from regen.data.tables import DataError
 from regen.pipeline import prepared_artefact, train_and_evaluate
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("no_sentence_encoder")
 RAY = "engine=ray"
 ENDPOINT = "evaluation.endpoint=http://127.0.0.1:9/v1"
 REFUSED = [  # overrides, and what the message says
-    (["split.test=0.6", "split.validation=0.4"], "leave no user to train on"),
+    (["split.test=0.6", "split.validation=0.4"], "whose sum is below 1"),
     (["trainer.deterministic=perhaps"], "trainer.deterministic=perhaps has to be true, false or warn"),
     (["training.monitor=val_similarity"], "has to be one of val_loss. For others set training.narratives_at_validation"),
     (["training.monitor=val_bleu", "training.narratives_at_validation=4"], "val_bleu goes with training.mode=max, not min"),
@@ -112,7 +112,7 @@ def test_too_few_users_are_refused_before_anything_is_encoded(refused):
 
 def test_a_feature_that_the_data_do_not_have_is_refused(small_config):
     prepared = prepared_artefact(small_config()).path
-    cfg = OmegaConf.create({"feature": {"praise": {}}, "split": {"validation": 0.1, "test": 0.1, "salt": ""}})
+    cfg = replace(small_config(), feature={"praise": Feature("Praise:", False)})
     with pytest.raises(
         DataError, match="feature=praise: these data have no such narrative; they have brief_user_summary"
     ):

@@ -44,10 +44,16 @@ def run_cell(config: TrainConfig) -> float:
     note: dict[str, Any] = {"overrides": list(job.overrides.task), "run": None, "error": None}
     folder = Path(job.runtime.output_dir)
     _announce(folder, int(job.job.num), note["overrides"])
+    from regen.training.pruning import PrunedError
+
     try:
         run, loss = train_and_evaluate(config)
         note["run"] = str(run.resolve())
         return loss
+    except PrunedError as pruned:
+        note["error"] = str(pruned)
+        logger.info("%s", pruned)
+        return pruned.value
     except Exception as error:
         note["error"] = f"{type(error).__name__}: {error}"
         (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
@@ -66,6 +72,7 @@ class GridTable(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)  # a study's file lies in it
         for note in folder.glob(f"*/{CELL}"):  # of an earlier multirun in this folder
             note.unlink()
         planned = _planned_cells(config, kwargs["config_name"])
@@ -83,7 +90,7 @@ class GridTable(Callback):
             )
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
-        if HydraConfig.get().mode is not RunMode.MULTIRUN:
+        if HydraConfig.get().mode is not RunMode.MULTIRUN or _is_search(config):
             return  # before the import: an error message does not wait for torch
         from regen.commands.evaluate import compare_cells
         from regen.evaluation.cells import grid_cells
@@ -104,12 +111,23 @@ class GridTable(Callback):
         from regen.evaluation.comparison import Columns
 
         folder = Path(config.hydra.sweep.dir)
+        if _is_search(config):
+            from regen.analysis.search_page import write_search_page
+
+            page = write_search_page(config.hydra.sweeper.storage, config.hydra.sweeper.study_name, folder)
+            logger.info("search: %s", page or "no trial has a value yet")
+            return
         cells = grid_cells(folder)
         if not cells:
             return
         compare_cells(cells, folder, Columns(config.compare.columns, config.compare.reference), config.evaluation)
         if failed := [cell for cell in cells if cell.error]:
             raise SystemExit(f"{len(failed)} of {len(cells)} cells failed; the table above names why.")
+
+
+def _is_search(config: DictConfig) -> bool:
+    """Whether Optuna decides which cells there are."""
+    return bool(config.hydra.sweeper._target_.endswith("OptunaSweeper"))
 
 
 def _planned_cells(config: DictConfig, config_name: str) -> list[tuple[list[str], DictConfig]]:

@@ -33,16 +33,18 @@ def planned(config: TrainConfig) -> str:
 
 def _cost(config: TrainConfig, data: Path) -> str:
     """How many steps are trained, as far as the data are there to tell."""
-    import polars as pl
+    from regen.data.prepare import load_tables
+    from regen.data.splits import split_narratives
 
     training, passes = config.training, config.trainer.max_epochs
     assert passes is not None  # a plan's config has it
     if not (data / "narratives.parquet").is_file():
         return f"cost: {passes} epochs over the training users' narratives, {training.batch_size} a step"
-    features = pl.read_parquet(data / "narratives.parquet", columns=["feature"], glob=False)["feature"]
-    narratives = int(features.is_in(list(config.feature)).sum())
-    test = config.split.test
-    steps = round(passes * narratives * (1 - test - config.split.validation) / training.batch_size)
+    tables = load_tables(data)
+    asked = tables.narratives["feature"].is_in(list(config.feature))
+    counts = dict(split_narratives(tables, config.split).filter(asked).value_counts().iter_rows())
+    steps = round(passes * counts.get("train", 0) / training.batch_size / config.trainer.accumulate_grad_batches)
     if config.trainer.max_steps > 0:
         steps = min(steps, config.trainer.max_steps)
-    return f"cost: about {steps:,} steps of {training.batch_size} narratives; then {narratives * test:,.0f} are written"
+    size, written = training.batch_size * config.trainer.accumulate_grad_batches, counts.get("test", 0)
+    return f"cost: about {steps:,} steps of {size} narratives; then {written:,} are written"

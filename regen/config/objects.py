@@ -5,7 +5,7 @@ class in `regen.config.schema`. Nothing below the commands sees a `DictConfig`.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, cast, get_args, get_type_hints
@@ -14,6 +14,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from regen.config import schema
+from regen.config.errors import check
 
 Config = TypeVar("Config")
 
@@ -95,7 +96,34 @@ class TuningChoice(Component):
 
 
 _COMPONENTS: dict[str, type[Component]] = {"adapter": AdapterChoice, "tuning": TuningChoice}
-_NARRATORS = {"source": schema.Narrator, "template": schema.WritingNarrator, "openai": schema.OpenAINarrator}
+_BY_NAME: dict[str, dict[str, type[Any]]] = {  # nodes whose class follows from their name
+    "narrator": {"source": schema.Narrator, "template": schema.WritingNarrator, "openai": schema.OpenAINarrator},
+    "split": {"users": schema.UsersSplit, "time": schema.TimeSplit, "file": schema.FileSplit},
+}
+
+
+def compose(overrides: Sequence[str] = (), *, root: str = "train", config_dir: Path | None = None) -> Any:
+    """The config of a command as its command line would make it.
+
+    Args:
+        overrides: As on the command line, `["encoder=cf", "trainer.max_epochs=2"]`.
+        root: The command: `train`, `prepare`, `encode` and others.
+        config_dir: A folder with groups of your own, as for `--config-dir`.
+
+    Returns:
+        An immutable object of the root's class in `regen.config.schema`; of `train`, a `TrainConfig`.
+
+    Raises:
+        HydraException: A key, a value or an option is wrong, or a number is outside its range.
+    """
+    import hydra
+
+    schema.register()
+    more = [] if config_dir is None else [f"hydra.searchpath=[file://{config_dir.resolve()}]"]
+    with hydra.initialize_config_dir(str(schema.CONF), version_base="1.3"):
+        cfg = hydra.compose(root, [*more, *overrides])
+    check(cfg)
+    return typed(cfg)
 
 
 def typed(cfg: DictConfig) -> Any:
@@ -168,8 +196,8 @@ def _value(name: str, hint: Any, value: Any) -> Any:
     if isinstance(value, Mapping):
         if "_target_" in value:
             return _COMPONENTS.get(name, Component)(value)
-        if name == "narrator":
-            return build_object(_NARRATORS[value["name"]], value)
+        if name in _BY_NAME:
+            return build_object(_BY_NAME[name][value["name"]], value)
         inner = next((of for of in (hint, *get_args(hint)) if dataclasses.is_dataclass(of)), None)
         if inner is None:
             return {key: _value(key, None, item) for key, item in value.items()}

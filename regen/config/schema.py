@@ -5,6 +5,8 @@ error when the config is composed. An option of your own (an adapter, an encoder
 YAML beside ours, with `_target_` naming your class.
 """
 
+import sqlite3
+from contextlib import closing
 from dataclasses import FrozenInstanceError, dataclass, field, is_dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -117,9 +119,38 @@ class Vertical(Settings):
 
 @dataclass
 class Split(Settings):
+    name: str = MISSING
+
+
+@dataclass
+class UsersSplit(Split):
     validation: float = number(0, 1, "share of the users", above=True)
     test: float = number(0, 1, "share of the users", above=True)
     salt: str = MISSING
+
+
+@dataclass
+class TimeSplit(Split):
+    validation: float = number(0, 1, "share of the narratives", above=True)
+    test: float = number(0, 1, "share of the narratives", above=True)
+    validation_from: str | None = None
+    test_from: str | None = None
+
+
+@dataclass
+class FileSplit(Split):
+    folder: str = MISSING
+
+    @property
+    def lists(self) -> dict[str, Path]:
+        """The file of each split; that of the training users only where it is there."""
+        names = ("train", "validation", "test") if self.lists_training_users else ("validation", "test")
+        return {name: Path(self.folder, f"{name}.txt") for name in names}
+
+    @property
+    def lists_training_users(self) -> bool:
+        """Whether there is a list of training users; without it all others train."""
+        return Path(self.folder, "train.txt").is_file()
 
 
 @dataclass
@@ -501,7 +532,7 @@ class SideBySideConfig(Settings):
 
 @dataclass
 class ReleaseConfig(NarratedConfig):
-    split: Split = MISSING
+    split: Any = MISSING  # one of the classes above, by its name
     folder: str = MISSING
     ratings: str | None = None
     push_to: str | None = None
@@ -525,7 +556,7 @@ class DashboardConfig(Settings):
 class EncodeConfig(NarratedConfig):
     cf: CF = MISSING
     content: Content = MISSING
-    split: Split = MISSING
+    split: Any = MISSING  # one of the classes above, by its name
     engine: Component = MISSING
 
 
@@ -545,6 +576,8 @@ class TrainConfig(EncodeConfig):
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
     compare: Compare = field(default_factory=Compare)
+    score: bool = True
+    trials: int | None = number(1, 100_000, "of a search, in all", default=None)
     seed: int = random_seed("of start, batches and controls")
 
 
@@ -634,6 +667,15 @@ def numbers_help(_root_: Any) -> str:
     return "\n".join(lines)
 
 
+def trials_left(study: str, wanted: int) -> int:
+    """How many of a search's trials are still to do: those with a value in the study's file are done."""
+    if not Path(study).is_file():
+        return wanted
+    with closing(sqlite3.connect(study)) as connection:
+        (done,) = connection.execute("SELECT count(*) FROM trials WHERE state = 'COMPLETE'").fetchone()
+    return max(0, wanted - int(done))
+
+
 def _the_store(memo: dict[int, Any]) -> ConfigStore:
     return ConfigStore.instance()
 
@@ -641,6 +683,7 @@ def _the_store(memo: dict[int, Any]) -> ConfigStore:
 def register() -> None:
     """Puts the schema where the YAML files' defaults lists find it: `/schema/<group>/<class>`."""
     OmegaConf.register_new_resolver("groups_help", groups_help, replace=True)
+    OmegaConf.register_new_resolver("trials_left", trials_left, replace=True)
     OmegaConf.register_new_resolver("numbers_help", numbers_help, replace=True)
     store = ConfigStore.instance()
     # Hydra copies its config sources, and the store in them, for every group that --help lists: seconds. A copy is
@@ -663,6 +706,7 @@ def register() -> None:
             DemoConfig,
         ],
         "source": [SyntheticSource, FolderSource, JsonlSource, AmazonSource, ReleaseSource],
+        "split": [UsersSplit, TimeSplit, FileSplit],
         "narrator": [Narrator, WritingNarrator, OpenAINarrator],
         "encoder": [Encoder],
         "engine": [LocalEngine, RayEngine],

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from regen.config.schema import Split
+from regen.data.splits import history_ends, split_narratives
 from regen.data.tables import Tables
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class Example:
         text: The reference.
         rows: Row of each interaction in the sorted interactions, oldest first.
         withheld: Whether the review of that interaction is kept from the model.
+        split: `train`, `validation` or `test`; None where nothing was split.
     """
 
     user_id: str
@@ -56,9 +59,12 @@ class Example:
     text: str
     rows: np.ndarray
     withheld: np.ndarray
+    split: str | None = None
 
 
-def build_examples(tables: Tables, *, withhold: Mapping[str, bool], max_history: int = 50) -> list[Example]:
+def build_examples(
+    tables: Tables, *, withhold: Mapping[str, bool], max_history: int = 50, split: Split | None = None
+) -> list[Example]:
     """Histories of all narratives of the given features.
 
     A history holds the user's interactions up to the one the narrative speaks of, which comes last; for a narrative
@@ -70,6 +76,9 @@ def build_examples(tables: Tables, *, withhold: Mapping[str, bool], max_history:
         tables: Prepared tables; row numbers refer to their sorted interactions.
         withhold: For each feature to build, whether the final interaction's review is withheld.
         max_history: The longest history.
+        split: Says which split an example belongs to; those that belong to none are left out. A split by time ends
+            the histories of validation and test before its points, the interaction spoken of excepted, whose review is
+            then withheld.
 
     Raises:
         ValueError: If `max_history` is below 1.
@@ -78,21 +87,25 @@ def build_examples(tables: Tables, *, withhold: Mapping[str, bool], max_history:
         raise ValueError(f"data.max_history={max_history} has to be at least 1.")
     titled = tables.items.filter(pl.col("title").is_not_null()).select("item_id")
     rows = tables.interactions.with_row_index("row").join(titled, on="item_id", how="semi", maintain_order="left")
-    narratives = tables.narratives.filter(pl.col("feature").is_in(list(withhold)), pl.col("text").is_not_null())
+    narratives, ends = tables.narratives.with_columns(split=pl.lit(None, dtype=pl.String)), {}
+    if split is not None:
+        ends = history_ends(tables, split)
+        narratives = narratives.with_columns(split_narratives(tables, split)).filter(pl.col("split").is_not_null())
+    narratives = narratives.filter(pl.col("feature").is_in(list(withhold)), pl.col("text").is_not_null())
     by_user = _History.of(
         rows.join(narratives.select("user_id").unique(), on="user_id", how="semi", maintain_order="left")
     )
     examples, without = [], []
-    for user, feature, item, timestamp, text in narratives.select(
-        "user_id", "feature", "item_id", "timestamp", "text"
+    for user, feature, item, timestamp, text, part in narratives.select(
+        "user_id", "feature", "item_id", "timestamp", "text", "split"
     ).iter_rows():
         history = by_user.get(user)
-        chosen = None if history is None else history.up_to(item, timestamp, max_history)
+        chosen = None if history is None else history.up_to(item, timestamp, max_history, end=ends.get(part))
         if history is None or chosen is None:
             without.append(user)
             continue
-        hidden = withheld_reviews([history.reviews[at] for at in chosen], final=withhold[feature])
-        examples.append(Example(user, feature, item, text, history.rows[chosen], hidden))
+        hidden = withheld_reviews([history.reviews[at] for at in chosen], final=withhold[feature] or bool(ends))
+        examples.append(Example(user, feature, item, text, history.rows[chosen], hidden, part))
     if without:
         logger.warning(
             "%d of %d narratives are left out: their item, or every item of their user, has no title (first: user %r).",
@@ -121,8 +134,11 @@ class _History:
             for user, row, items, times, titles, texts in grouped.iter_rows()
         }
 
-    def up_to(self, item: str | None, timestamp: int | None, most: int) -> np.ndarray | None:
-        """Positions of the history that ends with the given interaction; None where the user has no such one."""
+    def up_to(self, item: str | None, timestamp: int | None, most: int, *, end: int | None = None) -> np.ndarray | None:
+        """Positions of the history that ends with the given interaction; None where the user has no such one.
+
+        With an `end` the interactions before that one lie before this time.
+        """
         everything = np.arange(len(self.rows))
         if item is None:
             return everything[-most:]
@@ -136,4 +152,6 @@ class _History:
         before = [
             at for at, time in enumerate(self.times) if at != last and (bound is None or time is None or time <= bound)
         ]
+        if end is not None:
+            before = [at for at in before if (time := self.times[at]) is not None and time < end]
         return np.array([*before, last])[-most:]

@@ -1,32 +1,148 @@
-"""Splits by user (paper 5.1): a hash of the user id decides, so no user moves when rows are added."""
+"""Splits: which narratives are trained on, validated on and tested on, and what may be seen for it.
+
+`users` (paper 5.1): a hash of the user id decides, so no user moves when rows are added. `file`: lists of user ids.
+`time`: targets lie on either side of two points in time, and whatever is fitted or read lies before them.
+"""
 
 import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import polars as pl
 
-from regen.config.schema import Split
+from regen.config.schema import FileSplit, Split, TimeSplit, UsersSplit
+from regen.data.tables import DataError, Tables
+
+NAMES = ("train", "validation", "test")
 
 
 def split_of(user_ids: pl.Series, split: Split) -> pl.Series:
-    """`train`, `validation` or `test` for each user.
+    """`train`, `validation` or `test` for each user; null for users whom no list has.
 
     Args:
         user_ids: Any users, in any order.
-        split: Shares of users, and the salt that enters the hash: another salt draws another split.
+        split: By users or by file.
 
     Raises:
-        ValueError: If the shares are not between 0 and 1, or leave nothing to train on.
+        ValueError: If the shares leave nothing to train on, or the split is by time, which no user has a side of.
+        DataError: If a list is missing or a user is in two.
     """
+    distinct = user_ids.unique()
+    if isinstance(split, FileSplit):
+        names, others = _listed(split), None if split.lists_training_users else "train"
+        drawn: Sequence[str | None] = [names.get(user, others) for user in distinct.to_list()]
+    elif isinstance(split, UsersSplit):
+        drawn = _hashed(distinct.to_list(), split)
+    else:
+        raise ValueError("split=time tells narratives apart, not users. Use split=users or split=file here.")
+    table = pl.DataFrame({"user_id": distinct, "split": pl.Series(drawn, dtype=pl.String)})
+    return user_ids.to_frame("user_id").join(table, on="user_id", how="left", maintain_order="left")["split"]
+
+
+def split_narratives(tables: Tables, split: Split) -> pl.Series:
+    """`train`, `validation` or `test` for each row of the narratives; null for rows that belong to none.
+
+    Args:
+        tables: Prepared tables.
+        split: Any.
+
+    Raises:
+        ValueError: See `split_of`.
+        DataError: If a split by time finds a purchase without a time.
+    """
+    if not isinstance(split, TimeSplit):
+        return split_of(tables.narratives["user_id"], split)
+    validation_from, test_from = points(tables, split)
+    time = pl.col("timestamp")
+    names = pl.when(time >= test_from).then(pl.lit("test")).when(time >= validation_from).then(pl.lit("validation"))
+    named = names.when(time.is_not_null()).then(pl.lit("train")).alias("split")  # not about an item: no time, no side
+    return tables.narratives.select(named)["split"]
+
+
+def fitted_interactions(tables: Tables, split: Split) -> pl.Series:
+    """Which interactions may be fitted on, by CF for instance: those of training users, or before the first point."""
+    if isinstance(split, TimeSplit):
+        return tables.interactions["timestamp"] < points(tables, split)[0]
+    return (split_of(tables.interactions["user_id"], split) == "train").fill_null(False)
+
+
+def history_ends(tables: Tables, split: Split) -> dict[str, int]:
+    """The time before which everything lies that a history of validation or test may hold; empty but for `time`."""
+    return dict(zip(NAMES[1:], points(tables, split), strict=True)) if isinstance(split, TimeSplit) else {}
+
+
+def points(tables: Tables, split: TimeSplit) -> tuple[int, int]:
+    """Seconds since 1970 from which targets are validated on and tested on.
+
+    Raises:
+        DataError: If a purchase has no time, or no narrative speaks of a purchase.
+        ValueError: If a date cannot be read, or the second point is not after the first.
+    """
+    if missing := tables.interactions["timestamp"].null_count():
+        raise DataError(f"split=time: {missing:,} of {len(tables.interactions):,} purchases have no time.")
+    times = tables.narratives.filter(pl.col("item_id").is_not_null())["timestamp"].drop_nulls().sort()
+    if times.is_empty():
+        raise DataError("split=time: no narrative speaks of a purchase, so none has a time. Choose such a feature.")
+    found = []
+    for name, after in (("validation_from", split.validation + split.test), ("test_from", split.test)):
+        date = getattr(split, name)
+        found.append(_seconds(name, date) if date is not None else int(times[int((1 - after) * len(times))]))
+    if found[0] >= found[1]:
+        raise ValueError(
+            f"split.validation_from={split.validation_from} has to be before split.test_from={split.test_from}."
+        )
+    return found[0], found[1]
+
+
+def described(split: Split) -> str:
+    """The split in a few words, for manifests and captions."""
+    if isinstance(split, UsersSplit | TimeSplit):
+        of = "distinct users" if isinstance(split, UsersSplit) else "time"
+        return f"by {of}, validation {split.validation:.0%}, test {split.test:.0%}"
+    return "by lists of users"
+
+
+def check_shares(split: Split) -> None:
+    """Refuses shares that leave nothing to train on.
+
+    Raises:
+        ValueError: Names them.
+    """
+    if not isinstance(split, UsersSplit | TimeSplit):
+        return
     validation, test = split.validation, split.test
     if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
         raise ValueError(
             f"split.validation={validation} and split.test={test} have to be shares of at least 0 whose sum is below 1."
         )
-    distinct = user_ids.unique()
+
+
+def _hashed(users: list[str], split: UsersSplit) -> list[str]:
+    check_shares(split)
     names = []
-    for user in distinct.to_list():
+    for user in users:
         digest = hashlib.blake2b(f"{split.salt}\0{user}".encode(), digest_size=8).digest()
         place = int.from_bytes(digest, "big") / 2**64
-        names.append("test" if place < test else "validation" if place < test + validation else "train")
-    drawn = pl.DataFrame({"user_id": distinct, "split": pl.Series(names, dtype=pl.String)})
-    return user_ids.to_frame("user_id").join(drawn, on="user_id", how="left", maintain_order="left")["split"]
+        names.append(
+            "test" if place < split.test else "validation" if place < split.test + split.validation else "train"
+        )
+    return names
+
+
+def _listed(split: FileSplit) -> dict[str, str]:
+    """The split of each user in the lists `validation.txt`, `test.txt` and, if it is there, `train.txt`."""
+    found: dict[str, str] = {}
+    for name, path in split.lists.items():
+        if not path.is_file():
+            raise DataError(f"split=file: there is no {path}. It holds the ids of the {name} users, one a line.")
+        for user in path.read_text(encoding="utf-8").split("\n"):
+            if user and found.setdefault(user, name) != name:
+                raise DataError(f"{path}: user {user!r} is in the {found[user]} list as well.")
+    return found
+
+
+def _seconds(name: str, date: str) -> int:
+    try:
+        return int(date) if date.isdigit() else int(datetime.fromisoformat(date).replace(tzinfo=UTC).timestamp())
+    except ValueError:
+        raise ValueError(f"split.{name}={date} has to be a date such as 2018-05-01, or seconds since 1970.") from None

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from regen.config.objects import plain
 from regen.config.schema import Split
 from regen.data.prepare import item_rows, load_tables
-from regen.data.splits import split_of
+from regen.data.splits import fitted_interactions
 from regen.data.tables import Tables
 from regen.embeddings.cf import ItemFactorizer, confidence_matrix, item_vectors
 from regen.embeddings.fusion import CFVectors
@@ -18,7 +19,7 @@ from regen.storage.artefacts import Artefact, build
 
 
 def cf_interactions(tables: Tables, split: Split) -> pl.DataFrame:
-    """The interactions CF may see: those of training users, without the ones a narrative speaks of.
+    """The interactions CF may see (see `fitted_interactions`), without the ones a narrative speaks of.
 
     Training users thus meet their own final item as a test user does: its factor was not fitted on this very purchase.
     For `xrec` this takes a pair's own edge out of the graph.
@@ -28,10 +29,8 @@ def cf_interactions(tables: Tables, split: Split) -> pl.DataFrame:
     """
     spoken_of = tables.narratives.filter(pl.col("item_id").is_not_null()).select("user_id", "item_id").unique()
     return (
-        tables.interactions.with_columns(
-            item_rows(tables).alias("item"), split_of(tables.interactions["user_id"], split)
-        )
-        .filter(pl.col("split") == "train")
+        tables.interactions.with_columns(item_rows(tables).alias("item"))
+        .filter(fitted_interactions(tables, split))
         .join(spoken_of, on=["user_id", "item_id"], how="anti")
         .select("user_id", "item", "rating")
     )
@@ -67,7 +66,9 @@ def encode_cf(
             "interactions": len(interactions),
         }
 
-    return build(**identity.cf(prepared.fingerprint, config, vars(split)), root=root, make=make, force=force)
+    return build(
+        **identity.cf(prepared.fingerprint, config, identity.split(plain(split))), root=root, make=make, force=force
+    )
 
 
 def load_cf(artefact: Artefact, tables: Tables) -> CFVectors:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from regen.config.objects import plain
 from regen.config.schema import Split
 from regen.data.prepare import item_rows
 from regen.data.tables import Tables
@@ -57,7 +58,7 @@ class CFPart:
     split: Split
 
     def request(self, prepared: str) -> identity.Request:
-        return identity.cf(prepared, self.recipe, vars(self.split))
+        return identity.cf(prepared, self.recipe, identity.split(plain(self.split)))
 
     def encode(self, prepared: Artefact, *, root: Path, force: bool = False) -> Artefact:
         return encode_cf(

@@ -14,7 +14,13 @@ from regen.evaluation.text_metrics import METRICS, OWN, metrics_for, score_examp
 from regen.generation.narratives import generate_narratives
 from regen.training.run import Run
 
-CALLBACKS = {"checkpoint", "early_stopping", "lr_monitor", "progress"}  # any other one may log a metric of its own
+CALLBACKS = {
+    "checkpoint",
+    "early_stopping",
+    "lr_monitor",
+    "progress",
+    "pruning",
+}  # any other one may log a metric of its own
 TABLE = "validation_narratives"
 
 

@@ -107,7 +107,19 @@ def _with_data(
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that make one cell another one, as dotted keys."""
     cell = ("encoder", "seed", "feature")  # what the table shows anyway
-    machine = ("paths", "logger", "force", "trainer", "evaluation", "hydra", "max_cost", "engine", "compare")
+    machine = (
+        "paths",
+        "logger",
+        "force",
+        "trainer",
+        "evaluation",
+        "hydra",
+        "max_cost",
+        "engine",
+        "compare",
+        "score",
+        "trials",
+    )
     flat: dict[str, Any] = {f"trainer.{key}": config.get("trainer", {}).get(key) for key in TRAINER_SETTINGS}
 
     def walk(prefix: str, node: Any) -> None:

@@ -238,6 +238,9 @@ class _BlockBuilder:
             listed = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
             self.notes.append(f"The models were scored on different users ({listed}).")
         users = min(sizes.values(), default=0)
+        splits = sorted({split for of in self.runs.values() for run in of.values() if (split := run.split)})
+        if splits:
+            self.notes.append(f"Split: {'; '.join(splits)}.")
         return Block(self.feature, settings, self.metrics, columns, users, self.notes)
 
     def _pool(self, name: str, system: str) -> _Pool | None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -69,6 +70,17 @@ class Run:
         return read_costs(self.cell.folder)
 
     @property
+    def record(self) -> dict[str, Any]:
+        """What training wrote down; empty for what was not trained here."""
+        path = self.cell.folder / TRAINED
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+    @property
+    def split(self) -> str:
+        """The split, in words; empty where no record says."""
+        return str(self.record.get("split", ""))
+
+    @property
     def status(self) -> Status:
         """How a table shows a run without examples."""
         return "missing" if self.error is None else "failed"
@@ -87,11 +99,9 @@ class Run:
         empty = empty_share(rows)
         if empty > MOST_EMPTY:
             found.append(f"wrote {empty:.0%} empty texts" if empty < 1 else "wrote only empty texts")
-        path = self.cell.folder / TRAINED
-        record = json.loads(path.read_text()) if path.is_file() else {}
-        if limits := record.get("limits"):
+        if limits := self.record.get("limits"):
             found.append(f"is no whole run ({', '.join(limits)})")
-        loss = record.get("val_loss")
+        loss = self.record.get("val_loss")
         if loss is not None and not math.isfinite(loss):
             found.append(f"has a validation loss that is not finite ({loss})")
         return [f"{column}: seed {self.cell.seed} {fault}" for fault in found]

@@ -12,7 +12,7 @@ import polars as pl
 
 from regen.config.objects import plain
 from regen.data.prepare import item_rows, load_tables
-from regen.data.splits import split_of
+from regen.data.splits import fitted_interactions
 from regen.evaluation import memorisation as memorising
 from regen.evaluation import swap as swapping
 from regen.evaluation.comparison_blocks import FEW_USERS
@@ -113,7 +113,7 @@ def write_diagnosis(loaded: LoadedRun) -> Path:
 
 def _slices(loaded: LoadedRun, *, resamples: int, seed: int) -> pl.DataFrame:
     tables = load_tables(loaded.run.inputs.prepared.path)
-    trained = split_of(tables.interactions["user_id"], loaded.run.config.split) == "train"
+    trained = fitted_interactions(tables, loaded.run.config.split)
     attributes = example_attributes(loaded.data.splits["test"].examples, tables.interactions, trained)
     scored = pl.read_parquet(loaded.run.folder / EXAMPLES, glob=False)
     return slice_scores(scored, attributes, resamples=resamples, seed=seed)

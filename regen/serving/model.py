@@ -193,11 +193,14 @@ class NarrativeModel:
         Raises:
             RequestError: If the model has no such feature, or a history cannot be read.
         """
-        if temperature is not None and not 0 < temperature < MOST:
+        number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+        if temperature is not None and not (number and 0 < temperature < MOST):
             raise RequestError(
-                f"temperature={shown(temperature)}: it has to be above 0 and below {MOST:.0e}. Leave it out for greedy "
-                "text."
+                f"temperature={shown(temperature)}: it has to be a number above 0 and below {MOST:.0e}. Leave it out "
+                "for greedy text."
             )
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+            raise RequestError(f"seed={shown(seed)}: it has to be an integer of at least 0.")
         several = is_sequence(history) and len(history) > 0 and is_sequence(history[0])
         if several:
             prepared = self.prepare_all(cast("Sequence[History]", history), feature=feature)

@@ -27,7 +27,14 @@ TRAINER_SETTINGS = (  # those of Lightning's trainer that change what is learned
     *("val_check_interval", "check_val_every_n_epoch", "accumulate_grad_batches"),
     *("gradient_clip_val", "gradient_clip_algorithm", "deterministic", "sync_batchnorm"),
 )
-_WATCHING = ("ProgressBar", "LearningRateMonitor", "Summary", "Timer", "DeviceStatsMonitor")  # ends of callbacks' names
+_WATCHING = (
+    "ProgressBar",
+    "LearningRateMonitor",
+    "Summary",
+    "Timer",
+    "DeviceStatsMonitor",
+    "SearchPruning",
+)  # ends of callbacks' names
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,14 @@ def narrated(prepared: str, narrator: Mapping[str, Any], *, max_history: int, us
 def cf(prepared: str, model: Mapping[str, Any], split: Mapping[str, Any]) -> Request:
     """CF vectors: the factorization, and who trains."""
     return _request("cf", {**model, "split": split}, {"prepared": prepared}, libraries=("implicit",))
+
+
+def split(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's `split`; lists of users count by what is in them."""
+    if "folder" not in node:
+        return dict(node)
+    lists = {path.name: file_hash(path) for path in sorted(Path(node["folder"]).glob("*.txt"))}
+    return {**_without(node, "folder"), "lists": lists}
 
 
 def content(prepared: str, encoder: Mapping[str, Any]) -> Request:
@@ -126,6 +141,7 @@ def run(
         del recipe["adapter"]
     elif (version := _version_of(config["adapter"]["_target_"])) > 1:
         recipe["adapter"] = {**config["adapter"], "version": version}
+    recipe["split"] = split(config["split"])
     recipe["lm"] = _without(config["lm"], "pretrained", "revision")
     recipe["feature"] = {
         name: _without(of, "epochs") for name, of in config["feature"].items()

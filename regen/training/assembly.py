@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 import torch
 from jaxtyping import Float
 
-from regen.config.schema import Split, TrainConfig
+from regen.config.schema import TrainConfig
 from regen.data.datamodule import NarrativeDataModule, NarrativeDataset
 from regen.data.histories import Example, build_examples
 from regen.data.history_words import HistoryWords
 from regen.data.prepare import load_tables
-from regen.data.splits import split_of
+from regen.data.splits import NAMES
 from regen.data.tables import DataError, Tables
 from regen.embeddings.fusion import InteractionVectors
 from regen.embeddings.parts import TEXT
@@ -43,9 +42,9 @@ def build_data(
     """
     tables = load_tables(prepared)
     withhold = {name: feature.withhold_final_review for name, feature in config.feature.items()}
-    examples = build_examples(tables, withhold=withhold, max_history=config.data.max_history)
+    examples = build_examples(tables, withhold=withhold, max_history=config.data.max_history, split=config.split)
     make = dataset_maker(config, tables, vectors, lm)
-    datasets = {name: make(part) for name, part in _split(examples, config.split).items()}
+    datasets = {name: make(part) for name, part in _split(examples).items()}
     datasets["test"] = _limited(datasets["test"], config)
     return NarrativeDataModule(
         datasets,
@@ -161,12 +160,8 @@ def _mean_narrative_embeddings(lm: LanguageModel, targets: list[np.ndarray]) -> 
     return torch.stack([embed(torch.from_numpy(ids)).float().mean(dim=0) for ids in targets])
 
 
-def _split(examples: list[Example], split: Split) -> dict[str, list[Example]]:
-    users = pl.Series([example.user_id for example in examples], dtype=pl.String)
-    names = split_of(users, split).to_list()
-    parts: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
-    for example, name in zip(examples, names, strict=True):
-        parts[name].append(example)
+def _split(examples: list[Example]) -> dict[str, list[Example]]:
+    parts = {name: [example for example in examples if example.split == name] for name in NAMES}
     for name, part in parts.items():
         if not part:
             raise DataError(

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from regen.config.objects import Component
 from regen.config.schema import TrainConfig
-from regen.data.tables import DataError, nearest
+from regen.data.splits import check_shares, described, split_narratives
+from regen.data.tables import ITEM_FEATURES, DataError, nearest
 from regen.embeddings.parts import CONTROLS, OURS, TEXT
 
 EXTRAS = {  # package and extra that a choice needs, by its `_target_`
@@ -50,10 +51,9 @@ def check_data(config: TrainConfig, prepared: Path) -> None:
         DataError: If the data have no narrative of a chosen feature, or a split has too few users.
     """
     from regen.data.prepare import load_tables
-    from regen.data.splits import split_of
 
-    split = config.split
-    narratives = load_tables(prepared).narratives.select("user_id", "feature")
+    tables = load_tables(prepared)
+    narratives = tables.narratives.select("user_id", "feature")
     known = narratives["feature"].unique().sort().to_list()
     if not known:
         raise DataError(
@@ -63,24 +63,26 @@ def check_data(config: TrainConfig, prepared: Path) -> None:
     for feature in config.feature:
         if feature not in known:
             raise DataError(f"feature={feature}: these data have no such narrative; they have {', '.join(known)}.")
-        users = narratives.filter(narratives["feature"] == feature)["user_id"].unique()
-        names = split_of(users, split)
+        if config.split.name == "time" and feature not in ITEM_FEATURES:
+            raise DataError(
+                f"split=time: a {feature} speaks of all purchases, which no point in time parts. Features about one: "
+                f"{', '.join(ITEM_FEATURES)}."
+            )
+    narratives = narratives.with_columns(split_narratives(tables, config.split))
+    for feature in config.feature:
+        of_feature = narratives.filter(narratives["feature"] == feature)
         for name, least in (("train", 1), ("validation", 1), ("test", 2)):
-            if (count := int((names == name).sum())) < least:
+            if (count := of_feature.filter(of_feature["split"] == name)["user_id"].n_unique()) < least:
                 raise DataError(
                     f"The {name} split has {count} users with a {feature}, and at least {least} are needed: "
-                    f"{len(users)} users in all, shares validation={split.validation}, test={split.test}. Use more "
-                    "users or other shares (split.*)."
+                    f"{of_feature['user_id'].n_unique()} users in all, split {described(config.split)}. Use more users "
+                    "or another split (split.*)."
                 )
 
 
 def _check_combinations(config: TrainConfig) -> None:
     encoder, trainer = config.encoder, config.trainer
-    if config.split.validation + config.split.test >= 1:
-        raise ValueError(
-            f"split.validation={config.split.validation} and split.test={config.split.test} leave no user to train on. "
-            "Together they have to be less than 1."
-        )
+    check_shares(config.split)
     if trainer.deterministic not in (None, True, False, "warn"):
         raise ValueError(f"trainer.deterministic={trainer.deterministic} has to be true, false or warn.")
     if not encoder.parts and encoder.name not in (*CONTROLS, TEXT):

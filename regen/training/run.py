@@ -23,6 +23,7 @@ from filelock import FileLock
 from regen.config.objects import plain, read_run_config
 from regen.config.schema import TrainConfig
 from regen.data.datamodule import NarrativeDataModule
+from regen.data.splits import described
 from regen.embeddings.fusion import InteractionVectors
 from regen.embeddings.parts import TEXT
 from regen.models.language_model import LanguageModel, hold_frozen_in_bfloat16
@@ -118,7 +119,12 @@ def _label(config: TrainConfig) -> str:
 def _made_from(run: Run) -> dict[str, Any]:
     """What a run's record says from the beginning."""
     weights = identity.lm_weights(run.config.lm.node)
-    made_from = {"inputs": run.inputs.fingerprints(), "weights": weights, "versions": library_versions()}
+    made_from: dict[str, Any] = {
+        "inputs": run.inputs.fingerprints(),
+        "weights": weights,
+        "versions": library_versions(),
+    }
+    made_from["split"] = described(run.config.split)
     return made_from | ({"limits": run.limits} if run.limits else {})
 
 

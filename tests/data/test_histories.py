@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from regen.config.schema import Split
+from regen.config.schema import UsersSplit
 from regen.data.histories import build_examples, withheld_reviews
 from regen.data.splits import split_of
 from regen.data.tables import INTERACTIONS, ITEMS, NARRATIVES, Tables, sort_interactions
@@ -115,8 +115,8 @@ def test_ties_do_not_depend_on_the_order_of_rows():
 def test_a_user_stays_in_its_split_when_others_come():
     few = [f"u{number}" for number in range(200)]
     many = [f"x{number}" for number in range(5000)] + few[::-1]
-    before = dict(zip(few, split_of(pl.Series(few), Split(0.1, 0.2, "regen")), strict=True))
-    after = dict(zip(many, split_of(pl.Series(many), Split(0.1, 0.2, "regen")), strict=True))
+    before = dict(zip(few, split_of(pl.Series(few), UsersSplit("users", 0.1, 0.2, "regen")), strict=True))
+    after = dict(zip(many, split_of(pl.Series(many), UsersSplit("users", 0.1, 0.2, "regen")), strict=True))
     assert all(after[user] == split for user, split in before.items())
     shares = {name: np.mean([split == name for split in after.values()]) for name in ("train", "validation", "test")}
     assert shares["test"] == pytest.approx(0.2, abs=0.02)
@@ -126,7 +126,7 @@ def test_a_user_stays_in_its_split_when_others_come():
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (-0.1, 0.2), (0.1, 1.0)])
 def test_shares_that_leave_nothing(shares):
     with pytest.raises(ValueError, match="whose sum is below 1"):
-        split_of(pl.Series(["u"]), Split(*shares, "regen"))
+        split_of(pl.Series(["u"]), UsersSplit("users", *shares, "regen"))
 
 
 @pytest.mark.parametrize("max_history", [0, -2])

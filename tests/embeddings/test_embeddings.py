@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 import scipy.sparse as sp
 
-from regen.config.schema import Split
+from regen.config.schema import UsersSplit
 from regen.data.histories import Example, build_examples
 from regen.data.prepare import load_tables
 from regen.data.splits import split_of
@@ -15,7 +15,7 @@ from regen.embeddings.encode import cf_interactions, load_cf
 from regen.embeddings.encode_content import load_content
 from regen.pipeline import encoded_artefacts, prepared_artefact
 
-SPLIT = Split(validation=0.1, test=0.2, salt="regen")
+SPLIT = UsersSplit(name="users", validation=0.1, test=0.2, salt="regen")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from narratives.bad_server import BadServer
 
-from regen.config.schema import Split
+from regen.config.schema import UsersSplit
 from regen.data.amazon import AmazonSource
 from regen.data.jsonl import JsonlSource
 from regen.data.prepare import load_tables, prepare
@@ -62,7 +62,9 @@ def write_amazon(folder):
 
 def splits_of(data):
     users = load_tables(data.path).interactions["user_id"].unique().sort()
-    return dict(zip(users, split_of(users, Split(validation=0.2, test=0.3, salt="regen")), strict=True))
+    return dict(
+        zip(users, split_of(users, UsersSplit(name="users", validation=0.2, test=0.3, salt="regen")), strict=True)
+    )
 
 
 def known(data):

@@ -121,7 +121,10 @@ def test_sampling_repeats_by_its_seed_and_leaves_the_global_one(finished, model)
     first, again, other = (model.narrate(histories, temperature=2.0, seed=seed) for seed in (0, 0, 1))
     assert first == again != other
     assert torch.equal(torch.get_rng_state(), state)
-    for temperature in (0, -1.0, float("nan")):
+    for seed in ("x", -1, True, 0.5, None):
+        with pytest.raises(RequestError, match="seed=.*it has to be an integer of at least 0"):
+            model.narrate(histories, temperature=2.0, seed=seed)
+    for temperature in (0, -1.0, float("nan"), "a", True):
         with pytest.raises(RequestError, match="temperature=.*above 0"):
             model.narrate(histories, temperature=temperature)
 

@@ -10,7 +10,6 @@ import polars as pl
 
 from regen.config.schema import Split
 from regen.data.histories import Example, build_examples
-from regen.data.splits import split_of
 from regen.data.tables import Tables
 
 SPLITS = ("test", "validation", "train")  # users the models have never met come first
@@ -40,13 +39,14 @@ class NarratedUsers:
     """
 
     def __init__(self, tables: Tables, *, withhold: Mapping[str, bool], max_history: int, split: Split) -> None:
-        examples = build_examples(tables, withhold=withhold, max_history=max_history)
+        examples = build_examples(tables, withhold=withhold, max_history=max_history, split=split)
         self._histories = _by_user(examples)
         items = tables.items.select("item_id", "title", "category")
         self._interactions = tables.interactions.join(items, on="item_id", how="left", maintain_order="left")
+        of_user = {example.user_id: example.split for example in examples}
         ids = pl.Series("user_id", list(self._histories), dtype=pl.String)
         self._table = (
-            pl.DataFrame({"user_id": ids, "split": split_of(ids, split)})
+            pl.DataFrame({"user_id": ids, "split": [of_user[user] for user in ids]})
             .with_columns(words=self._words(), order=pl.col("split").replace_strict(SPLITS, range(len(SPLITS))))
             .sort("order", "user_id")
         )

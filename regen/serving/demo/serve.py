@@ -7,7 +7,7 @@ from pathlib import Path
 
 import uvicorn
 
-from regen.config.schema import Split
+from regen.config.objects import read_run_config
 from regen.data.prepare import load_tables
 from regen.generation.vllm_client import is_loopback
 from regen.serving import NarrativeModel
@@ -58,7 +58,7 @@ def load_shown(runs: Path) -> Shown:
         load_tables(first.data.path),
         withhold={name: withholds_review(models[name], name) for name in models},
         max_history=int(first.config["data"]["max_history"]),
-        split=Split(**first.config["split"]),
+        split=read_run_config(first.folder).split,
     )
     return Shown(models, users, [run.folder.name for trio in trios for run in trio.values()], first.data.fingerprint)
 
