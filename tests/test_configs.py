@@ -26,6 +26,7 @@ GROUPED = sorted(path for path in CONF.glob("*/*.yaml") if path not in VERTICALS
 ROOTS = sorted(path for path in CONF.glob("*.yaml") if "/schema/root/" in path.read_text())
 NEEDED = {
     "lm/hf": ["lm.pretrained=somewhere"],
+    "split/file": ["split.folder=somewhere"],
     "content/hf": ["content.pretrained=somewhere"],
     "source/jsonl": ["source.folder=somewhere"],
     "narrator/openai": ["narrator.model=some"],

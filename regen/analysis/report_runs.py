@@ -11,10 +11,11 @@ from typing import Any
 import polars as pl
 import yaml
 
-from regen.evaluation.cells import CELL, grid_cells, run_cells
+from regen.evaluation.cells import grid_cells, run_cells
 from regen.evaluation.comparison import Cell
 from regen.evaluation.evaluate import PREDICTIONS
 from regen.evaluation.prediction_files import read_predictions
+from regen.runtime.costs import CELL
 from regen.storage.artefacts import Artefact, open_artefact
 from regen.training.run import RECORD, WEIGHTS
 

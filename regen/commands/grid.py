@@ -16,8 +16,7 @@ from omegaconf import DictConfig
 from regen.config.errors import check
 from regen.config.objects import composed_values, plain
 from regen.config.schema import TrainConfig
-from regen.evaluation.cells import CELL
-from regen.pipeline import train_and_evaluate
+from regen.runtime.costs import CELL
 from regen.runtime.threads import share_cores
 from regen.storage.artefacts import write_atomically
 
@@ -31,6 +30,8 @@ def run_cell(config: TrainConfig) -> float:
     Returns:
         The best validation loss; nan for a cell of a grid that failed.
     """
+    from regen.pipeline import train_and_evaluate
+
     job = HydraConfig.get()
     share_cores(job.launcher)
     _warn_of_idle_overrides(config, list(job.overrides.task))
@@ -56,6 +57,7 @@ def run_cell(config: TrainConfig) -> float:
         return pruned.value
     except Exception as error:
         note["error"] = f"{type(error).__name__}: {error}"
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
         logger.error("This cell failed; the others go on. %s\nTraceback: %s", note["error"], folder / TRACEBACK)
         return float("nan")

@@ -10,10 +10,8 @@ import yaml
 
 from regen.evaluation.comparison_cells import ENCODER, Cell, varying_settings
 from regen.evaluation.scoring import EXAMPLES
-from regen.runtime.costs import TRAINED
+from regen.runtime.costs import CELL, TRAINED
 from regen.storage.identity import TRAINER_SETTINGS
-
-CELL = "cell.json"  # in the job's folder of a multirun: where its run lies, or why there is none
 
 
 def grid_cells(*folders: Path) -> list[Cell]:
@@ -107,19 +105,7 @@ def _with_data(
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that make one cell another one, as dotted keys."""
     cell = ("encoder", "seed", "feature")  # what the table shows anyway
-    machine = (
-        "paths",
-        "logger",
-        "force",
-        "trainer",
-        "evaluation",
-        "hydra",
-        "max_cost",
-        "engine",
-        "compare",
-        "score",
-        "trials",
-    )
+    machine = "paths logger force trainer evaluation hydra max_cost engine compare score trials".split()
     flat: dict[str, Any] = {f"trainer.{key}": config.get("trainer", {}).get(key) for key in TRAINER_SETTINGS}
 
     def walk(prefix: str, node: Any) -> None:
@@ -129,5 +115,5 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[prefix.replace("_target_", "name") if prefix == "source._target_" else prefix] = node
 
-    walk("", {key: value for key, value in config.items() if key not in cell + machine})
+    walk("", {key: value for key, value in config.items() if key not in (*cell, *machine)})
     return flat

@@ -10,6 +10,7 @@ from statistics import fmean
 
 KEY = "costs"  # in the records of a run that keep them:
 RECORDS = TRAINED, EVALUATED = "run.json", "evaluation.json"
+CELL = "cell.json"  # in the job's folder of a multirun: where its run lies, or why there is none
 
 COSTS = {
     "positions": "positions an example",

@@ -19,21 +19,16 @@ class PrunedError(Exception):
 
 
 class SearchPruning(L.Callback):
-    """Tells Optuna's study the monitored metric after each validation, and asks it whether to go on.
+    """Tells the study of Hydra's Optuna sweeper the monitored metric after each validation, and asks whether to go on.
 
     Args:
-        storage: The study's, as the sweeper has it.
-        study: The study's name.
         monitor: A metric that is logged at validation.
         startup_trials: So many trials are never ended early.
     """
 
-    def __init__(self, storage: str, study: str, monitor: str, startup_trials: int) -> None:
-        import optuna
-
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=startup_trials)
-        self.study = optuna.load_study(study_name=study, storage=storage, pruner=pruner)
+    def __init__(self, monitor: str, startup_trials: int) -> None:
         self.monitor = monitor
+        self.startup_trials = startup_trials
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:
         trial = self._trial()
@@ -49,10 +44,13 @@ class SearchPruning(L.Callback):
         """The trial that this job runs, told by its overrides; None outside a search."""
         import optuna
         from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
 
-        if not HydraConfig.initialized():
+        if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
             return None
-        overrides = set(HydraConfig.get().overrides.task)
-        running = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+        sweeper, overrides = HydraConfig.get().sweeper, set(HydraConfig.get().overrides.task)
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=self.startup_trials)
+        study = optuna.load_study(study_name=sweeper.study_name, storage=sweeper.storage, pruner=pruner)
+        running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
         ours = [trial for trial in running if {f"{key}={value}" for key, value in trial.params.items()} <= overrides]
-        return optuna.trial.Trial(self.study, ours[-1]._trial_id) if ours else None
+        return optuna.trial.Trial(study, ours[-1]._trial_id) if ours else None
