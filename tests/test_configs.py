@@ -19,7 +19,7 @@ from omegaconf.errors import ValidationError
 from regen.config.command_line import run_hydra
 from regen.config.errors import OutOfRangeError, check
 from regen.config.ranges import ranges
-from regen.config.schema import CONF, register
+from regen.config.schema import CONF, DECIDED, register
 
 VERTICALS = sorted(CONF.glob("vertical/*.yaml"))
 GROUPED = sorted(path for path in CONF.glob("*/*.yaml") if path not in VERTICALS)
@@ -144,6 +144,15 @@ def test_every_number_is_inside_its_range_or_refused_with_it():
                 assert message == f"{name}={node[key]} has to be {allowed} ({allowed.unit})."
             node[key] = before
     assert len(seen) > 100
+
+
+def test_what_the_project_decides_is_refused_with_the_reason(monkeypatch, capsys):
+    for name, reason in DECIDED.items():
+        monkeypatch.setattr(sys, "argv", ["train", f"trainer.{name}=1"])
+        with pytest.raises(SystemExit) as stop:
+            run_hydra(lambda cfg: None, config_name="train")
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.endswith(f"'trainer.{name}' cannot be set: {reason}.\n")
 
 
 @pytest.mark.parametrize(

@@ -202,13 +202,17 @@ def test_killed_in_the_middle_the_same_command_finishes_and_repeats_nothing(tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("trainer", "tuning"), [("ddp", "full"), ("fsdp", "full"), ("fsdp", "lora")])
-def test_two_processes_give_the_loss_of_one(tmp_path, trainer, tuning):
+@pytest.mark.parametrize(
+    ("trainer", "tuning", "accumulated"),
+    [("ddp", "full", 1), ("ddp", "full", 2), ("fsdp", "full", 1), ("fsdp", "lora", 1)],
+)
+def test_two_processes_give_the_loss_of_one(tmp_path, trainer, tuning, accumulated):
     losses = {}  # 56 training narratives: batches of four that two processes can share to the last
     for name, options in (("one", []), ("two", [f"trainer={trainer}", "trainer.accelerator=cpu"])):
         folder = tmp_path / name
         folder.mkdir()
-        learned = ["encoder=cf", "trainer.max_epochs=2", f"tuning={tuning}"]
+        learned = ["encoder=cf", f"trainer.max_epochs={2 * accumulated}", f"tuning={tuning}"]
+        learned.append(f"trainer.accumulate_grad_batches={accumulated}")
         done = command("train.py", folder, *learned, *options, narrated=78)
         assert done.returncode == 0, done.stderr
         (run,) = folder.glob(f"outputs/runs/*-{tuning}-*/run.json")

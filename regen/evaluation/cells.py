@@ -104,8 +104,8 @@ def _with_data(
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that make one cell another one, as dotted keys."""
-    cell = ("encoder", "seed", "feature")  # what the table shows anyway
-    machine = "paths logger force trainer evaluation hydra max_cost engine compare score trials".split()
+    shown = ("encoder", "seed", "feature", "compare")  # by the table anyway
+    machine = ("paths", "logger", "force", "trainer", "evaluation", "hydra", "max_cost", "engine", "score", "trials")
     flat: dict[str, Any] = {f"trainer.{key}": config.get("trainer", {}).get(key) for key in TRAINER_SETTINGS}
 
     def walk(prefix: str, node: Any) -> None:
@@ -115,5 +115,5 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[prefix.replace("_target_", "name") if prefix == "source._target_" else prefix] = node
 
-    walk("", {key: value for key, value in config.items() if key not in (*cell, *machine)})
+    walk("", {key: value for key, value in config.items() if key not in shown + machine})
     return flat

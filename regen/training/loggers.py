@@ -7,6 +7,8 @@ from typing import Any
 
 from regen.training.run import Run
 
+MLFLOW = "mlflow.db"  # in the folder of the runs, where no server is named: mlflow ui --backend-store-uri sqlite:///…
+
 
 @contextmanager
 def experiment_loggers(run: Run) -> Iterator[list[Any]]:
@@ -26,5 +28,9 @@ def experiment_loggers(run: Run) -> Iterator[list[Any]]:
 
 
 def _mlflow(run: Run, node: Any) -> Any:
-    address = node.options["tracking_uri"] or os.environ.get("MLFLOW_TRACKING_URI") or f"file:{run.folder / 'mlruns'}"
+    address = (
+        node.options["tracking_uri"]
+        or os.environ.get("MLFLOW_TRACKING_URI")
+        or f"sqlite:///{run.folder.parent / MLFLOW}"
+    )
     return node.build(tracking_uri=address, run_name=run.folder.name)

@@ -1,5 +1,6 @@
 """Loggers: W&B is closed even when a cell fails (what it logs: test_wandb_records.py), CSV and TensorBoard files."""
 
+import polars as pl
 import pytest
 import wandb
 from wandb_files import offline_files
@@ -34,3 +35,28 @@ def test_csv_holds_losses(small_config):
     assert "train_loss" in text
     assert "val_loss" in text
     assert loss > 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_mlflow_keeps_losses_and_scores_beside_the_runs(small_config, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder, _ = train_and_evaluate(small_config("logger=[csv,mlflow]"))
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder.parent / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("regen").experiment_id])
+    assert run.info.run_name == folder.name
+    assert {"val_loss", "test/purchase_reason/bleu"} <= run.data.metrics.keys()
+
+
+def test_texts_of_a_validation_go_to_wandb_as_a_table():
+    from regen.evaluation.at_validation import TABLE, _send
+
+    class WandbLogger:
+        def log_table(self, key, columns, data):
+            sent.append((key, columns, data))
+
+    sent = []
+    _send([WandbLogger()], pl.DataFrame({"user_id": ["u"], "prediction": ["Needs a pen."]}), step=3)
+    assert sent == [(TABLE, ["user_id", "prediction"], [["u", "Needs a pen."]])]
