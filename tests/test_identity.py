@@ -37,7 +37,7 @@ CHANGES_NOTHING = {
     *(f"trainer.{name}" for name in ("enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler")),
     *(f"trainer.{name}" for name in ("num_sanity_val_steps", "detect_anomaly", "enable_autolog_hparams")),
     *("trainer.limit_predict_batches", "trainer.model_registry"),
-    *("training.num_workers", "training.checkpoint_seconds"),
+    *("training.num_workers", "training.checkpoint_seconds", "training.gradient_checkpointing"),
     "training.narratives_at_validation",  # unless what they give is monitored: see the test below
     "callbacks.progress.refresh_rate",
     "content.batch_size",

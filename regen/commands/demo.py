@@ -16,4 +16,4 @@ def run(config: DemoConfig) -> None:
     def ready(address: str) -> None:
         print(f"Open {address} (Ctrl-C ends it).", flush=True)  # noqa: T201
 
-    serve(Path(config.runs), host=config.host, port=config.port, ready=ready)
+    serve(Path(config.runs), device=str(config.device), host=config.host, port=config.port, ready=ready)

@@ -67,7 +67,11 @@ def evaluate_from_config(config: EvaluateConfig) -> None:
         compare_cells(cells, folder, columns, config.evaluation)
     if config.run is not None:
         run = read_run(Path(config.run))
-        run = replace(run, config=replace(run.config, evaluation=config.evaluation, engine=config.engine))
+        trainer = run.config.trainer
+        if config.device is not None:
+            trainer = replace(trainer, accelerator=str(config.device))
+        settings = replace(run.config, evaluation=config.evaluation, engine=config.engine, trainer=trainer)
+        run = replace(run, config=settings)
         with locked(run):
             if config.force or not evaluation_is_current(run):
                 evaluate_run(load_run(run), reopen=load_folder)

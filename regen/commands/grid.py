@@ -45,6 +45,7 @@ def run_cell(config: TrainConfig) -> float:
     note: dict[str, Any] = {"overrides": list(job.overrides.task), "run": None, "error": None}
     folder = Path(job.runtime.output_dir)
     _announce(folder, int(job.job.num), note["overrides"])
+    from regen.runtime.device import free_memory
     from regen.training.pruning import PrunedError
 
     try:
@@ -63,6 +64,7 @@ def run_cell(config: TrainConfig) -> float:
         return float("nan")
     finally:
         _note(folder / CELL, plain(config), note)
+        free_memory()
 
 
 class GridTable(Callback):

@@ -46,6 +46,12 @@ class Init(StrEnum):
     ridge = "ridge"
 
 
+class DeviceName(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 class Precision(StrEnum):
     int8 = "int8"
 
@@ -277,6 +283,7 @@ class Training(Settings):
     mode: Mode = MISSING
     narratives_at_validation: int = number(0, 100_000, "narratives written at each validation")
     checkpoint_seconds: float = number(0, 86_400, "seconds between checkpoints to go on from")
+    gradient_checkpointing: bool = MISSING
     num_workers: int | None = number(0, 1000, "processes that form batches", default=None)
 
 
@@ -588,6 +595,7 @@ class EvaluateConfig(Settings):
     columns: str | None = None
     reference: str | None = None
     against: str | None = None
+    device: DeviceName | None = None
     predictions: str | None = None
     diagnose: bool = False
     evaluation: Evaluation = MISSING
@@ -616,6 +624,7 @@ class ServeConfig(Settings):
     backend: BackendName = BackendName.transformers
     vllm: str = MISSING
     precision: Precision | None = None
+    device: DeviceName = DeviceName.auto
     host: str = MISSING
     port: int = number(0, 65_535, "TCP port, 0 for a free one")
     rows: int = number(1, 65_536, "narratives written at one time")
@@ -638,6 +647,7 @@ class ReportConfig(Settings):
 @dataclass
 class DemoConfig(Settings):
     runs: str = MISSING
+    device: DeviceName = DeviceName.auto
     host: str = MISSING
     port: int = number(0, 65_535, "TCP port, 0 for a free one")
 

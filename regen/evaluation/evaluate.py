@@ -17,6 +17,7 @@ from regen.data.prepare import load_tables
 from regen.embeddings.content import embed_texts
 from regen.evaluation.scoring import EXAMPLES, SCORES, Scores, ScoringOptions, score_run_files
 from regen.runtime.costs import EVALUATED, KEY, PeakMemory, Stopwatch
+from regen.runtime.device import described, out_of_memory_named
 from regen.runtime.shards import RayEngine
 from regen.storage import identity
 from regen.storage.artefacts import fingerprint, write_atomically
@@ -47,7 +48,9 @@ def evaluate_run(loaded: LoadedRun, loggers: Sequence[Any] = (), *, reopen: Call
     run, evaluation = loaded.run, loaded.run.config.evaluation
     (run.folder / EVALUATION).unlink(missing_ok=True)
     watch, memory = Stopwatch(), PeakMemory()
-    predictions = _generate(loaded, watch, reopen)
+    asked = f"evaluation.batch_size={evaluation.batch_size}, {evaluation.generation['max_new_tokens']} new tokens a row"
+    with out_of_memory_named(asked, "Lower evaluation.batch_size or evaluation.generation.max_new_tokens."):
+        predictions = _generate(loaded, watch, reopen)
     costs: dict[str, float | None] = {
         f"{name}_ms": 1000 * seconds / len(predictions) for name, seconds in watch.seconds.items()
     }
@@ -62,7 +65,10 @@ def evaluate_run(loaded: LoadedRun, loggers: Sequence[Any] = (), *, reopen: Call
         planted=load_tables(run.inputs.prepared.path).planted,
         options=options(evaluation),
     )
-    record = json.dumps({"fingerprint": _evaluation_recipe(run), "settings": plain(evaluation), KEY: costs}, indent=2)
+    computed = {"device": described(loaded.model.device), "precision": str(evaluation.precision or "float32")}
+    record = json.dumps(
+        {"fingerprint": _evaluation_recipe(run), "settings": plain(evaluation), KEY: costs, **computed}, indent=2
+    )
     write_atomically(run.folder / EVALUATION, lambda path: path.write_text(record))
     logger.info("scored: %s", run.folder)
     for run_logger in loggers:

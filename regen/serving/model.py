@@ -66,6 +66,11 @@ class NarrativeModel:
             for name, prompt in prompts.items()
         }
 
+    def to(self, device: torch.device | str) -> Self:
+        """Moves the model; returns itself, as a module of PyTorch does."""
+        self.soft_token_lm.to(device)
+        return self
+
     @classmethod
     def from_run(cls, folder: Path | str) -> Self:
         """A finished training run.

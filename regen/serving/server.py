@@ -11,8 +11,9 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
-from regen.config.schema import BackendName, ServeConfig
+from regen.config.schema import BackendName, DeviceName, ServeConfig
 from regen.generation.vllm_client import check_precision, is_loopback
+from regen.runtime.device import device_of
 from regen.runtime.narrow_weights import narrow
 from regen.runtime.packed_weights import pack_weights
 from regen.serving.backend import Backend, BackendError
@@ -87,6 +88,8 @@ def build_backend(config: ServeConfig, model: NarrativeModel) -> Backend:
 
         check_precision(config.precision, setting="precision", server="backend=vllm")
         return VLLMBackend(model, base_url=config.vllm, rows=config.rows, queue=config.queue, timeout=config.timeout)
+    auto = DeviceName.cpu if config.precision is not None else config.device  # 8 bits are for a CPU
+    model.to(device_of(auto if config.device == DeviceName.auto else config.device))
     if config.precision is not None:
         narrow(model.soft_token_lm.lm)
     pack_weights(model.soft_token_lm.lm, backward=False)

@@ -27,6 +27,7 @@ TRAINER_SETTINGS = (  # those of Lightning's trainer that change what is learned
     *("val_check_interval", "check_val_every_n_epoch", "accumulate_grad_batches"),
     *("gradient_clip_val", "gradient_clip_algorithm", "deterministic", "sync_batchnorm"),
 )
+_HOW_FAST = ("checkpoint_seconds", "num_workers", "gradient_checkpointing")  # of `training`: no other result
 _WATCHING = (
     "ProgressBar",
     "LearningRateMonitor",
@@ -147,7 +148,7 @@ def run(
         name: _without(of, "epochs") for name, of in config["feature"].items()
     }  # see trainer.max_epochs
     at_validation = () if config["training"]["monitor"] != "val_loss" else ("narratives_at_validation",)
-    recipe["training"] = _without(config["training"], "checkpoint_seconds", "num_workers", *at_validation)
+    recipe["training"] = _without(config["training"], *_HOW_FAST, *at_validation)
     recipe["trainer"] = {key: config["trainer"][key] for key in TRAINER_SETTINGS}
     callbacks = config["callbacks"]
     recipe["callbacks"] = {name: of for name, of in callbacks.items() if not of["_target_"].endswith(_WATCHING)}

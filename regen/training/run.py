@@ -29,6 +29,8 @@ from regen.embeddings.parts import TEXT
 from regen.models.language_model import LanguageModel, hold_frozen_in_bfloat16
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.runtime.costs import KEY, TRAINED, PeakMemory
+from regen.runtime.device import described as described_device
+from regen.runtime.device import device_of, out_of_memory_named
 from regen.runtime.packed_weights import packed_weights
 from regen.storage import identity
 from regen.storage.artefacts import fingerprint, installed_versions, write_atomically
@@ -39,6 +41,10 @@ logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 RECORD = TRAINED  # inputs, versions, and what training found
 SHARDED = "fsdp2"  # the strategy of trainer=fsdp
+LESS_MEMORY = (
+    "Lower training.batch_size (trainer.accumulate_grad_batches keeps the size of a step) or data.max_history, or set "
+    "training.gradient_checkpointing=true."
+)
 LIMITS = ("fast_dev_run", "limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches")
 
 
@@ -167,8 +173,14 @@ def fit(run: Run, vectors: InteractionVectors, loggers: Sequence[Any], callbacks
     if last.exists():
         _check_readable(last)
         logger.info("resuming %s", last)
+    if config.training.gradient_checkpointing:
+        model.causal_lm.activation_checkpointing_enable({"use_reentrant": False})
     packed = packed_weights(model.lm, backward=True) if config.trainer.strategy != SHARDED else nullcontext()
-    with packed:
+    asked = (
+        f"training.batch_size={config.training.batch_size}, up to {max(data.splits['train'].lengths)} positions a row, "
+        f"lm={lm.name} with {sum(p.numel() for p in model.lm.parameters()):,} parameters"
+    )
+    with packed, out_of_memory_named(asked, LESS_MEMORY):
         trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     if module.sharded or narrow:  # every process gives its part; what follows wants one model in float32
         state = model.trained_state()
@@ -184,10 +196,13 @@ def fit(run: Run, vectors: InteractionVectors, loggers: Sequence[Any], callbacks
             "step_ms": clock.step_ms,
             "memory_gib": memory.gib(),
         }
-        facts = {"steps": trainer.global_step, "seconds": round(clock.seconds, 1), KEY: costs}
+        device = described_device(trainer.strategy.root_device)
+        facts = {"steps": trainer.global_step, "seconds": round(clock.seconds, 1), KEY: costs, "device": device}
         facts |= {"val_loss": found.get("val_loss"), "monitored": found.get("monitored")}
         _save(run, model, facts)
-    return LoadedRun(run, lm, data, model.eval())
+    if config.training.gradient_checkpointing:
+        model.causal_lm.activation_checkpointing_disable()
+    return LoadedRun(run, lm, data, model.to(device_of(config.trainer.accelerator)).eval())
 
 
 def load(run: Run, vectors: InteractionVectors) -> LoadedRun:
@@ -211,7 +226,7 @@ def load(run: Run, vectors: InteractionVectors) -> LoadedRun:
         model.load_trained_state(state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return LoadedRun(run, lm, data, model.eval())
+    return LoadedRun(run, lm, data, model.to(device_of(run.config.trainer.accelerator)).eval())
 
 
 def started_in(folder: Path) -> Path:

@@ -10,6 +10,7 @@ import uvicorn
 from regen.config.objects import read_run_config
 from regen.data.prepare import load_tables
 from regen.generation.vllm_client import is_loopback
+from regen.runtime.device import device_of
 from regen.serving import NarrativeModel
 from regen.serving.connection import Connection
 from regen.serving.demo.app import Shown, build_app, withholds_review
@@ -18,11 +19,12 @@ from regen.serving.demo.runs import newest_grid
 from regen.serving.gate import LOOPBACK
 
 
-def serve(runs: Path, *, host: str, port: int, ready: Callable[[str], None]) -> None:
+def serve(runs: Path, *, device: str = "auto", host: str, port: int, ready: Callable[[str], None]) -> None:
     """Serves the page until it is interrupted.
 
     Args:
         runs: Folder of runs, or of a grid.
+        device: `auto`, `cpu` or `cuda`.
         host: A loopback address, because the page has no key.
         port: To listen on; 0 takes a free one.
         ready: Is given the page's address once models and data are loaded.
@@ -32,14 +34,14 @@ def serve(runs: Path, *, host: str, port: int, ready: Callable[[str], None]) -> 
         ValueError: If the address is no loopback one, the port is taken, or the runs cannot be shown.
     """
     with _listening(host, port) as listening:  # first, because models take longer to load than this takes to fail
-        app = build_app(load_shown(runs), hosts=[*LOOPBACK, host])
+        app = build_app(load_shown(runs, device), hosts=[*LOOPBACK, host])
         ready(f"http://{host}:{listening.getsockname()[1]}")
         with suppress(KeyboardInterrupt):  # how a reader ends it
             config = uvicorn.Config(app, http=Connection, log_level="warning", lifespan="off")
             uvicorn.Server(config).run(sockets=[listening])
 
 
-def load_shown(runs: Path) -> Shown:
+def load_shown(runs: Path, device: str = "auto") -> Shown:
     """Models and users of the newest grid in a folder.
 
     Raises:
@@ -52,7 +54,7 @@ def load_shown(runs: Path) -> Shown:
         raise ValueError(f"{first.folder}: {first.inputs}")
     models: dict[str, dict[str, NarrativeModel]] = {}
     for trio in trios:
-        loaded = {encoder: NarrativeModel.from_run(run.folder) for encoder, run in trio.items()}
+        loaded = {encoder: NarrativeModel.from_run(run.folder).to(device_of(device)) for encoder, run in trio.items()}
         models |= dict.fromkeys(loaded["both"].features, loaded)
     users = NarratedUsers(
         load_tables(first.data.path),
