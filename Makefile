@@ -8,7 +8,7 @@ MAX_MODEL_LEN ?= 4096
 MODEL ?=
 PAPER := table1 controls adapters xrec
 
-.PHONY: help setup grid paper train evaluate demo test test-all lint types bench llm-server serve clean
+.PHONY: gpu help setup grid paper train evaluate demo test test-all lint types bench llm-server serve clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -45,6 +45,10 @@ test: setup ## The default tests: no network, under three minutes
 
 test-all: setup ## All tests, with the slow ones and those on ../shared/data
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "" $(ARGS)
+
+gpu: setup ## The tests for a GPU, then its benchmark: outputs/bench/gpu.md
+	$(BIN)/python -m pytest -q -m gpu tests/test_device.py
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 lint: setup ## ruff, as linter and formatter; which room may import which
 	$(BIN)/ruff check .
