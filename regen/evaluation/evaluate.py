@@ -79,11 +79,11 @@ def _generate(loaded: LoadedRun, watch: Stopwatch, reopen: Callable[[Path], Load
     """Narratives for the test users: here, at a server, or on a cluster.
 
     Raises:
-        ValueError: If both a server and a cluster are to generate, or a server in a precision that is not its own.
+        ValueError: See `check_decoding`.
     """
+    from regen.generation.checks import check_decoding
     from regen.generation.narratives import generate_narratives
     from regen.generation.shards import generate_in_shards
-    from regen.generation.vllm_client import check_precision
     from regen.generation.vllm_decoder import server_of
 
     run, test, engine = loaded.run, loaded.data.splits["test"], loaded.run.config.engine.build()
@@ -94,15 +94,9 @@ def _generate(loaded: LoadedRun, watch: Stopwatch, reopen: Callable[[Path], Load
         "seed": evaluation.seed,
         "precision": evaluation.precision,
     }
+    check_decoding(evaluation, run.config.engine)
     server = None
     if evaluation.endpoint is not None:
-        check_precision(
-            settings["precision"], setting="evaluation.precision", server=f"evaluation.endpoint={evaluation.endpoint}"
-        )
-        if isinstance(engine, RayEngine):
-            raise ValueError(
-                f"evaluation.endpoint={evaluation.endpoint} and engine=ray would both generate. Leave one of them out."
-            )
         server = server_of(
             loaded.model, evaluation.endpoint, tokenizer=tokenizer, lm=run.config.lm.name, run=run.folder.name
         )

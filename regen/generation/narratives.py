@@ -1,6 +1,5 @@
 """Narratives of a trained model for a split's users."""
 
-import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -12,6 +11,7 @@ from transformers import GenerationConfig
 
 from regen.data.batch import Batch
 from regen.data.datamodule import LengthBatches, NarrativeDataset
+from regen.generation.checks import check_option_names
 from regen.generation.native_decoder import greedy_decoder
 from regen.generation.row_decoder import row_bytes
 from regen.generation.vllm_decoder import VLLMServer, decode_at_vllm
@@ -30,12 +30,7 @@ def generation_config(options: Mapping[str, Any], tokenizer: Any) -> GenerationC
     Raises:
         ValueError: If an option is none of transformers'; it names the nearest right one.
     """
-    known = GenerationConfig().to_dict()
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3)
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise ValueError(f"evaluation.generation.{name}: transformers' GenerationConfig has no such option.{hint}")
+    check_option_names(options)
     return GenerationConfig(
         **options, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, use_cache=True
     )

@@ -29,18 +29,6 @@ class VLLMError(RuntimeError):
     """The server is not there, has died, serves another model or refused; the message says which and the fix."""
 
 
-def check_precision(precision: str | None, *, setting: str, server: str) -> None:
-    """A server's weights are its own: none may be set beside it.
-
-    Raises:
-        ValueError: If one is.
-    """
-    if precision is not None:
-        raise ValueError(
-            f"{server} decodes with its own weights, which {setting}={precision} does not reach. Leave one of them out."
-        )
-
-
 class VLLMClient:
     """Greedy completions of embedded prompts.
 

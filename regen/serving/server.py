@@ -12,7 +12,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from regen.config.schema import BackendName, DeviceName, ServeConfig
-from regen.generation.vllm_client import check_precision, is_loopback
+from regen.generation.checks import check_precision
+from regen.generation.vllm_client import is_loopback
 from regen.runtime.device import device_of
 from regen.runtime.narrow_weights import narrow
 from regen.runtime.packed_weights import pack_weights

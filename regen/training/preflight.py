@@ -12,8 +12,9 @@ from pathlib import Path
 from regen.config.objects import Component
 from regen.config.schema import TrainConfig
 from regen.data.splits import check_shares, described, split_narratives
-from regen.data.tables import ITEM_FEATURES, DataError, nearest
+from regen.data.tables import ITEM_FEATURES, DataError
 from regen.embeddings.parts import CONTROLS, OURS, TEXT
+from regen.generation.checks import check_decoding, check_option_names
 
 EXTRAS = {  # package and extra that a choice needs, by its `_target_`
     "lightning.pytorch.loggers.WandbLogger": ("wandb", "wandb"),
@@ -105,27 +106,7 @@ def _check_combinations(config: TrainConfig) -> None:
         raise ValueError("encoder=text tuning=frozen leaves nothing to train. Use tuning=lora or full.")
     for metric in config.evaluation.metrics.values():
         metric.build()
-    if config.evaluation.endpoint is not None:
-        if config.engine.target == "regen.runtime.shards.RayEngine":
-            raise ValueError(
-                f"evaluation.endpoint={config.evaluation.endpoint} and engine=ray would both generate. Leave one out."
-            )
-        if config.evaluation.precision is not None:
-            raise ValueError(
-                f"evaluation.endpoint={config.evaluation.endpoint} decodes with its own weights, which "
-                "evaluation.precision=int8 does not reach. Leave one of them out."
-            )
-        if others := sorted(_beyond_greedy(config)):
-            raise ValueError(
-                f"evaluation.endpoint={config.evaluation.endpoint} decodes greedily, and evaluation.generation asks "
-                f"for {', '.join(others)}. Leave one of them out."
-            )
-
-
-def _beyond_greedy(config: TrainConfig) -> set[str]:
-    generation = config.evaluation.generation
-    asked = {str(name) for name in generation} - {"max_new_tokens", "do_sample"}
-    return asked | ({"do_sample"} if generation.get("do_sample") else set())
+    check_decoding(config.evaluation, config.engine)
 
 
 def _check_packages(config: TrainConfig) -> None:
@@ -168,13 +149,7 @@ def _check_generation(config: TrainConfig) -> None:
     from transformers import GenerationConfig
 
     options = config.evaluation.generation
-    known = GenerationConfig().to_dict()
-    for name in options:
-        if name not in known:
-            hint = nearest(name, sorted(known)).partition("Known:")[0]
-            raise ValueError(
-                f"evaluation.generation.{name}: transformers' GenerationConfig has no such option. {hint}".rstrip()
-            )
+    check_option_names(options)
     if "max_new_tokens" not in options:
         raise ValueError("evaluation.generation.max_new_tokens is missing: how many tokens a narrative has at most.")
     try:
