@@ -14,7 +14,8 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from regen.config.objects import typed
-from regen.config.schema import CONF, TrainConfig, register
+from regen.config.registration import register
+from regen.config.schema import CONF, TrainConfig
 from regen.data.datamodule import NarrativeDataModule, NarrativeDataset
 from regen.data.histories import Example
 from regen.models.language_model import LanguageModel

@@ -42,7 +42,8 @@ def small_config(tmp_path):  # type: ignore[no-untyped-def]
     from hydra import compose, initialize_config_dir
 
     from regen.config.objects import typed
-    from regen.config.schema import CONF, register
+    from regen.config.registration import register
+    from regen.config.schema import CONF
 
     register()
     small = [

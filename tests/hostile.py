@@ -68,7 +68,8 @@ def train_hostile(root, *encoders):
     from hydra import compose, initialize_config_dir
 
     from regen.config.objects import typed
-    from regen.config.schema import CONF, register
+    from regen.config.registration import register
+    from regen.config.schema import CONF
     from regen.pipeline import train_and_evaluate
 
     register()

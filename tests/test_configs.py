@@ -19,11 +19,12 @@ from omegaconf.errors import ValidationError
 from regen.config.command_line import run_hydra
 from regen.config.errors import OutOfRangeError, check
 from regen.config.ranges import ranges
-from regen.config.schema import CONF, DECIDED, register
+from regen.config.registration import register
+from regen.config.schema import CONF, DECIDED
 
 VERTICALS = sorted(CONF.glob("vertical/*.yaml"))
 GROUPED = sorted(path for path in CONF.glob("*/*.yaml") if path not in VERTICALS)
-ROOTS = sorted(path for path in CONF.glob("*.yaml") if "/schema/root/" in path.read_text())
+ROOTS = sorted(path for path in CONF.glob("*.yaml") if "Config@_here_" in path.read_text())
 NEEDED = {
     "lm/hf": ["lm.pretrained=somewhere"],
     "split/file": ["split.folder=somewhere"],

@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 from hydra import compose, initialize_config_dir
 
-from regen.config.schema import CONF, register
+from regen.config.registration import register
+from regen.config.schema import CONF
 from regen.generation import shards as generate_shards
 from regen.generation.shards import generate_in_shards
 from regen.pipeline import load_folder

@@ -21,7 +21,8 @@ from small import SMALL
 from regen.commands.evaluate import evaluate_from_config
 from regen.commands.grid import GridTable
 from regen.config.objects import typed
-from regen.config.schema import CONF, register
+from regen.config.registration import register
+from regen.config.schema import CONF
 from regen.evaluation.cells import grid_cells
 from regen.evaluation.comparison import compare
 

@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_dir
 from nbclient import NotebookClient
 
 from regen.config.objects import typed
-from regen.config.schema import CONF, register
+from regen.config.registration import register
+from regen.config.schema import CONF
 from regen.pipeline import train_and_evaluate
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))

@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from regen.commands import COMMANDS
 from regen.commands.plan import planned
 from regen.config.objects import Component, build_object, plain, read_run_config, typed
-from regen.config.schema import CONF, TrainConfig, register
+from regen.config.registration import register
+from regen.config.schema import CONF, TrainConfig
 from regen.pipeline import open_run, plan
 
 REPOSITORY = Path(__file__).parent.parent

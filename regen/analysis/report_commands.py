@@ -17,7 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from regen.analysis.report_runs import ReportedRun, leaves
 from regen.config.objects import composed_values
-from regen.config.schema import CONF, register
+from regen.config.registration import register
+from regen.config.schema import CONF
 from regen.evaluation.comparison import ENCODERS
 
 GROUPS = ("encoder", "source", "vertical", "narrator", "cf", "content", "adapter", "lm", "tuning")

@@ -27,7 +27,8 @@ from yaml import YAMLError
 
 from regen.config.errors import check, explain
 from regen.config.objects import typed
-from regen.config.schema import CONF, register
+from regen.config.registration import register
+from regen.config.schema import CONF
 from regen.runtime.console import quiet_libraries
 
 PACKAGE_DIR = Path(__file__).resolve().parents[1]

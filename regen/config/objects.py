@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from regen.config import schema
 from regen.config.errors import check
+from regen.config.registration import register
 
 Config = TypeVar("Config")
 
@@ -118,7 +119,7 @@ def compose(overrides: Sequence[str] = (), *, root: str = "train", config_dir: P
     """
     import hydra
 
-    schema.register()
+    register()
     more = [] if config_dir is None else [f"hydra.searchpath=[file://{config_dir.resolve()}]"]
     with hydra.initialize_config_dir(str(schema.CONF), version_base="1.3"):
         cfg = hydra.compose(root, [*more, *overrides])

@@ -5,17 +5,14 @@ error when the config is composed. An option of your own (an adapter, an encoder
 YAML beside ours, with `_target_` naming your class.
 """
 
-import sqlite3
-from contextlib import closing
-from dataclasses import FrozenInstanceError, dataclass, field, is_dataclass
+from dataclasses import FrozenInstanceError, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING
 
-from regen.config.ranges import number, random_seed, ranges
+from regen.config.ranges import number, random_seed
 
 CONF = Path(__file__).parents[1] / "conf"
 """The folder of YAML files. In a clone it is a link to `conf/`; a wheel holds the files themselves."""
@@ -650,85 +647,3 @@ class DemoConfig(Settings):
     device: DeviceName = DeviceName.auto
     host: str = MISSING
     port: int = number(0, 65_535, "TCP port, 0 for a free one")
-
-
-def groups_help() -> str:
-    """Every group of `conf/` with its values, for `--help`; the schema's own groups are no one's choice."""
-    groups: dict[str, list[str]] = {}
-    for path in sorted(CONF.glob("*/*.yaml")):
-        groups.setdefault(path.parent.name, []).append(path.stem)
-    return "\n".join(f"  {group}: {', '.join(values)}" for group, values in groups.items())
-
-
-def numbers_help(_root_: Any) -> str:
-    """The range and the unit of each number of a composed config, for `--help`."""
-    lines: list[str] = []
-
-    def walk(node: Any) -> None:
-        schema = OmegaConf.get_type(node)
-        known = ranges(schema) if schema is not None and is_dataclass(schema) else {}
-        for key in node:
-            if key in known:
-                lines.append(f"  {node._get_full_key(key):40} {known[key]!s:26} {known[key].unit}")
-            elif key != "hydra" and isinstance(below := node._get_node(key), DictConfig) and not below._is_none():
-                walk(below)
-
-    walk(_root_)
-    return "\n".join(lines)
-
-
-def trials_left(study: str, wanted: int) -> int:
-    """How many of a search's trials are still to do: those with a value in the study's file are done."""
-    if not Path(study).is_file():
-        return wanted
-    with closing(sqlite3.connect(study)) as connection:
-        (done,) = connection.execute("SELECT count(*) FROM trials WHERE state = 'COMPLETE'").fetchone()
-    return max(0, wanted - int(done))
-
-
-def _the_store(memo: dict[int, Any]) -> ConfigStore:
-    return ConfigStore.instance()
-
-
-def register() -> None:
-    """Puts the schema where the YAML files' defaults lists find it: `/schema/<group>/<class>`."""
-    OmegaConf.register_new_resolver("groups_help", groups_help, replace=True)
-    OmegaConf.register_new_resolver("trials_left", trials_left, replace=True)
-    OmegaConf.register_new_resolver("numbers_help", numbers_help, replace=True)
-    store = ConfigStore.instance()
-    # Hydra copies its config sources, and the store in them, for every group that --help lists: seconds. A copy is
-    # not needed, because nothing writes to a source's store and `ConfigStore.load` copies what it returns.
-    vars(store)["__deepcopy__"] = _the_store
-    groups: dict[str, list[type]] = {
-        "root": [
-            PrepareConfig,
-            NarrateConfig,
-            RateConfig,
-            SideBySideConfig,
-            DashboardConfig,
-            ReleaseConfig,
-            EncodeConfig,
-            TrainConfig,
-            EvaluateConfig,
-            ReportConfig,
-            ServeConfig,
-            ExportConfig,
-            DemoConfig,
-        ],
-        "source": [SyntheticSource, FolderSource, JsonlSource, AmazonSource, ReleaseSource],
-        "split": [UsersSplit, TimeSplit, FileSplit],
-        "narrator": [Narrator, WritingNarrator, OpenAINarrator],
-        "encoder": [Encoder],
-        "engine": [LocalEngine, RayEngine],
-        "cf": [ALS, BPR],
-        "adapter": [LinearAdapter, MLPAdapter, TransformerAdapter],
-        "lm": [PackagedLM, PretrainedLM, TinyLM],
-        "tuning": [Tuning, LoRA],
-        "optimizer": [Optimizer, AdamW, ScheduleFree],
-        "scheduler": [Schedule],
-        "callbacks": [Checkpoint, EarlyStopping, ProgressBar],
-        "logger": [Logger, MLFlowLogger, WandbLogger],
-    }
-    for group, classes in groups.items():
-        for node in classes:
-            store.store(group=f"schema/{group}", name=node.__name__, node=node)

@@ -19,7 +19,8 @@ def trained_runs(tmp_path_factory):
     from hydra import compose, initialize_config_dir
 
     from regen.config.objects import typed
-    from regen.config.schema import CONF, register
+    from regen.config.registration import register
+    from regen.config.schema import CONF
     from regen.pipeline import train_and_evaluate
 
     register()

@@ -23,7 +23,8 @@ from regen.analysis.report_commands import run_commands
 from regen.analysis.report_plots import ticks
 from regen.analysis.report_runs import common_settings, differing_settings, open_runs
 from regen.commands.report import run
-from regen.config.schema import CONF, register
+from regen.config.registration import register
+from regen.config.schema import CONF
 
 VOID = {"meta", "link", "br", "img", "input"}
 

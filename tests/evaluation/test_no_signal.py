@@ -7,7 +7,8 @@ import pytest
 from small import quick_embeddings
 
 from regen.config.objects import typed
-from regen.config.schema import CONF, register
+from regen.config.registration import register
+from regen.config.schema import CONF
 from regen.evaluation.comparison import Cell, compare
 from regen.evaluation.comparison_blocks import LEVEL
 from regen.evaluation.statistics import Estimate

@@ -14,7 +14,8 @@ def session_config(tmp_path_factory):
     from small import SMALL
 
     from regen.config.objects import typed
-    from regen.config.schema import CONF, register
+    from regen.config.registration import register
+    from regen.config.schema import CONF
 
     register()
     folder = tmp_path_factory.mktemp("serving")

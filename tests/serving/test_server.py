@@ -14,7 +14,8 @@ from small import needs_vnni
 
 from regen import pipeline
 from regen.config.objects import typed
-from regen.config.schema import CONF, register
+from regen.config.registration import register
+from regen.config.schema import CONF
 from regen.serving import NarrativeModel, connection, server
 from regen.serving.users import Users
 

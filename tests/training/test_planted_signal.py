@@ -36,7 +36,8 @@ def trained(tmp_path_factory):
     from hydra import compose, initialize_config_dir
 
     from regen.config.objects import typed
-    from regen.config.schema import CONF, register
+    from regen.config.registration import register
+    from regen.config.schema import CONF
 
     register()
     folder = tmp_path_factory.mktemp("planted")

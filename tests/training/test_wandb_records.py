@@ -19,7 +19,8 @@ from regen.analysis.wandb_dashboard import save_dashboard, workspace_spec
 from regen.commands import dashboard
 from regen.commands.grid import run_cell
 from regen.config.objects import typed
-from regen.config.schema import CONF, DashboardConfig, register
+from regen.config.registration import register
+from regen.config.schema import CONF, DashboardConfig
 from regen.evaluation.wandb_results import final_metrics
 from regen.pipeline import train_and_evaluate
 from regen.storage.artefacts import Artefact, open_artefact
