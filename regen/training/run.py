@@ -124,14 +124,13 @@ def _label(config: TrainConfig) -> str:
 
 def _made_from(run: Run) -> dict[str, Any]:
     """What a run's record says from the beginning."""
-    weights = identity.lm_weights(run.config.lm.node)
-    made_from: dict[str, Any] = {
+    return {
         "inputs": run.inputs.fingerprints(),
-        "weights": weights,
+        "weights": identity.lm_weights(run.config.lm.node),
         "versions": library_versions(),
+        "split": described(run.config.split),
+        "limits": run.limits,
     }
-    made_from["split"] = described(run.config.split)
-    return made_from | ({"limits": run.limits} if run.limits else {})
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from regen.config.schema import CONF, DECIDED, Trainer
-from regen.pipeline import opened_run, train_and_evaluate
+from regen.pipeline import open_run, opened_run, train_and_evaluate
 from regen.training.module import NarrativeModule
 from regen.training.run import LIMITS
 
@@ -108,7 +108,7 @@ def test_a_run_that_accumulates_and_is_killed_reaches_the_same_weights(small_con
     ids=" ".join,
 )
 def test_a_choice_trains_and_is_scored(small_config, options, capsys):
-    folder, best = train_and_evaluate(small_config(*options, "trainer.max_epochs=2", "tuning=lora", without="tuning"))
+    folder, best = train_and_evaluate(small_config(*options, "tuning=lora", without="tuning"))
     assert (folder / "scores.json").is_file()
     record = json.loads((folder / "run.json").read_text())
     assert record["steps"] > 0
@@ -120,7 +120,7 @@ DEBUG = sorted(path.stem for path in (CONF / "debug").glob("*.yaml"))
 
 @pytest.mark.parametrize("name", DEBUG)
 def test_a_debugging_run_is_trained_and_scored_and_never_taken_for_a_finished_one(small_config, name):
-    config = small_config(f"debug={name}")
+    config = small_config(f"debug={name}", "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1")
     folder, _ = train_and_evaluate(config)
     first = (folder / "scores.json").stat().st_mtime_ns
     limits = json.loads((folder / "run.json").read_text())["limits"]
@@ -133,7 +133,7 @@ def test_a_debugging_run_is_trained_and_scored_and_never_taken_for_a_finished_on
         opened_run(folder),
     ):
         pass
-    assert folder != train_and_evaluate(small_config("trainer.max_steps=1"))[0]
+    assert folder != open_run(small_config()).folder
 
 
 def test_a_model_overfits_the_same_batches(small_config):
