@@ -82,8 +82,8 @@ def test_every_command_is_listed_and_has_a_module():
     assert all(callable(importlib.import_module(f"regen.commands.{name}").run) for name in COMMANDS)
 
 
-def test_the_readme_lists_the_rooms_that_there_are():
-    text = next(part for part in (REPOSITORY / "README.md").read_text().split("```") if "\nregen/\n" in part)
+def test_the_docs_list_the_rooms_that_there_are():
+    text = next(part for part in (REPOSITORY / "docs/structure.md").read_text().split("```") if "\nregen/\n" in part)
     listed = set(re.findall(r"^  ([\w.]+?)/? ", text, re.MULTILINE))
     there = {
         path.name for path in (REPOSITORY / "regen").iterdir() if not path.name.startswith("_") and path.name != "conf"
