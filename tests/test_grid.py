@@ -94,6 +94,13 @@ def test_a_wrong_value_in_one_cell_is_refused_before_the_first_one(tmp_path):
     assert not list(tmp_path.glob("outputs/runs/*"))
 
 
+def test_columns_that_were_not_swept_are_refused_before_the_first_cell(tmp_path):
+    done = command("train.py", tmp_path, "-m", "encoder=cf", "adapter.lr=0.01,0.02", "compare.columns=tuning")
+    assert done.returncode == 2
+    assert "error: compare: columns=tuning: all runs agree in it. They differ in adapter.lr" in done.stderr
+    assert not list(tmp_path.glob("outputs/runs/*"))
+
+
 def test_every_cell_is_noted_before_the_first_one_starts(tmp_path):
     """So that a table that grows with its cells says of the others that they are missing."""
     stale = tmp_path / "7" / "cell.json"

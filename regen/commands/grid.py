@@ -5,7 +5,7 @@ import logging
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
@@ -20,6 +20,9 @@ from regen.runtime.costs import CELL
 from regen.runtime.threads import share_cores
 from regen.storage.artefacts import write_atomically
 
+if TYPE_CHECKING:
+    from regen.evaluation.comparison import Cell
+
 logger = logging.getLogger(__name__)
 TRACEBACK = "traceback.txt"  # of a cell that failed, in the job's folder
 
@@ -28,9 +31,11 @@ def run_cell(config: TrainConfig) -> float:
     """Trains and evaluates one cell, or finds it done. In a grid a failure is noted and the other cells go on.
 
     Returns:
-        The best validation loss; nan for a cell of a grid that failed.
+        The best value of what is monitored, by default the validation loss; nan for a cell of a grid that failed.
     """
     from regen.pipeline import train_and_evaluate
+    from regen.runtime.device import free_memory
+    from regen.training.pruning import PrunedError
 
     job = HydraConfig.get()
     share_cores(job.launcher)
@@ -45,9 +50,6 @@ def run_cell(config: TrainConfig) -> float:
     note: dict[str, Any] = {"overrides": list(job.overrides.task), "run": None, "error": None}
     folder = Path(job.runtime.output_dir)
     _announce(folder, int(job.job.num), note["overrides"])
-    from regen.runtime.device import free_memory
-    from regen.training.pruning import PrunedError
-
     try:
         run, loss = train_and_evaluate(config)
         note["run"] = str(run.resolve())
@@ -83,50 +85,56 @@ class GridTable(Callback):
         for overrides, cfg in planned:
             try:
                 check(cfg)
-            except ConfigCompositionException as error:  # Hydra lets no exception of a callback end the multirun
-                sys.stderr.write(f"error: {error} Cell: {' '.join(overrides)}\n")
-                raise SystemExit(2) from error
+            except ConfigCompositionException as error:
+                _end(f"{error} Cell: {' '.join(overrides)}", error)
         for number, (overrides, cfg) in enumerate(planned):
             _note(
                 folder / str(number) / CELL,
                 composed_values(cfg, complete=False),
                 {"overrides": overrides, "run": None, "error": None},
             )
+        if planned and any(config.compare.values()):
+            try:
+                _compare(config, show=None)
+            except ValueError as error:
+                _end(f"compare: {error}", error)
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
-        if HydraConfig.get().mode is not RunMode.MULTIRUN or _is_search(config):
-            return  # before the import: an error message does not wait for torch
-        from regen.commands.evaluate import compare_cells
-        from regen.evaluation.cells import grid_cells
-        from regen.evaluation.comparison import Columns
-
-        if cells := grid_cells(Path(config.hydra.sweep.dir)):
-            compare_cells(
-                cells,
-                Path(config.hydra.sweep.dir),
-                Columns(config.compare.columns, config.compare.reference),
-                config.evaluation,
-                show=False,
-            )
+        if HydraConfig.get().mode is RunMode.MULTIRUN and not _is_search(config):
+            _compare(config, show=False)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from regen.commands.evaluate import compare_cells
-        from regen.evaluation.cells import grid_cells
-        from regen.evaluation.comparison import Columns
-
-        folder = Path(config.hydra.sweep.dir)
         if _is_search(config):
             from regen.analysis.search_page import write_search_page
 
-            page = write_search_page(config.hydra.sweeper.storage, config.hydra.sweeper.study_name, folder)
+            sweeper = config.hydra.sweeper
+            page = write_search_page(sweeper.storage, sweeper.study_name, Path(config.hydra.sweep.dir))
             logger.info("search: %s", page or "no trial has a value yet")
             return
-        cells = grid_cells(folder)
-        if not cells:
-            return
-        compare_cells(cells, folder, Columns(config.compare.columns, config.compare.reference), config.evaluation)
+        cells = _compare(config, show=True)
         if failed := [cell for cell in cells if cell.error]:
             raise SystemExit(f"{len(failed)} of {len(cells)} cells failed; the table above names why.")
+
+
+def _compare(config: DictConfig, *, show: bool | None) -> "list[Cell]":
+    """Writes the table over the cells of a multirun and gives the cells; with `show=None` it is only tried."""
+    from regen.commands.evaluate import compare_cells
+    from regen.evaluation.cells import grid_cells
+    from regen.evaluation.comparison import Columns, compare
+
+    folder = Path(config.hydra.sweep.dir)
+    columns, cells = Columns(config.compare.columns, config.compare.reference), grid_cells(folder)
+    if show is None:
+        compare(cells, columns=columns, resamples=config.evaluation.resamples)
+    elif cells:
+        compare_cells(cells, folder, columns, config.evaluation, show=show)
+    return cells
+
+
+def _end(message: str, error: Exception) -> None:
+    """Ends a multirun: Hydra turns any other exception of a callback into a warning."""
+    sys.stderr.write(f"error: {message}\n")
+    raise SystemExit(2) from error
 
 
 def _is_search(config: DictConfig) -> bool:
