@@ -15,7 +15,9 @@ from regen.evaluation.statistics import Estimate
 from regen.pipeline import train_and_evaluate
 
 pytestmark = pytest.mark.slow  # trains 30 small cells
-TABLES, SEEDS, COLUMNS = 20, 3, ("cf", "content", "both")
+TABLES, SEEDS = 20, 3
+PARTS = {"cf": ("cf",), "content": ("content",), "both": ("cf", "content")}
+COLUMNS = tuple(PARTS)
 WORLD = ["encoder=noise", "encoder.dim=8", "lm=tiny", "lm.width=32", "tuning=full", "adapter=linear"]
 WORLD += ["source.users=600", "source.narrated_users=240", "source.items=200", "split.test=0.4", "feature=user_profile"]
 WORLD += ["training.batch_size=8", "trainer.max_epochs=2", "trainer.val_check_interval=1.0", "tuning.lr=0.003"]
@@ -50,7 +52,9 @@ def false_alarms(folders, *, seeds):
     for table in range(TABLES):
         drawn = np.random.default_rng(table).permutation(len(folders))[: seeds * len(COLUMNS)].tolist()
         cells = [
-            Cell(folders[drawn[number * seeds + seed]], encoder, seed, {"feature": "user_profile"})
+            Cell(
+                folders[drawn[number * seeds + seed]], encoder, seed, {"feature": "user_profile"}, parts=PARTS[encoder]
+            )
             for number, encoder in enumerate(COLUMNS)
             for seed in range(seeds)
         ]
