@@ -1,7 +1,5 @@
 """The page at the end of a search: how the best value fell, which setting mattered, every trial, the best command."""
 
-import base64
-import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from regen.analysis.report_figures import Picture, image
 from regen.storage.artefacts import write_atomically
 
 FEWEST = 5  # trials from which importances are told
@@ -37,9 +36,9 @@ def write_search_page(storage: str, study_name: str, folder: Path) -> Path | Non
         (trial.number, _shown(trial.value), [_shown(trial.params.get(name)) for name in names], _state(trial))
         for trial in study.trials
     ]
-    pictures = [("The best value so far", _picture(partial(_history, done, study.direction.name)))]
+    pictures = [_picture("The best value so far", "best_value", partial(_history, done, study.direction.name))]
     if len(done) >= FEWEST:
-        pictures.append(("Which setting mattered", _picture(partial(_bars, importances(done, names)))))
+        pictures.append(_picture("Which setting mattered", "importances", partial(_bars, importances(done, names))))
     best = " ".join(f"{name}={value}" for name, value in study.best_params.items())
     template = Environment(loader=PackageLoader("regen.analysis", "."), autoescape=True).get_template("search.html.j2")
     text = template.render(
@@ -79,12 +78,10 @@ def _shown(value: Any) -> str:
     return "—" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _picture(draw: Callable[[Axes], None]) -> str:
+def _picture(title: str, file: str, draw: Callable[[Axes], None]) -> Picture:
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     draw(figure.subplots())
-    stream = io.BytesIO()
-    figure.savefig(stream, dpi=150)
-    return base64.b64encode(stream.getvalue()).decode()
+    return Picture(title, f"{title}; the numbers are in the table below", image(figure, vector=False), file)
 
 
 def _history(trials: Sequence[Any], direction: str, axis: Axes) -> None:

@@ -21,7 +21,7 @@ from regen.runtime.threads import share_cores
 from regen.storage.artefacts import write_atomically
 
 if TYPE_CHECKING:
-    from regen.evaluation.comparison import Cell
+    from regen.evaluation.comparison import Cell, Columns
 
 logger = logging.getLogger(__name__)
 TRACEBACK = "traceback.txt"  # of a cell that failed, in the job's folder
@@ -94,8 +94,11 @@ class GridTable(Callback):
                 {"overrides": overrides, "run": None, "error": None},
             )
         if planned and any(config.compare.values()):
+            from regen.evaluation.cells import grid_cells
+            from regen.evaluation.comparison import compare
+
             try:
-                _compare(config, show=None)
+                compare(grid_cells(folder), columns=_columns(config), resamples=config.evaluation.resamples)
             except ValueError as error:
                 _end(f"compare: {error}", error)
 
@@ -116,19 +119,21 @@ class GridTable(Callback):
             raise SystemExit(f"{len(failed)} of {len(cells)} cells failed; the table above names why.")
 
 
-def _compare(config: DictConfig, *, show: bool | None) -> "list[Cell]":
-    """Writes the table over the cells of a multirun and gives the cells; with `show=None` it is only tried."""
+def _compare(config: DictConfig, *, show: bool) -> "list[Cell]":
+    """Writes the table over the cells of a multirun, shows it if asked to, and gives the cells."""
     from regen.commands.evaluate import compare_cells
     from regen.evaluation.cells import grid_cells
-    from regen.evaluation.comparison import Columns, compare
 
     folder = Path(config.hydra.sweep.dir)
-    columns, cells = Columns(config.compare.columns, config.compare.reference), grid_cells(folder)
-    if show is None:
-        compare(cells, columns=columns, resamples=config.evaluation.resamples)
-    elif cells:
-        compare_cells(cells, folder, columns, config.evaluation, show=show)
+    if cells := grid_cells(folder):
+        compare_cells(cells, folder, _columns(config), config.evaluation, show=show)
     return cells
+
+
+def _columns(config: DictConfig) -> "Columns":
+    from regen.evaluation.comparison import Columns
+
+    return Columns(config.compare.columns, config.compare.reference)
 
 
 def _end(message: str, error: Exception) -> None:

@@ -62,18 +62,19 @@ def compare(cells: Sequence[Cell], *, columns: Columns = Columns(), resamples: i
     key = compared_key(cells, columns.key)
     values = _in_order(key, list(dict.fromkeys(cell.value(key) for cell in cells)))
     contrast = _contrast(cells, key, values, columns.reference)
-    varying = [name for name in varying_settings(cells) if name != key]
+    varying = varying_settings(cells)
+    beside = [name for name in varying if name != key]
     runs = [load(cell) for cell in cells]
     bootstraps = _Bootstraps(resamples=resamples, seed=seed)
     blocks = [
         _BlockBuilder(feature, members, bootstraps, key, values, contrast).build(dict(settings))
-        for (feature, settings), members in grouped(runs, varying).items()
+        for (feature, settings), members in grouped(runs, beside).items()
     ]
     problems = []
     for run in runs:
         if run.examples is None:
             reason = run.error or f"no {EXAMPLES} in {run.cell.folder} yet"
-            problems.append(f"{run.cell.identity(varying_settings(cells))}: {run.status}: {reason}")
+            problems.append(f"{run.cell.identity(varying)}: {run.status}: {reason}")
     return Comparison(*_corrected(blocks), problems, resamples, key)
 
 

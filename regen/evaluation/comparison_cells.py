@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class Run:
         """What training and generating cost, where the run's records say so."""
         return read_costs(self.cell.folder)
 
-    @property
+    @cached_property
     def record(self) -> dict[str, Any]:
         """What training wrote down; empty for what was not trained here."""
         path = self.cell.folder / TRAINED

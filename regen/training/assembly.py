@@ -23,6 +23,7 @@ from regen.generation.lm_check import fast_path_of
 from regen.models.language_model import LanguageModel
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.models.warm_start import initialise
+from regen.runtime.device import ON_CUDA
 from regen.storage.identity import LIBRARIES
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def build_module(
 def _workers(config: TrainConfig) -> int:
     if config.training.num_workers is not None:
         return config.training.num_workers
-    return 2 if config.trainer.accelerator in ("gpu", "cuda") else 0
+    return 2 if config.trainer.accelerator in ON_CUDA else 0
 
 
 def _limited(test: NarrativeDataset, config: TrainConfig) -> NarrativeDataset:

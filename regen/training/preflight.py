@@ -134,7 +134,9 @@ def _check_wandb_login() -> None:
 def _check_machine(config: TrainConfig) -> None:
     import torch
 
-    if config.trainer.accelerator in ("gpu", "cuda"):
+    from regen.runtime.device import ON_CUDA
+
+    if config.trainer.accelerator in ON_CUDA:
         devices = torch.cuda.device_count()
         if devices < config.trainer.devices:
             raise ValueError(
