@@ -30,6 +30,13 @@ def test_a_stopwatch_adds_up():
     assert watch.seconds["prefill"] > 0
 
 
+def test_a_stopwatch_waits_for_the_device_before_it_is_read():
+    waited = []
+    with Stopwatch(lambda: waited.append(1)).timing("prefill"):
+        assert waited == [1]
+    assert waited == [1, 1]
+
+
 def test_the_peak_of_memory_starts_anew():
     block = mmap.mmap(-1, 2**27)  # 128 MiB straight from the system: memory freed to malloc may stay with the process
     block.write(b"x" * len(block))

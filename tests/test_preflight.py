@@ -11,8 +11,9 @@ from small import needs_vnni
 from regen.config.schema import CONF, Feature
 from regen.data.prepare import load_tables
 from regen.data.tables import DataError
+from regen.models.language_model import skeleton
 from regen.pipeline import prepared_artefact, train_and_evaluate
-from regen.training.preflight import EXTRAS, check_config, check_data
+from regen.training.preflight import EXTRAS, check_config, check_data, least_memory
 
 pytestmark = pytest.mark.usefixtures("no_sentence_encoder")
 
@@ -38,6 +39,7 @@ REFUSED = [  # overrides, and what the message says
     (["feature.purchase_reason.prompt=" + "why " * 600], "feature.purchase_reason.prompt has 600 tokens"),
     (["tuning=lora", "tuning.target_modules=[qkv]"], r"tuning.target_modules=\['qkv'\]: .* linear layers \(q_proj, k_proj"),
     (["lm=hf", "lm.pretrained=./nowhere"], "lm.pretrained=./nowhere: nothing to load there"),
+    (["tuning=qlora", "trainer=fsdp"], "tuning=qlora and trainer=fsdp: layers in 4 bits cannot be split"),
     (["trainer.accelerator=gpu"], "this machine has 0 CUDA devices. Use fewer, or trainer=cpu"),
     (["logger=wandb"], "not logged in to Weights & Biases. Run `wandb login`"),
 ]  # fmt: skip
@@ -92,9 +94,10 @@ def test_a_missing_extra_is_named_with_its_command(small_config, monkeypatch, ta
 
     package, extra = EXTRAS[target]
     monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
-    options = {"ray": "engine=ray", "schedulefree": "optimizer=schedule_free"}.get(package, f"logger={package}")
+    needing = {"ray": "engine=ray", "schedulefree": "optimizer=schedule_free", "bitsandbytes": "tuning=qlora"}
+    options = needing.get(package, f"logger={package}")
     with pytest.raises(ValueError, match=rf"needs the package {package}. Run: pip install 'regen\[{extra}\]'"):
-        check_config(small_config(options))
+        check_config(small_config(options, without=options.split("=")[0]))
 
 
 @needs_vnni
@@ -102,6 +105,49 @@ def test_int8_is_refused_where_the_cpu_cannot(small_config, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     with pytest.raises(ValueError, match="evaluation.precision=int8 needs a CPU with VNNI"):
         check_config(small_config("evaluation.precision=int8"))
+
+
+@pytest.fixture
+def card(small_config, monkeypatch):
+    """A GPU of 24 GiB with half a MiB free, without bfloat16 until told otherwise."""
+    small_config().lm.build()  # kept: drawing its weights would ask for the state of the GPU's generator
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "GeForce")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**19, 24 * 2**30))
+    return monkeypatch
+
+
+def test_a_card_without_bfloat16_is_refused(refused, card):
+    card.setattr(torch.cuda, "device_count", lambda: 1)
+    message, _ = refused(["trainer=gpu"])
+    assert message == "trainer.precision=bf16-mixed: GeForce has no bfloat16. Use trainer.precision=32-true."
+
+
+def test_an_lm_larger_than_what_is_free_on_the_card_is_refused(refused, card):
+    card.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    card.setattr(torch.cuda, "device_count", lambda: 1)
+    message, left = refused(["trainer=gpu", "tuning=full"])
+    assert left == set()
+    assert re.match(
+        r"lm=tiny tuning=full needs 0\.\d GiB for weights, gradients and optimizer alone; 0.0 of 24.0 GiB", message
+    )
+    assert "are free on cuda:0. Use tuning=lora with trainer.precision=bf16-mixed, tuning=qlora" in message
+
+
+def test_the_least_memory_follows_precision_tuning_and_parts(small_config):
+    def bytes_each(*overrides):
+        config = small_config(*overrides, "lm.width=128", without=("tuning", "lm.width"))
+        lm, _ = skeleton(config.lm.node)
+        count = sum(parameter.numel() for parameter in lm.parameters())
+        return least_memory(config, config.tuning.build(lm)) / count
+
+    assert bytes_each("tuning=full") == 16
+    assert bytes_each("tuning=full", "trainer=fsdp", "trainer.devices=4") == 4
+    assert bytes_each("tuning=frozen") == 4
+    assert bytes_each("tuning=frozen", "trainer=gpu") == 2
+    assert bytes_each("tuning=qlora", "trainer=gpu") < bytes_each("tuning=lora", "trainer=gpu") < 2.1
 
 
 def test_too_few_users_are_refused_before_anything_is_encoded(refused):

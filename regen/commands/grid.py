@@ -34,11 +34,13 @@ def run_cell(config: TrainConfig) -> float:
         The best value of what is monitored, by default the validation loss; nan for a cell of a grid that failed.
     """
     from regen.pipeline import train_and_evaluate
-    from regen.runtime.device import free_memory
+    from regen.runtime.device import free_memory, share_gpus
     from regen.training.pruning import PrunedError
 
     job = HydraConfig.get()
     share_cores(job.launcher)
+    if config.trainer.accelerator != "cpu" and job.launcher.get("n_jobs", 1) != 1:
+        share_gpus(int(job.job.num))
     _warn_of_idle_overrides(config, list(job.overrides.task))
     if job.mode is not RunMode.MULTIRUN:
         return train_and_evaluate(config)[1]

@@ -346,6 +346,9 @@ class Evaluation(Settings):
     seed: int = random_seed()
 
 
+SHARDED = "fsdp2"  # what trainer.strategy calls an LM in parts (trainer=fsdp)
+
+
 @dataclass
 class Trainer(Settings):
     """Arguments of `lightning.Trainer`, with its defaults where no YAML file gives another.

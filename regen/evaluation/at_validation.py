@@ -7,7 +7,7 @@ import lightning as L
 import polars as pl
 import torch
 
-from regen.config.schema import Mode, TrainConfig
+from regen.config.schema import SHARDED, Mode, TrainConfig
 from regen.data.prepare import load_tables
 from regen.evaluation.evaluate import embedder, options
 from regen.evaluation.text_metrics import METRICS, OWN, metrics_for, score_examples
@@ -57,7 +57,7 @@ def check_monitor(config: TrainConfig) -> None:
         ValueError: Names what can be monitored, or the right direction.
     """
     training = config.training
-    if training.narratives_at_validation and config.trainer.strategy == "fsdp2":
+    if training.narratives_at_validation and config.trainer.strategy == SHARDED:
         raise ValueError("training.narratives_at_validation needs the whole model, of which trainer=fsdp has parts.")
     wanted = {"val_loss": Mode.min}  # direction of each metric that has one
     if training.narratives_at_validation:

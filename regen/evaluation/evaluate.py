@@ -17,7 +17,7 @@ from regen.data.prepare import load_tables
 from regen.embeddings.content import embed_texts
 from regen.evaluation.scoring import EXAMPLES, SCORES, Scores, ScoringOptions, score_run_files
 from regen.runtime.costs import EVALUATED, KEY, PeakMemory, Stopwatch
-from regen.runtime.device import described, out_of_memory_named
+from regen.runtime.device import described, out_of_memory_named, waiting_for
 from regen.runtime.shards import RayEngine
 from regen.storage import identity
 from regen.storage.artefacts import fingerprint, write_atomically
@@ -47,7 +47,7 @@ def evaluate_run(loaded: LoadedRun, loggers: Sequence[Any] = (), *, reopen: Call
     """
     run, evaluation = loaded.run, loaded.run.config.evaluation
     (run.folder / EVALUATION).unlink(missing_ok=True)
-    watch, memory = Stopwatch(), PeakMemory()
+    watch, memory = Stopwatch(waiting_for(loaded.model.device)), PeakMemory()
     asked = f"evaluation.batch_size={evaluation.batch_size}, {evaluation.generation['max_new_tokens']} new tokens a row"
     with out_of_memory_named(asked, "Lower evaluation.batch_size or evaluation.generation.max_new_tokens."):
         predictions = _generate(loaded, watch, reopen)

@@ -10,6 +10,7 @@ import torch
 from filelock import FileLock
 
 from regen.data.download import user_cache
+from regen.models.four_bit import from_four_bits
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.storage.artefacts import appearing_whole
 
@@ -49,7 +50,9 @@ def _write(model: SoftTokenLM, tokenizer: Any, folder: Path) -> None:
     logger.info("Writing the LM with its LoRA merged into %s.", folder)
     lm = model.lm
     if isinstance(lm, PeftModel):
-        lm = copy.deepcopy(lm).merge_and_unload()
+        lm = copy.deepcopy(lm)
+        from_four_bits(lm)
+        lm = lm.merge_and_unload()
     with appearing_whole(folder) as partial:
         lm.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

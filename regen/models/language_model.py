@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from filelock import FileLock
@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 from transformers.pytorch_utils import Conv1D
 
 from regen.data.download import user_cache
+from regen.models.four_bit import is_four_bits, to_four_bits
 from regen.runtime.console import without_loading_bar
 from regen.storage.artefacts import appearing_whole
 from regen.storage.identity import files_state, lm_weights
@@ -249,6 +250,15 @@ def add_lora(
         ) from error
 
 
+def add_qlora(
+    model: Any, *, rank: int, alpha: float, dropout: float, target_modules: Sequence[str] | str | None = None
+) -> nn.Module:
+    """`tuning=qlora`: `add_lora` over an LM whose frozen linear layers are held in 4 bits. Arguments are the same."""
+    tuned: Any = add_lora(model, rank=rank, alpha=alpha, dropout=dropout, target_modules=target_modules)
+    to_four_bits(tuned.get_base_model().get_decoder())
+    return cast(nn.Module, tuned)
+
+
 def _lora_targets(model: Any, layers: Sequence[str]) -> Sequence[str] | str:
     """The layers that PEFT takes by default for this architecture, if the LM has them; else all linear ones."""
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as BY_ARCHITECTURE
@@ -267,10 +277,14 @@ def _linear_layers(model: nn.Module) -> list[str]:
 def hold_frozen_in_bfloat16(model: nn.Module) -> None:
     """Halves the memory of what does not train. What trains stays float32: a small step on bfloat16 changes nothing.
 
-    The module gets new parameters, because the old ones may be those of the pristine LM.
+    The module gets new parameters, because the old ones may be those of the pristine LM. Layers in 4 bits stay so and
+    compute in bfloat16.
     """
     narrow: dict[int, nn.Parameter] = {}  # by the old one, so that tied weights stay tied
     for module in model.modules():
+        if is_four_bits(module):
+            vars(module)["compute_dtype"] = torch.bfloat16
+            continue
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 new = narrow.setdefault(

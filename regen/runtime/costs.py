@@ -3,7 +3,7 @@
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -22,18 +22,26 @@ COSTS = {
 
 
 class Stopwatch:
-    """Seconds spent in each of several activities."""
+    """Seconds spent in each of several activities.
 
-    def __init__(self) -> None:
+    Args:
+        wait: Called before each reading: `torch.cuda.synchronize` where a GPU works, which is told what to do and not
+            waited for otherwise.
+    """
+
+    def __init__(self, wait: Callable[[], None] = lambda: None) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.wait = wait
 
     @contextmanager
     def timing(self, activity: str) -> Iterator[None]:
         """Adds the time inside to an activity."""
+        self.wait()
         started = time.perf_counter()
         try:
             yield
         finally:
+            self.wait()
             self.seconds[activity] += time.perf_counter() - started
 
 

@@ -1,8 +1,9 @@
 """Where a model computes: the one place that decides it, for training and for everything after it."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -27,6 +28,17 @@ def device_of(accelerator: str) -> torch.device:
 def described(device: torch.device) -> str:
     """The device for a record, with the name of the card."""
     return f"{device.type} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
+
+
+def waiting_for(device: torch.device) -> Callable[[], None]:
+    """Call the result to wait until the device has done what it was told; a CPU has by then."""
+    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+
+
+def share_gpus(job: int) -> None:
+    """Gives this job of a grid a GPU of this machine, by its number."""
+    if torch.cuda.device_count() > 1:
+        torch.cuda.set_device(job % torch.cuda.device_count())
 
 
 def free_memory() -> None:

@@ -4,16 +4,22 @@ import time
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class StepClock(L.Callback):
-    """Times training steps, without validation and checkpoints, and the whole run; both over interruptions."""
+    """Times training steps, without validation and checkpoints, and the whole run; both over interruptions.
+
+    On a GPU the times are those of its own events: it works behind the program, and a step does not wait for it.
+    """
 
     def __init__(self) -> None:
-        self.step_seconds, self.steps = 0.0, 0
+        self._step_seconds, self.steps = 0.0, 0
+        self._events: list[tuple[Any, Any]] = []  # begin and end of steps on a GPU that are not added up yet
+        self._began_step: Any = None
         self._earlier = 0.0  # seconds of attempts that were interrupted
-        self._began = self._started = time.perf_counter()
+        self._began = time.perf_counter()
 
     @property
     def step_ms(self) -> float:
@@ -21,23 +27,47 @@ class StepClock(L.Callback):
         return 1000 * self.step_seconds / max(1, self.steps)
 
     @property
+    def step_seconds(self) -> float:
+        """Of all steps; waits for a GPU."""
+        self._add_up()
+        return self._step_seconds
+
+    def _add_up(self) -> None:
+        for begin, end in self._events:
+            end.synchronize()
+            self._step_seconds += begin.elapsed_time(end) / 1000
+        self._events = []
+
+    @property
     def seconds(self) -> float:
         """Of this attempt and of the earlier ones up to their last checkpoint."""
         return self._earlier + time.perf_counter() - self._began
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        self._started = time.perf_counter()
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        self._began_step = _event() if trainer.strategy.root_device.type == "cuda" else time.perf_counter()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.step_seconds += time.perf_counter() - self._started
+        if isinstance(self._began_step, float):
+            self._step_seconds += time.perf_counter() - self._began_step
+        else:
+            self._events.append((self._began_step, _event()))
         self.steps += 1
+
+    def on_validation_start(self, *_: Any) -> None:
+        self._add_up()  # where the GPU is waited for anyway
 
     def state_dict(self) -> dict[str, Any]:
         return {"step_seconds": self.step_seconds, "steps": self.steps, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.step_seconds, self.steps = state_dict["step_seconds"], state_dict["steps"]
+        self._step_seconds, self.steps = state_dict["step_seconds"], state_dict["steps"]
         self._earlier = state_dict["seconds"]
+
+
+def _event() -> Any:
+    event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
 
 
 class LastCheckpoint(ModelCheckpoint):

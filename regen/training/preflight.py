@@ -8,20 +8,23 @@ first, then the language model's config. Its weights are not read.
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 from regen.config.objects import Component
-from regen.config.schema import TrainConfig
+from regen.config.schema import SHARDED, TrainConfig
 from regen.data.splits import check_shares, described, split_narratives
 from regen.data.tables import ITEM_FEATURES, DataError
 from regen.embeddings.parts import CONTROLS, OURS, TEXT
 from regen.generation.checks import check_decoding, check_option_names
 
+FOUR_BITS = 0.52  # bytes of a weight in 4 bits, with its share of the scales
 EXTRAS = {  # package and extra that a choice needs, by its `_target_`
     "lightning.pytorch.loggers.WandbLogger": ("wandb", "wandb"),
     "lightning.pytorch.loggers.TensorBoardLogger": ("tensorboard", "tensorboard"),
     "lightning.pytorch.loggers.MLFlowLogger": ("mlflow", "mlflow"),
     "schedulefree.AdamWScheduleFree": ("schedulefree", "schedulefree"),
     "regen.runtime.shards.RayEngine": ("ray", "cluster"),
+    "regen.models.language_model.add_qlora": ("bitsandbytes", "qlora"),
 }
 
 
@@ -104,6 +107,10 @@ def _check_combinations(config: TrainConfig) -> None:
             )
     if config.encoder.name == TEXT and config.tuning.name == "frozen":
         raise ValueError("encoder=text tuning=frozen leaves nothing to train. Use tuning=lora or full.")
+    if config.tuning.name == "qlora" and trainer.strategy == SHARDED:
+        raise ValueError(
+            "tuning=qlora and trainer=fsdp: layers in 4 bits cannot be split over devices. Use tuning=lora."
+        )
     for metric in config.evaluation.metrics.values():
         metric.build()
     check_decoding(config.evaluation, config.engine)
@@ -111,7 +118,7 @@ def _check_combinations(config: TrainConfig) -> None:
 
 def _check_packages(config: TrainConfig) -> None:
     loggers = config.logger.values()
-    for node in (*loggers, config.engine, config.optimizer):
+    for node in (*loggers, config.engine, config.optimizer, config.tuning):
         package, extra = EXTRAS.get(node.target, (None, None))
         if package is not None and importlib.util.find_spec(package) is None:
             raise ValueError(f"{node.target} needs the package {package}. Run: pip install 'regen[{extra}]'")
@@ -142,6 +149,11 @@ def _check_machine(config: TrainConfig) -> None:
             raise ValueError(
                 f"trainer.accelerator={config.trainer.accelerator} trainer.devices={config.trainer.devices}: this "
                 f"machine has {devices} CUDA devices. Use fewer, or trainer=cpu."
+            )
+        if config.trainer.precision.startswith("bf16") and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise ValueError(
+                f"trainer.precision={config.trainer.precision}: {torch.cuda.get_device_name()} has no bfloat16. Use "
+                "trainer.precision=32-true."
             )
     if config.evaluation.precision is not None and not torch.cpu._is_vnni_supported():
         raise ValueError("evaluation.precision=int8 needs a CPU with VNNI, which this one lacks. Leave it out.")
@@ -178,4 +190,43 @@ def _check_language_model(config: TrainConfig) -> None:
                 f"evaluation.generation.max_new_tokens={most} and the {prompt} tokens of feature.{name}.prompt do not "
                 f"fit into the {window} positions that lm={config.lm.name} reads. Lower max_new_tokens."
             )
-    config.tuning.build(model)
+    _check_memory(config, config.tuning.build(model))
+
+
+def _check_memory(config: TrainConfig, lm: Any) -> None:
+    """Refuses an LM whose weights alone do not fit into what is free on the GPU."""
+    import torch
+
+    from regen.runtime.device import ON_CUDA
+
+    if config.trainer.accelerator not in ON_CUDA:
+        return
+    needed = least_memory(config, lm)
+    free, whole = torch.cuda.mem_get_info()
+    if needed > free:
+        raise ValueError(
+            f"lm={config.lm.name} tuning={config.tuning.name} needs {needed / 2**30:.1f} GiB for weights, gradients "
+            f"and optimizer alone; {free / 2**30:.1f} of {whole / 2**30:.1f} GiB are free on "
+            f"cuda:{torch.cuda.current_device()}. Use tuning=lora with trainer.precision=bf16-mixed, tuning=qlora, "
+            "trainer=fsdp, or fewer cells side by side (hydra.launcher.n_jobs)."
+        )
+
+
+def least_memory(config: TrainConfig, lm: Any) -> float:
+    """Bytes that the LM's weights, their gradients and two moments of AdamW take on each device.
+
+    Args:
+        config: The run's config.
+        lm: The tuned LM, on the meta device.
+    """
+    frozen = 2 if config.trainer.precision == "bf16-mixed" else 4
+    narrow: set[int] = set()
+    if config.tuning.name == "qlora":
+        from regen.models.four_bit import frozen_layers
+
+        narrow = {id(layer.weight) for layer in frozen_layers(lm.get_base_model().get_decoder())}
+    total = 0.0
+    for parameter in lm.parameters():
+        each = 16 if parameter.requires_grad else FOUR_BITS if id(parameter) in narrow else frozen
+        total += each * parameter.numel()
+    return total / (config.trainer.devices if config.trainer.strategy == SHARDED else 1)

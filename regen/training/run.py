@@ -21,7 +21,7 @@ import yaml
 from filelock import FileLock
 
 from regen.config.objects import plain, read_run_config
-from regen.config.schema import TrainConfig
+from regen.config.schema import SHARDED, TrainConfig
 from regen.data.datamodule import NarrativeDataModule
 from regen.data.splits import described
 from regen.embeddings.fusion import InteractionVectors
@@ -40,7 +40,6 @@ from regen.training.assembly import build_data, build_model, build_module, libra
 logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 RECORD = TRAINED  # inputs, versions, and what training found
-SHARDED = "fsdp2"  # the strategy of trainer=fsdp
 LESS_MEMORY = (
     "Lower training.batch_size (trainer.accumulate_grad_batches keeps the size of a step) or data.max_history, or set "
     "training.gradient_checkpointing=true."
@@ -269,6 +268,9 @@ def _trainer(run: Run, loggers: Sequence[Any], callbacks: Sequence[Any]) -> Any:
         settings["strategy"] = ModelParallelStrategy(
             data_parallel_size=settings["devices"], tensor_parallel_size=1, save_distributed_checkpoint=False
         )
+    device = device_of(settings["accelerator"])
+    if device.index and settings["devices"] == 1:
+        settings["devices"] = [device.index]  # the GPU of this cell of a grid
     chosen = {name: node.build() for name, node in run.config.callbacks.items()}
     for callback in chosen.values():
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:

@@ -10,15 +10,21 @@ from regen.models.language_model import add_lora
 from regen.models.soft_token_lm import SoftTokenLM
 
 
-@pytest.fixture
-def tuned(tiny_lm, monkeypatch, tmp_path):
-    monkeypatch.setenv("REGEN_CACHE", str(tmp_path))
-    base = tiny_lm.working_copy(trainable=False).model
-    lora = add_lora(base, rank=4, alpha=8.0, dropout=0.0, target_modules=["q_proj", "v_proj"])
+def tuned_with(add, lm):
+    """A tuned copy of an LM, with updates that are not zero."""
+    base = lm.working_copy(trainable=False).model
+    torch.manual_seed(0)
+    lora = add(base, rank=4, alpha=8.0, dropout=0.0, target_modules=["q_proj", "v_proj"])
     for name, parameter in lora.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.5)
-    return SoftTokenLM(lora.eval(), None).eval()
+    return lora.eval()
+
+
+@pytest.fixture
+def tuned(tiny_lm, monkeypatch, tmp_path):
+    monkeypatch.setenv("REGEN_CACHE", str(tmp_path))
+    return SoftTokenLM(tuned_with(add_lora, tiny_lm), None).eval()
 
 
 @torch.no_grad()
