@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from regen.config import schema
 from regen.config.objects import Component, build_object, plain, read_run_config
 from regen.data.prepare import load_tables, prepare
-from regen.embeddings.parts import CFPart, ContentPart, Part, interaction_vectors
+from regen.embeddings.parts import CFPart, ContentPart, ItemContentPart, Part, interaction_vectors
 from regen.runtime.console import quiet_libraries
 from regen.storage import identity
 from regen.storage.artefacts import Artefact, expected_folder
@@ -56,6 +56,8 @@ def encoder_part(config: schema.EncodeConfig, entry: str | Component) -> Part:
         return part
     if entry == "cf":
         return CFPart(config.cf.model.build(), plain(config.cf), config.cf.alpha, config.split)
+    if _recommends(config):
+        return ItemContentPart(config.content.pretrained, config.content.batch_size)
     return ContentPart(config.content.pretrained, config.content.batch_size, config.engine.build())
 
 
@@ -304,6 +306,10 @@ def _check(config: schema.TrainConfig) -> None:
 
     check_config(config)
     check_monitor(config)
+
+
+def _recommends(config: schema.EncodeConfig) -> bool:
+    return isinstance(config, schema.TrainConfig) and config.task.name == "recommend"
 
 
 def _part_name(entry: str | Component) -> str:

@@ -74,6 +74,12 @@ class FolderSource(Settings):
 
 
 @dataclass
+class SequencesSource(FolderSource):
+    metadata: str = MISSING
+    sequences: str = MISSING
+
+
+@dataclass
 class JsonlSource(FolderSource):
     max_rating: float = number(0, 1000, "best rating of the scale", above=True)
 
@@ -260,6 +266,22 @@ class Feature(Settings):
     prompt: str = MISSING
     withhold_final_review: bool = MISSING
     epochs: int = number(1, 100_000, "passes, where trainer.max_epochs is null", default=1)
+
+
+class TaskName(StrEnum):
+    narrate = "narrate"
+    recommend = "recommend"
+
+
+@dataclass
+class Task(Settings):
+    name: TaskName = TaskName.narrate
+    exclude_bought: bool = True
+    train_users: int | None = number(1, 1_000_000_000, "users that the LM is trained on", default=None)
+    decay: float = number(0, 1, "weight of a purchase against the one after it", above=True, default=0.7)
+    ridge: float = number(0, 1_000_000, "penalty of the closed form, in mean variances", above=True, default=0.1)
+    item_ridge: float = number(0, 1_000_000, "the same over items", above=True, default=0.003)
+    folds: int = number(2, 1000, "parts of the training users", default=5)
 
 
 @dataclass
@@ -574,6 +596,7 @@ class TrainConfig(EncodeConfig):
     lm: Component = MISSING
     tuning: TuningChoice = MISSING
     feature: dict[str, Feature] = MISSING
+    task: Task = field(default_factory=Task)
     data: Data = MISSING
     training: Training = MISSING
     evaluation: Evaluation = MISSING

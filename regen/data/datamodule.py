@@ -245,6 +245,8 @@ class NarrativeDataModule(L.LightningDataModule):
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         layout = module.model.layout(batch)
+        if layout is None:
+            return batch
         return replace(batch, layout=layout.pin_memory() if torch.cuda.is_available() else layout)
 
     def _loader(self, split: str, batch_size: int, *, shuffle: bool) -> ResumableLoader:

@@ -4,7 +4,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def read_jsonl(
     required: Sequence[str],
     schema: pl.Schema,
     as_text: Sequence[str] = (),
-    joined: Sequence[str] = (),
+    joined: Mapping[str, str] = {},
 ) -> pl.DataFrame:
     """One row per JSON object a line, with the `line` it stands on; keys outside the schema are ignored.
 
@@ -46,7 +46,7 @@ def read_jsonl(
         schema: Columns to take; an absent key is null.
         as_text: Text columns that may hold numbers, besides ids. A number's text has a point ("2018."), so that it can
             be told from a text ("2018").
-        joined: Text columns that may hold lists of texts, which are joined by " > ".
+        joined: Text columns that may hold lists of texts, and what stands between these.
 
     Raises:
         DataError: If a line is not a JSON object, lacks a key or holds another type, or the file is cut off.
@@ -67,9 +67,9 @@ def read_jsonl(
     for row in rows:
         for name in as_text:
             row[name] = _number_as_text(row[name])
-        for name in joined:
-            if isinstance(row[name], list) and all(isinstance(part, str) for part in row[name]):
-                row[name] = " > ".join(part.strip() for part in row[name] if part.strip())
+        for name, between in joined.items():
+            if _is_texts(row[name]):
+                row[name] = between.join(part.strip() for part in row[name] if part.strip())
     columns = [_column(path, rows, name, dtype) for name, dtype in schema.items()]
     return pl.DataFrame([*columns, pl.Series(LINE, [row[LINE] for row in rows], dtype=pl.Int64)])
 
@@ -99,6 +99,10 @@ def read_csv(path: Path, *, required: Sequence[str]) -> pl.DataFrame:
     return frame.with_columns(pl.Series(LINE, lines, dtype=pl.Int64))
 
 
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
+
+
 def _lines(path: Path) -> Iterator[str]:
     opened = gzip.open if path.suffix == ".gz" else open
     number = 0
@@ -120,6 +124,10 @@ def _number_as_text(value: Any) -> Any:
 
 def _column(path: Path, rows: list[dict[str, Any]], name: str, dtype: pl.DataType) -> pl.Series:
     """A typed column; ids that are whole numbers become text; anything else of a wrong type is refused."""
+    if dtype == pl.List(pl.String):
+        if bad := next((row for row in rows if not _is_texts(row[name])), None):
+            raise DataError(f"{path}:{bad[LINE]}: {name}={str(bad[name])[:80]} is no list of texts.")
+        return pl.Series(name, [row[name] for row in rows], dtype=dtype)
     accepted: tuple[type, ...] = (str,) if dtype == pl.String else (int, float)
     values: list[Any] = []
     for row in rows:

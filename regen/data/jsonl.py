@@ -52,7 +52,7 @@ class JsonlSource(TablesSource):
         """The tables, checked, and the counts of `validate`."""
         items, interactions, narratives = self.files().values()
         tables = Tables(
-            items=read_jsonl(items, required=["item_id"], schema=ITEMS, joined=("category",)),
+            items=read_jsonl(items, required=["item_id"], schema=ITEMS, joined={"category": " > "}),
             interactions=_read_timed(interactions, ["user_id", "item_id"], INTERACTIONS),
             narratives=_read_timed(narratives, ["user_id", "feature", "text"], NARRATIVES),
         )

@@ -22,10 +22,10 @@ from regen.data.histories import build_examples
 from regen.data.prepare import item_rows
 from regen.data.tables import FEATURES, Tables
 from regen.embeddings.content import embed_texts
-from regen.embeddings.fusion import ContentVectors
+from regen.embeddings.fusion import ContentVectors, ItemVectors
 from regen.embeddings.interaction_texts import interaction_texts, item_parts, review_text
 from regen.embeddings.vector_store import VECTOR_DTYPE, VectorStore, text_keys
-from regen.runtime.shards import Engine
+from regen.runtime.shards import INTERACTIONS, Engine
 from regen.storage import identity
 from regen.storage.artefacts import Artefact, build
 
@@ -106,6 +106,39 @@ def encode_content(
     made = build(**identity.content(prepared.fingerprint, encoder), root=root, make=make, force=force)
     logger.info("content: %s", _coverage(made.manifest["counts"]))
     return made
+
+
+def encode_items(
+    encoder: Mapping[str, Any],
+    *,
+    pretrained: str,
+    batch_size: int,
+    prepared: Artefact,
+    root: Path,
+    force: bool = False,
+) -> Artefact:
+    """Builds or reuses the content vector of each item's text, without any review. Arguments as `encode_content`."""
+
+    def make(folder: Path) -> dict[str, int]:
+        _, parts = _items(prepared.path)
+        texts = interaction_texts(parts, [""] * len(parts), pretrained=pretrained).texts
+        distinct = np.array(sorted(set(texts)), dtype=object)
+        store = VectorStore(root, encoder)
+        keys = text_keys(distinct.tolist())
+        missing = np.arange(len(keys)) if force else np.flatnonzero(store.missing(keys))
+        embed = partial(embed_texts, pretrained=pretrained, batch_size=batch_size, progress=True)
+        for start in range(0, len(missing), INTERACTIONS):
+            part = missing[start : start + INTERACTIONS]
+            store.add(distinct[part].tolist(), keys[part], embed, force=force)
+        np.save(folder / "vectors.npy", store.vectors(text_keys(texts)))
+        return {"items": len(texts), "texts": len(distinct), "encoded": len(missing)}
+
+    return build(**identity.item_content(prepared.fingerprint, encoder), root=root, make=make, force=force)
+
+
+def load_item_content(artefact: Artefact, tables: Tables) -> ItemVectors:
+    """Memory-mapped content vectors of items."""
+    return ItemVectors(np.load(artefact.path / "vectors.npy", mmap_mode="r"), item_rows(tables).to_numpy())
 
 
 def load_content(artefact: Artefact) -> ContentVectors:

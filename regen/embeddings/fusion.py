@@ -35,15 +35,15 @@ class WordsOnly:
 
 
 @dataclass(frozen=True)
-class CFVectors:
-    """Item factors, by interaction.
+class ItemVectors:
+    """One vector per item, by interaction.
 
     Attributes:
-        vectors: One normalised factor per item.
+        vectors: Of each item.
         item_of: Item row of each interaction.
     """
 
-    vectors: Float[np.ndarray, "items factors"]
+    vectors: Float[np.ndarray, "items dim"]
     item_of: np.ndarray
 
     @property
@@ -52,6 +52,10 @@ class CFVectors:
 
     def __call__(self, example: Example, *, draw: int) -> Float[np.ndarray, "history dim"]:
         return np.asarray(self.vectors[self.item_of[example.rows]], dtype=np.float32)
+
+
+class CFVectors(ItemVectors):
+    """Item factors, normalised by their mean norm."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,29 @@ class NoVectors:
 
     def __call__(self, example: Example, *, draw: int) -> Float[np.ndarray, "history dim"]:
         return np.zeros((len(example.rows), self.dim), dtype=np.float32)
+
+
+def item_vectors(vectors: InteractionVectors, items: int) -> Float[np.ndarray, "items dim"]:
+    """Vector of each item of a catalogue, in the space of the vectors of purchases.
+
+    Args:
+        vectors: Of purchases. The controls know nothing of items, so each gets a fixed random vector.
+        items: How many there are.
+
+    Raises:
+        ValueError: If a part has vectors of interactions only.
+    """
+    if isinstance(vectors, Fused):
+        return np.concatenate([item_vectors(part, items) for part in vectors.parts], axis=1)
+    if isinstance(vectors, RandomVectors | NoiseVectors | NoVectors):
+        seed = 0 if isinstance(vectors, NoVectors) else vectors.seed
+        return np.stack([random_vector(item, vectors.dim, seed=seed) for item in range(items)])
+    if isinstance(vectors, ItemVectors):
+        return np.asarray(vectors.vectors, dtype=np.float32)
+    raise ValueError(
+        f"task=recommend compares a history with items, and {type(vectors).__name__} has no vectors of items. Let the "
+        "part of your encoder load a regen.embeddings.fusion.ItemVectors."
+    )
 
 
 def random_vector(item: int, dim: int, *, seed: int) -> Float[np.ndarray, " dim"]:

@@ -12,7 +12,7 @@ from regen.data.tables import Tables
 from regen.embeddings import fusion
 from regen.embeddings.cf import ItemFactorizer
 from regen.embeddings.encode import encode_cf, load_cf
-from regen.embeddings.encode_content import encode_content, load_content
+from regen.embeddings.encode_content import encode_content, encode_items, load_content, load_item_content
 from regen.runtime.shards import Engine
 from regen.storage import identity
 from regen.storage.artefacts import Artefact
@@ -99,6 +99,30 @@ class ContentPart:
 
     def load(self, made: Artefact, tables: Tables) -> fusion.InteractionVectors:
         return load_content(made)
+
+
+@dataclass(frozen=True)
+class ItemContentPart:
+    """Sentence embeddings of item texts alone: what `task=recommend` knows of purchases and of candidates.
+
+    Attributes:
+        pretrained: As for `ContentPart`.
+        batch_size: As for `ContentPart`.
+    """
+
+    pretrained: str
+    batch_size: int
+
+    def request(self, prepared: str) -> identity.Request:
+        return identity.item_content(prepared, identity.sentence_encoder(self.pretrained))
+
+    def encode(self, prepared: Artefact, *, root: Path, force: bool = False) -> Artefact:
+        encoder = identity.sentence_encoder(self.pretrained)
+        options: dict[str, Any] = {"pretrained": self.pretrained, "batch_size": self.batch_size, "force": force}
+        return encode_items(encoder, prepared=prepared, root=root, **options)
+
+    def load(self, made: Artefact, tables: Tables) -> fusion.InteractionVectors:
+        return load_item_content(made, tables)
 
 
 def interaction_vectors(

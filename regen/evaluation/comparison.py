@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
-from regen.evaluation.comparison_blocks import SHUFFLED, Block, Column
+from regen.evaluation.comparison_blocks import CLOSED_FORM, SHUFFLED, Block, Column
 from regen.evaluation.comparison_cells import ENCODER, Cell, Run, by_seed, grouped, load, varying_settings
 from regen.evaluation.comparison_table import Comparison
 from regen.evaluation.scoring import EXAMPLES, REST
@@ -228,8 +228,9 @@ class _BlockBuilder:
         if self.contrast.joint is not None and len(pairs) == len(self.contrast.pairs):
             by_name = {column.name: column for column in columns}
             columns.append(self._better(by_name, {other: column for (_, other), column in beside.items()}))
-        if self.source and SHUFFLED in self.floors:  # what a model that does not read its histories has no lead over
-            columns.append(self._difference(self.source, SHUFFLED, self.floors[SHUFFLED]))
+        for floor in (SHUFFLED, CLOSED_FORM):  # which a model that does not read its histories does not lead
+            if self.source and floor in self.floors:
+                columns.append(self._difference(self.source, floor, self.floors[floor]))
         columns += [
             Column(name, "floor", len(pool.frames), self._estimates([pool], pool.users), faults=pool.faults)
             for name, pool in self.floors.items()
@@ -313,11 +314,18 @@ class _BlockBuilder:
 
     def _floors(self) -> dict[str, _Pool]:
         """The floors of the source: the joint encoder, the reference, or else the first model that finished."""
-        pools = {name: self._pool(self.source, name) for name in _FLOORS} if self.source else {}
+        systems = [name for name in self._systems() if name not in ("model", REST)]
+        pools = {name: self._pool(self.source, name) for name in systems} if self.source else {}
         for model in self.names:  # another system's file has floors of its own, on the rows that allow them
             if self._pool(model, REST) is not None:
                 pools |= {f"{model} {name}": self._pool(model, name) for name in _FLOORS}
         return {name: pool for name, pool in pools.items() if pool is not None}
+
+    def _systems(self) -> list[str]:
+        """What the runs of the source hold scores of, in their order."""
+        runs = self.runs[self.source].values() if self.source else ()
+        scored = [run.examples for run in runs if run.examples is not None]
+        return list(dict.fromkeys(name for of in scored for name in of["system"].unique(maintain_order=True)))
 
     def _estimates(self, pools: Sequence[_Pool], users: frozenset[str]) -> dict[str, Estimate]:
         """Every metric that all runs have: of one pool its value, of two their paired difference."""

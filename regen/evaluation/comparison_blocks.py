@@ -16,6 +16,7 @@ Status = Literal["failed", "missing"]
 
 LEVEL = 0.05  # of a false claim in a table
 SHUFFLED = "shuffled"  # the floor that tells whether a model reads
+CLOSED_FORM = "closed form"  # the column that tells whether the LM of a recommender adds anything
 FEW_USERS = 20
 ABSENT = "—"
 EMPTY = "empty"  # the metric of empty texts

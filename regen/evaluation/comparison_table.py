@@ -12,14 +12,14 @@ from itertools import zip_longest
 from pathlib import Path
 from textwrap import fill
 
-from regen.evaluation.comparison_blocks import SHUFFLED, Block, Column, cell_texts, plural, verdict
+from regen.evaluation.comparison_blocks import CLOSED_FORM, SHUFFLED, Block, Column, cell_texts, plural, verdict
 from regen.evaluation.statistics import MARGIN
 from regen.evaluation.text_metrics import Metric
 from regen.storage.artefacts import write_atomically
 
 _TERMINAL_WIDTH = 120
 MOST_COLUMNS = 12  # of models; beyond, each is a row
-HEADLINE = "similarity"  # the metric of an overview over two swept settings
+HEADLINES = ("similarity", "ndcg_10")  # the metric of an overview over two swept settings: the first that there is
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,21 @@ class Comparison:
             "or, for recovery, in percentage points (pp). n.s.: the interval contains zero; *: it does not, and the "
             f"difference holds at 5 % after Holm's correction for the {plural(self.differences, 'difference')} of this "
             "table; (*): only without the correction. Differences between trainings have no stars below three seeds. "
-            f"{self._verdicts()}Floors: shuffled, predictions paired with other users; constant, one training "
-            "narrative for everyone."
+            f"{self._verdicts()}{self._floors()}"
+        )
+
+    def _floors(self) -> str:
+        """What the columns beside the models are."""
+        names = {column.name for block in self.blocks for column in block.columns}
+        if CLOSED_FORM not in names:
+            return (
+                "Floors: shuffled, predictions paired with other users; constant, one training narrative for everyone."
+            )
+        return (
+            "Closed form: where the training of the joint encoder, or of the first one, started, without the LM. Other "
+            "recommenders, fitted on the same training users: popularity; item kNN (by recency) and ALS (fold-in) of "
+            "implicit; content kNN, the texts nearest to the history's. Items that a user bought before are "
+            "candidates only with task.exclude_bought=false."
         )
 
     def _verdicts(self) -> str:
@@ -85,7 +98,9 @@ class Comparison:
         found = []
         for feature in dict.fromkeys(block.feature for block in self.blocks):
             blocks = [block for block in self.blocks if block.feature == feature and len(block.settings) == 1]
-            metric = next((block.metrics[HEADLINE] for block in blocks if HEADLINE in block.metrics), None)
+            metric = next(
+                (block.metrics[name] for block in blocks for name in HEADLINES if name in block.metrics), None
+            )
             if len(blocks) < 2 or metric is None:
                 continue
             (setting,) = blocks[0].settings

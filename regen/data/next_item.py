@@ -1,0 +1,180 @@
+"""Examples of `task=recommend` (paper 4.1): a user's purchases, oldest first, and the item that comes after each."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from regen.data.batch import pad_rows
+from regen.data.datamodule import EVALUATION_DRAW
+from regen.data.histories import Example
+from regen.data.prepare import item_rows
+from regen.data.splits import NAMES, split_of
+from regen.data.tables import DataError, Tables
+
+Vectors = Callable[..., Float[np.ndarray, "history dim"]]
+NEXT_ITEM = "next_item"  # what records and tables call the feature
+
+
+def purchase_sequences(
+    tables: Tables, split: Any, *, max_history: int, exclude_bought: bool
+) -> dict[str, list[Example]]:
+    """The purchases of each user up to the last one, which is what is to be found; by split.
+
+    Items without a title are left out (paper 3.2), then all but the latest `max_history` and the last one. Users with
+    fewer than two purchases have no example.
+
+    Args:
+        tables: Prepared tables; row numbers refer to their sorted interactions.
+        split: Says whose purchases are trained on.
+        max_history: The longest history.
+        exclude_bought: Whether a repeated purchase counts once, the first time.
+
+    Raises:
+        DataError: If a split has no user with two purchases.
+    """
+    titled = tables.items.filter(pl.col("title").is_not_null()).select("item_id")
+    rows = tables.interactions.select("user_id", "item_id").with_row_index("row")
+    rows = rows.join(titled, on="item_id", how="semi", maintain_order="left")
+    if exclude_bought:
+        rows = rows.unique(["user_id", "item_id"], keep="first", maintain_order=True)
+    users = rows.group_by("user_id", maintain_order=True).agg("row", "item_id").filter(pl.col("row").list.len() > 1)
+    users = users.with_columns(split=split_of(users["user_id"], split))
+    found: dict[str, list[Example]] = {name: [] for name in NAMES}
+    for user, numbers, items, part in users.iter_rows():
+        if part is not None:
+            history = np.asarray(numbers[-max_history - 1 :], dtype=np.int64)
+            found[part].append(
+                Example(user, NEXT_ITEM, items[-1], "", history, np.ones(len(history), dtype=bool), part)
+            )
+    for name, examples in found.items():
+        if not examples:
+            raise DataError(f"The {name} split has no user with two purchases of items that have a title.")
+    return found
+
+
+@dataclass
+class NextItemBatch:
+    """Histories padded to a common length at their ends.
+
+    Attributes:
+        examples: Index of each row in its split.
+        fused: Vectors of the purchases, oldest first.
+        history_mask: True where `fused` holds a purchase.
+        items: Row of each purchase's item in the catalogue; 0 where there is none.
+        queries: What the closed form looks for after each purchase, in the space of `fused`.
+        targets: Row of the item that comes next; -1 where nothing is to be found.
+        prompt: Token ids before the history, the same in all rows.
+    """
+
+    examples: Int[Tensor, " batch"]
+    fused: Float[Tensor, "batch history in_dim"]
+    history_mask: Bool[Tensor, "batch history"]
+    items: Int[Tensor, "batch history"]
+    queries: Float[Tensor, "batch history in_dim"]
+    targets: Int[Tensor, "batch history"]
+    prompt: Int[Tensor, "batch prompt"]
+
+    def on(self, device: torch.device) -> "NextItemBatch":
+        """The same on that device."""
+        return NextItemBatch(**{name: value.to(device) for name, value in vars(self).items()})
+
+    def pin_memory(self) -> "NextItemBatch":
+        """A copy from which a GPU can read while it computes (called by the loader)."""
+        return NextItemBatch(**{name: value.pin_memory() for name, value in vars(self).items()})
+
+
+class NextItemDataset(Dataset[int]):
+    """Users of one split.
+
+    Args:
+        examples: From `purchase_sequences`.
+        vectors: Gives the vectors of purchases.
+        item_of: Row in the catalogue of each interaction's item.
+        queries: What the closed form looks for after each purchase, from their vectors and `fold`.
+        tokenizer: The LM's.
+        prompt: Before the history.
+        window: The most positions the LM reads.
+        every: Whether each purchase has the next one as its target; else the last one alone has.
+        fold: Part of the training users that each example is in; None outside of training.
+
+    Raises:
+        DataError: If prompt and history do not fit into the LM's window.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        vectors: Vectors,
+        *,
+        item_of: np.ndarray,
+        queries: Callable[..., Float[np.ndarray, "history dim"]],
+        tokenizer: Any,
+        prompt: str,
+        window: int,
+        every: bool,
+        fold: Sequence[int] | None = None,
+    ) -> None:
+        self.examples, self.vectors, self.item_of, self.queries = list(examples), vectors, item_of, queries
+        self.prompt = torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        self.every, self.fold, self.draw = every, fold, EVALUATION_DRAW
+        self.lengths = [1 + len(self.prompt) + len(example.rows) - 1 for example in self.examples]
+        if (longest := max(self.lengths, default=0)) > window:
+            raise DataError(
+                f"A history and the prompt take {longest} positions; the LM reads {window}. Shorten data.max_history "
+                f"or feature.{NEXT_ITEM}.prompt."
+            )
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def history(self, index: int) -> Float[np.ndarray, "history dim"]:
+        """Vectors of one user's purchases without the last one."""
+        return history_vectors(self.examples[index], self.vectors, draw=self.draw)
+
+    def items(self, index: int) -> Int[np.ndarray, " purchases"]:
+        """Catalogue rows of one user's purchases, the last one with them."""
+        return np.asarray(self.item_of[self.examples[index].rows])
+
+    def collate(self, indices: Sequence[int]) -> NextItemBatch:
+        """Pads the users of one step."""
+        fused = [self.history(index) for index in indices]
+        folds = [None if self.fold is None else self.fold[index] for index in indices]
+        queries = [self.queries(one, fold=fold) for one, fold in zip(fused, folds, strict=True)]
+        items = [torch.from_numpy(self.items(index)) for index in indices]
+        targets = [one[1:].clone() for one in items]
+        if not self.every:
+            for one in targets:
+                one[:-1] = -1
+        padded, mask = pad_rows([torch.from_numpy(one) for one in fused], 0, left=False)
+        return NextItemBatch(
+            torch.tensor(indices),
+            padded,
+            mask,
+            pad_rows([one[:-1] for one in items], 0, left=False)[0],
+            pad_rows([torch.from_numpy(one) for one in queries], 0, left=False)[0],
+            pad_rows(targets, -1, left=False)[0],
+            self.prompt.expand(len(indices), -1),
+        )
+
+
+def history_vectors(example: Example, vectors: Vectors, *, draw: int) -> Float[np.ndarray, "history dim"]:
+    """Vectors of an example's purchases without the last one."""
+    history = Example(
+        example.user_id, example.feature, None, "", example.rows[:-1], example.withheld[:-1], example.split
+    )
+    return vectors(history, draw=draw)
+
+
+def catalogue_rows(tables: Tables) -> np.ndarray:
+    """Row in `items` of each interaction's item."""
+    return item_rows(tables).to_numpy()

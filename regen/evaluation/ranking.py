@@ -1,0 +1,61 @@
+"""Scores of a recommender: where the item that was bought next stands among all items of the catalogue."""
+
+import math
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from regen.data.next_item import NEXT_ITEM
+from regen.evaluation.text_metrics import CUTS
+
+
+def rank_of(scores: Float[Tensor, "rows items"], target: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+    """Place of each row's target, from 1; of equal scores the item that comes first in the catalogue is first."""
+    own = scores.gather(1, target[:, None])
+    before = torch.arange(scores.shape[1], device=scores.device) < target[:, None]
+    ranks: Tensor = 1 + ((scores > own) | ((scores == own) & before)).sum(dim=1)
+    return ranks
+
+
+def ranking_statistics(
+    users: list[str], items: list[str], ranks: Int[np.ndarray, " users"], cold: np.ndarray, *, system: str
+) -> pl.DataFrame:
+    """Per-user statistics whose sums give the metrics of a table.
+
+    Args:
+        users: Their ids.
+        items: Id of the item that each of them bought next.
+        ranks: Its place, from 1; 0 where a system did not name it.
+        cold: Whether no training user bought that item.
+        system: What the statistics are of.
+
+    Returns:
+        Recall at each cut, NDCG@10 and reciprocal rank, which with one right item are functions of its rank; and
+        Recall@10 over cold items where there are any.
+    """
+    named = ranks > 0
+    places = np.where(named, ranks, np.iinfo(np.int64).max // 2).astype(np.float64)
+    found = {f"recall_{k}": (named & (ranks <= k)).astype(float) for k in CUTS}
+    of_cold = {"cold_examples": cold.astype(float), "cold_recall_10": found["recall_10"] * cold} if cold.any() else {}
+    return pl.DataFrame(
+        {
+            "system": system,
+            "user_id": users,
+            "feature": NEXT_ITEM,
+            "item_id": items,
+            "examples": 1.0,
+            **found,
+            "ndcg_10": np.where(named & (ranks <= 10), 1 / np.log2(1 + places), 0.0),
+            "mrr": np.where(named, 1 / places, 0.0),
+            **of_cold,
+        }
+    )
+
+
+def perfect_recall(probabilities: Float[np.ndarray, " items"], k: int) -> float:
+    """Recall@k of a reader who knows with which probability each item comes next: the sum of the k largest."""
+    largest = np.sort(probabilities)[::-1][:k]
+    return min(1.0, math.fsum(largest))

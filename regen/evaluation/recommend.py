@@ -1,0 +1,94 @@
+"""Stage `evaluate` of `task=recommend`: ranks of the test users' next items, by the model and by others."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from tqdm import tqdm
+
+from regen.data.datamodule import LengthBatches
+from regen.evaluation.comparison_blocks import CLOSED_FORM
+from regen.evaluation.ranking import rank_of, ranking_statistics
+from regen.evaluation.recommenders import baselines, content_neighbours, ranks_by
+from regen.evaluation.scoring import Scores, ScoringOptions, write_scores
+from regen.models.next_item import NextItemLM, bought_before
+from regen.runtime.costs import Stopwatch
+from regen.training.recommendation import NextItemData
+from regen.training.run import LoadedRun
+
+SHOWN = 20  # items of each user that are written down
+
+
+@torch.no_grad()
+def rank_test_users(loaded: LoadedRun, watch: Stopwatch) -> pl.DataFrame:
+    """Rank of each test user's next item, and the items ranked first.
+
+    Args:
+        loaded: A finished run.
+        watch: Takes the time of `prefill`.
+
+    Returns:
+        Columns `user_id`, `feature`, `item_id` (bought next), `rank`, `closed_form_rank`, `recommended`, in the order
+        of the split.
+    """
+    model, data = loaded.model, loaded.data
+    assert isinstance(model, NextItemLM)
+    assert isinstance(data, NextItemData)
+    test = data.splits["test"]
+    found: dict[int, tuple[int, int, list[int]]] = {}
+    shown = min(SHOWN, len(data.titles))
+    with tqdm(total=len(test), desc="rank", unit="user") as bar:
+        for indices in LengthBatches(test.lengths, data.eval_batch_size, shuffle=False):
+            batch = test.collate(indices).on(model.device)
+            wanted = batch.targets >= 0
+            bought, target = bought_before(batch)[wanted], batch.targets[wanted]
+            with watch.timing("prefill"):
+                scores = model.scores(model.queries(batch)[wanted], bought)
+                first = scores.topk(shown).indices
+            start = model.scores(batch.queries[wanted], bought)
+            ranks = zip(rank_of(scores, target).tolist(), rank_of(start, target).tolist(), first.tolist(), strict=True)
+            found |= dict(zip(indices, ranks, strict=True))
+            bar.update(len(indices))
+    ids = load_items(loaded)
+    rows = [found[index] for index in range(len(test))]
+    return pl.DataFrame(
+        {
+            "user_id": [one.user_id for one in test.examples],
+            "feature": [one.feature for one in test.examples],
+            "item_id": [one.item_id for one in test.examples],
+            "rank": [row[0] for row in rows],
+            "closed_form_rank": [row[1] for row in rows],
+            "recommended": [[ids[item] for item in row[2]] for row in rows],
+        }
+    )
+
+
+def load_items(loaded: LoadedRun) -> list[str]:
+    """Id of each item of a run's catalogue."""
+    path = loaded.run.inputs.prepared.path / "items.parquet"
+    return pl.read_parquet(path, columns=["item_id"], glob=False)["item_id"].to_list()
+
+
+def score_ranking(predictions: pl.DataFrame, loaded: LoadedRun, folder: Path, options: ScoringOptions) -> Scores:
+    """Scores the ranks of `rank_test_users` and of other recommenders; writes them as `score_run_files` does."""
+    data, run = loaded.data, loaded.run
+    assert isinstance(data, NextItemData)
+    test = data.splits["test"]
+    ranks = {"model": predictions["rank"].to_numpy(), CLOSED_FORM: predictions["closed_form_rank"].to_numpy()}
+    others = pl.read_parquet(baselines(run.config, run.inputs.prepared).path / "ranks.parquet", glob=False)
+    for (system,), rows in others.group_by("system", maintain_order=True):
+        assert rows["user_id"].to_list() == predictions["user_id"].to_list()
+        ranks[str(system)] = rows["rank"].to_numpy()
+    if "content" in run.inputs.encoded:
+        items = np.load(run.inputs.encoded["content"].path / "vectors.npy").astype(np.float32)
+        histories = [items[test.items(index)[:-1]] for index in range(len(test))]
+        score = content_neighbours(histories, items, decay=run.config.task.decay)
+        ranks["content kNN"] = ranks_by(
+            score, test.examples, test.item_of, exclude_bought=run.config.task.exclude_bought
+        )
+    targets = np.array([test.items(index)[-1] for index in range(len(test))])
+    users, items_bought = predictions["user_id"].to_list(), predictions["item_id"].to_list()
+    cold = data.bought[targets] == 0
+    parts = [ranking_statistics(users, items_bought, of, cold, system=system) for system, of in ranks.items()]
+    return write_scores(pl.concat(parts), folder, options)

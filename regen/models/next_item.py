@@ -1,0 +1,105 @@
+"""The recommender (paper 4.1): an LM reads the history as soft tokens; its hidden state looks for the next item."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from regen.data.next_item import NextItemBatch
+from regen.models.adapter import Adapter
+from regen.models.fast_path import FastPath
+from regen.models.soft_token_lm import SoftTokenLM
+
+
+class NextItemLM(SoftTokenLM):
+    """Ranks a catalogue after each purchase of a history.
+
+    The LM reads `[begin of sequence] prompt, soft tokens`. A linear readout of its hidden state at each soft token is
+    added to the query of the closed form, and a query is compared with every item by its dot product. The readout
+    starts at zero, so training starts from the closed form.
+
+    Args:
+        lm: A Hugging Face causal LM, tuned or frozen.
+        adapter: Maps each fused vector to one soft token, without regard to the purchases after it.
+        items: Vector of each item of the catalogue.
+        bias: What is added to each item's score whoever asks: its popularity.
+        exclude_bought: Whether items of the history are no candidates.
+        bos_token_id: Token that the LM expects first, where it has one.
+        learned_positions: As for `SoftTokenLM`, but counted from the first purchase.
+        fast_path: As for `SoftTokenLM`.
+    """
+
+    items: Tensor
+    bias: Tensor
+
+    def __init__(
+        self,
+        lm: Any,
+        adapter: Adapter,
+        *,
+        items: Float[Tensor, "items in_dim"],
+        bias: Float[Tensor, " items"],
+        exclude_bought: bool,
+        bos_token_id: int | None = None,
+        learned_positions: int | None = None,
+        fast_path: FastPath = FastPath(),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__(
+            lm, adapter, bos_token_id=bos_token_id, learned_positions=learned_positions, fast_path=fast_path
+        )
+        self.exclude_bought = exclude_bought
+        self.register_buffer("items", items, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+        width = int(self.causal_lm.config.get_text_config().hidden_size)
+        self.readout = nn.Linear(width, items.shape[1], bias=False)
+        nn.init.zeros_(self.readout.weight)
+
+    def inputs(self, fused: Float[Tensor, "batch history in_dim"]) -> Float[Tensor, "batch history in_dim"]:
+        if self.positions is None:
+            return fused
+        return self.positions[: fused.shape[1]].expand(len(fused), -1, -1)
+
+    def layout(self, batch: Any) -> Any:
+        """None: nothing has to be moved, because padding stands at the rows' ends already."""
+        return None
+
+    def queries(self, batch: NextItemBatch) -> Float[Tensor, "batch history in_dim"]:
+        """What the model looks for after each purchase."""
+        assert self.adapter is not None
+        embed = self.lm.get_input_embeddings()
+        parts = [embed(batch.prompt)]
+        parts.append(self.adapter(self.inputs(batch.fused), batch.history_mask).to(parts[0].dtype))
+        if self.bos_token_id is not None:
+            parts.insert(0, embed(batch.prompt.new_full((len(batch.prompt), 1), self.bos_token_id)))
+        embeds = torch.cat(parts, dim=1)
+        before = embeds.shape[1] - batch.history_mask.shape[1]
+        mask = nn.functional.pad(batch.history_mask, (before, 0), value=True)
+        hidden = self.hidden(embeds, mask)[:, before:].float()
+        read = nn.functional.layer_norm(hidden, hidden.shape[-1:])
+        return batch.queries + self.readout(read) / hidden.shape[-1]  # so that one step of Adam moves a query little
+
+    def scores(
+        self, queries: Float[Tensor, "rows in_dim"], bought: Int[Tensor, "rows history"]
+    ) -> Float[Tensor, "rows items"]:
+        """Score of every item of the catalogue; bought ones have minus infinity if they are no candidates.
+
+        Args:
+            queries: What is looked for.
+            bought: Rows of items bought before; a row may be named more than once.
+        """
+        scores = torch.addmm(self.bias, queries, self.items.T)
+        return scores.scatter(1, bought, -torch.inf) if self.exclude_bought else scores
+
+    def forward(self, batch: Any) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+        """Summed cross-entropy over the whole catalogue, and how many purchases were looked for."""
+        wanted = batch.targets >= 0
+        scores = self.scores(self.queries(batch)[wanted], bought_before(batch)[wanted])
+        return nn.functional.cross_entropy(scores, batch.targets[wanted], reduction="sum"), wanted.sum()
+
+
+def bought_before(batch: NextItemBatch) -> Int[Tensor, "batch history history"]:
+    """For each purchase the catalogue rows of all purchases up to it; the first one's fills the rest."""
+    length = batch.items.shape[1]
+    known = torch.ones(length, length, dtype=torch.bool, device=batch.items.device).tril()
+    return torch.where(known, batch.items[:, None], batch.items[:, :1, None])
