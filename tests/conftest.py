@@ -11,7 +11,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 SHAPED = ["regen.models", "regen.embeddings", "regen.data.batch", "regen.data.datamodule", "regen.training.module"]
-SHAPED += ["regen.evaluation.text_metrics", "regen.evaluation.statistics"]
+SHAPED += [
+    "regen.evaluation.text_metrics",
+    "regen.evaluation.statistics",
+    "regen.evaluation.ranking",
+    "regen.data.next_item",
+]
 SHAPED += [f"regen.generation.{name}" for name in ("row_decoder", "native_decoder", "lm_check", "merged_lm")]
 SHAPED += ["regen.runtime.packed_weights", "regen.runtime.narrow_weights"]
 install_import_hook(SHAPED, "beartype.beartype")  # the rooms whose signatures carry shapes

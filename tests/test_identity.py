@@ -30,7 +30,7 @@ CHANGES = {
     "cf": "cf",
     "content": "content",
     **dict.fromkeys(("encoder", "adapter", "tuning", "feature", "data", "seed", "training", "trainer", "lm"), "run"),
-    **dict.fromkeys(("optimizer", "scheduler", "callbacks"), "run"),
+    **dict.fromkeys(("optimizer", "scheduler", "callbacks", "task"), "run"),
 }
 CHANGES_NOTHING = {
     *(f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "strategy", "inference_mode", "benchmark")),
@@ -39,6 +39,9 @@ CHANGES_NOTHING = {
     *("trainer.limit_predict_batches", "trainer.model_registry"),
     *("training.num_workers", "training.checkpoint_seconds", "training.gradient_checkpointing"),
     "training.narratives_at_validation",  # unless what they give is monitored: see the test below
+    *(
+        f"task.{name}" for name in ("exclude_bought", "train_users", "decay", "ridge", "item_ridge", "folds")
+    ),  # of recommend
     "callbacks.progress.refresh_rate",
     "content.batch_size",
     "content.name",

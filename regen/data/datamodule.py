@@ -176,7 +176,7 @@ class LengthBatches(Sampler[list[int]]):
 class ResumableLoader(DataLoader[int]):
     """A loader whose state is (epoch, batches handed out), so that a killed run goes on with the very next batch."""
 
-    def __init__(self, dataset: NarrativeDataset, batches: LengthBatches, *, num_workers: int) -> None:
+    def __init__(self, dataset: Any, batches: LengthBatches, *, num_workers: int) -> None:
         super().__init__(
             dataset,
             batch_sampler=batches,
@@ -209,7 +209,7 @@ class NarrativeDataModule(L.LightningDataModule):
     """The three splits as loaders.
 
     Args:
-        splits: Datasets by split name: `train`, `validation`, `test`.
+        splits: Datasets by split name: `train`, `validation`, `test`. Each has `lengths`, `collate` and `draw`.
         batch_size: Examples of one training step, over all processes.
         eval_batch_size: Examples of one validation or generation step in each process.
         num_workers: Processes that form batches; 0 forms them between steps.
@@ -218,7 +218,7 @@ class NarrativeDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        splits: Mapping[str, NarrativeDataset],
+        splits: Mapping[str, Any],
         *,
         batch_size: int,
         eval_batch_size: int,
@@ -226,7 +226,7 @@ class NarrativeDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.splits = splits
+        self.splits: Mapping[str, NarrativeDataset] = splits
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -245,8 +245,6 @@ class NarrativeDataModule(L.LightningDataModule):
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         layout = module.model.layout(batch)
-        if layout is None:
-            return batch
         return replace(batch, layout=layout.pin_memory() if torch.cuda.is_available() else layout)
 
     def _loader(self, split: str, batch_size: int, *, shuffle: bool) -> ResumableLoader:

@@ -1,5 +1,6 @@
 """Recommenders of others beside ours, on the same users and the same catalogue. They stand in a table as floors."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,9 @@ def _popularity(train: sp.csr_matrix) -> Any:
 def _neighbours(train: sp.csr_matrix, users: sp.csr_matrix, *, neighbours: float) -> Any:
     from implicit.nearest_neighbours import CosineRecommender
 
-    model = CosineRecommender(K=int(neighbours))
-    with threadpool_limits(1, "blas"):
+    with threadpool_limits(1, "blas"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Method expects CSR input")  # it converts its own weights
+        model = CosineRecommender(K=int(neighbours))
         model.fit(train, show_progress=False)
     return lambda start, end: (users[start:end] @ model.similarity).toarray()
 
@@ -136,14 +138,14 @@ def _als(
 ) -> Any:
     from implicit.cpu.als import AlternatingLeastSquares
 
-    model = AlternatingLeastSquares(
-        factors=int(factors),
-        regularization=regularization,
-        alpha=alpha,
-        iterations=int(iterations),
-        random_state=0,
-    )
     with threadpool_limits(1, "blas"):
+        model = AlternatingLeastSquares(
+            factors=int(factors),
+            regularization=regularization,
+            alpha=alpha,
+            iterations=int(iterations),
+            random_state=0,
+        )
         model.fit(train, show_progress=False)
         of_users = model.recalculate_user(np.arange(users.shape[0]), users)
     return lambda start, end: of_users[start:end] @ model.item_factors.T

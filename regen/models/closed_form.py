@@ -53,7 +53,7 @@ class ClosedForm:
 
     def fit(
         self,
-        histories: Iterable[tuple[Float[np.ndarray, "history dim"], Int[np.ndarray, " history"]]],
+        histories: Iterable[tuple[Float[np.ndarray, "_ dim"], Int[np.ndarray, " _"]]],
         folds: Sequence[int],
     ) -> None:
         """Fits one map on all training users, and for each fold one on the others.
@@ -103,7 +103,7 @@ class ClosedForm:
         self,
         queries: Float[np.ndarray, "users dim"],
         targets: Int[np.ndarray, " users"],
-        bought: Sequence[Int[np.ndarray, " history"]],
+        bought: Sequence[Int[np.ndarray, " _"]],
     ) -> None:
         """Fits `scale` and `popularity` by cross-entropy over the catalogue.
 
@@ -145,7 +145,7 @@ class ClosedForm:
 
 def _reciprocal_rank(scores: Tensor, wanted: Tensor) -> float:
     own = scores.gather(1, wanted[:, None])
-    return float((1.0 / (1 + (scores > own).sum(dim=1))).mean())
+    return float((1.0 / (scores >= own).sum(dim=1)).mean())  # of equal scores the last place
 
 
 def _with_one(rows: np.ndarray) -> np.ndarray:

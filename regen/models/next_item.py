@@ -60,10 +60,6 @@ class NextItemLM(SoftTokenLM):
             return fused
         return self.positions[: fused.shape[1]].expand(len(fused), -1, -1)
 
-    def layout(self, batch: Any) -> Any:
-        """None: nothing has to be moved, because padding stands at the rows' ends already."""
-        return None
-
     def queries(self, batch: NextItemBatch) -> Float[Tensor, "batch history in_dim"]:
         """What the model looks for after each purchase."""
         assert self.adapter is not None

@@ -12,7 +12,6 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
-from regen.data.batch import Batch
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.training.schedules import linear
 
@@ -27,7 +26,7 @@ class NarrativeModule(L.LightningModule):
     are accumulated (`Trainer(accumulate_grad_batches=...)`).
 
     Args:
-        model: Adapter and language model.
+        model: Adapter and language model; called with a batch it returns a summed loss and what that is a sum over.
         adapter_lr: Peak learning rate of the adapter (and of learned positions).
         lm_lr: Peak learning rate of what trains in the LM.
         optimizer: Makes the optimizer from its parameter groups, which have a rate each.
@@ -74,7 +73,7 @@ class NarrativeModule(L.LightningModule):
         """Whether each process holds a part of the model only."""
         return isinstance(self.model, FSDPModule)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
+    def training_step(self, batch: Any, batch_idx: int) -> Float[Tensor, ""]:
         total, tokens = self.model(batch)
         tokens = self.trainer.strategy.reduce(tokens.clone(), reduce_op="sum")
         total = total * self.trainer.world_size  # of which Lightning takes the mean over processes
@@ -101,7 +100,7 @@ class NarrativeModule(L.LightningModule):
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         loss, tokens = self.model(batch)
         self.validation_loss.update(loss / tokens, weight=tokens)
 
@@ -126,7 +125,7 @@ class NarrativeModule(L.LightningModule):
         if self.trainer.precision != "16-mixed":  # its loss scaler skips steps whose gradients are not finite
             self._note(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._first_bad is not None and (not self._first_bad.is_cuda or self.global_step % READ_EVERY == 0):
             self.refuse_not_finite()
 

@@ -10,7 +10,14 @@ from jaxtyping import Float
 from regen.config.schema import TrainConfig
 from regen.data.datamodule import NarrativeDataModule
 from regen.data.histories import Example
-from regen.data.next_item import NEXT_ITEM, NextItemDataset, catalogue_rows, history_vectors, purchase_sequences
+from regen.data.next_item import (
+    NEXT_ITEM,
+    NextItemBatch,
+    NextItemDataset,
+    catalogue_rows,
+    history_vectors,
+    purchase_sequences,
+)
 from regen.data.prepare import load_tables
 from regen.embeddings.fusion import InteractionVectors, item_vectors
 from regen.generation.lm_check import fast_path_of
@@ -37,6 +44,10 @@ class NextItemData(NarrativeDataModule):
     def __init__(self, closed_form: ClosedForm, titles: list[str], bought: np.ndarray, **options: object) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
         self.closed_form, self.titles, self.bought = closed_form, titles, bought
+
+    def on_before_batch_transfer(self, batch: NextItemBatch, dataloader_idx: int) -> NextItemBatch:  # type: ignore[override]
+        """The batch as it is: its padding stands at the rows' ends already."""
+        return batch
 
 
 def build_next_item_data(

@@ -1,0 +1,87 @@
+"""The next item by a formula."""
+
+import numpy as np
+import pytest
+import torch
+
+from regen.models.closed_form import ClosedForm, recency_means
+
+OPTIONS = {"decay": 0.5, "ridge": 1e-3, "item_ridge": 1e-3}
+
+
+def world(users, *, seed=0, items=12, width=8):
+    """Items in a ring: who bought number n buys number n + 1 next."""
+    vectors = np.linalg.qr(np.random.default_rng(0).normal(size=(items, items)))[0][:, :width].astype(np.float32)
+    starts = np.random.default_rng(seed).integers(items, size=users)
+    bought = [(start + np.arange(5)) % items for start in starts]
+    return vectors, [(vectors[row[:-1]], row[1:]) for row in bought]
+
+
+def fitted(vectors, histories, folds, **options):
+    form = ClosedForm(vectors, np.ones(len(vectors), dtype=np.int64), **OPTIONS | options)
+    form.fit(histories, folds)
+    return form
+
+
+def test_recency_means_are_those_of_a_hand():
+    means = recency_means(np.array([[1.0], [3.0], [5.0]]), 0.5)
+    np.testing.assert_allclose(means[:, 0], [1, (0.5 * 1 + 3) / 1.5, (0.25 * 1 + 0.5 * 3 + 5) / 1.75], rtol=1e-6)
+
+
+def test_it_finds_a_rule_that_is_linear():
+    vectors, histories = world(60, width=12)
+    form = fitted(vectors, histories, [0, 1] * 30, decay=0.01)
+    unseen = world(20, seed=1, width=12)[1]
+    for history, targets in unseen:
+        scores = form.queries(history) @ vectors.T
+        assert scores[-1].argmax() == targets[-1]
+
+
+def test_a_fold_is_the_fit_without_its_users():
+    vectors, histories = world(30)
+    folds = [0, 1, 2] * 10
+    form = fitted(vectors, histories, folds)
+    others = [one for one, fold in zip(histories, folds, strict=True) if fold != 1]
+    without = fitted(vectors, others, [0, 1] * 10)
+    history = histories[0][0]
+    np.testing.assert_allclose(form.queries(history, fold=1), without.queries(history), rtol=1e-3, atol=1e-4)
+    assert np.abs(form.queries(history, fold=1) - form.queries(history)).max() > 1e-4
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_popularity_enters_where_it_helps(helps):
+    """With queries that say nothing popularity helps if what sold most is bought next, else it does not."""
+    vectors, _ = world(1)
+    counts = np.arange(12) * 10
+    form = ClosedForm(vectors, counts, **OPTIONS)
+    wanted = np.array([11, 11, 10, 11, 9] * 10) if helps else np.array([0, 1, 0, 2, 1] * 10)
+    form.calibrate(np.zeros((50, 8), dtype=np.float32), wanted, [np.empty(0, dtype=np.int64)] * 50)
+    if helps:
+        assert form.bias.argmax() == 11
+    else:
+        assert form.popularity <= 0
+
+
+def test_the_scale_makes_scores_as_sure_as_they_are_right():
+    vectors, histories = world(200, width=12)
+    form = fitted(vectors, histories, [0, 1] * 100)
+    sharp = np.stack([form.queries(history)[-1] for history, _ in histories])
+    wanted = np.array([targets[-1] for _, targets in histories])
+
+    def loss(scale):
+        scores = torch.from_numpy(scale * sharp @ vectors.T) + form.bias
+        return float(torch.nn.functional.cross_entropy(scores, torch.from_numpy(wanted)))
+
+    noisy = np.random.default_rng(0).permutation(200)[:60]
+    wanted[noisy] = np.random.default_rng(1).integers(12, size=60)  # now it is right in two of three
+    form.calibrate(sharp, wanted, [np.empty(0, dtype=np.int64)] * 200)
+    assert loss(form.scale) < min(loss(form.scale / 2), loss(form.scale * 2))
+
+
+def test_vectors_that_say_nothing_do_not_break_it():
+    form = fitted(
+        np.zeros((4, 3), dtype=np.float32), [(np.zeros((2, 3), dtype=np.float32), np.array([1, 2]))] * 4, [0, 1] * 2
+    )
+    form.calibrate(form.queries(np.zeros((2, 3), dtype=np.float32)), np.array([1, 2]), [np.array([0])] * 2)
+    assert np.isfinite(form.queries(np.zeros((1, 3), dtype=np.float32))).all()
+    assert form.bias.isfinite().all()
