@@ -37,6 +37,10 @@ def evaluate_from_config(config: EvaluateConfig) -> None:
             "Give one of run=, runs= and predictions=, or runs= and predictions= for one table; "
             f"got {' and '.join(given) or 'none'}."
         )
+    if config.recommendations is not None and given != ["runs"]:
+        raise ValueError(
+            f"recommendations={config.recommendations} takes runs=FOLDER alone; got {' and '.join(given) or 'none'}."
+        )
     if config.diagnose and given != ["run"]:
         raise ValueError(f"diagnose=true takes run=FOLDER, because it generates anew; got {given[0]}=.")
     from regen.evaluation.cells import cells_beside, grid_cells, run_cells
@@ -62,6 +66,8 @@ def evaluate_from_config(config: EvaluateConfig) -> None:
         if not cells:
             raise FileNotFoundError(f"runs={folder}: neither the folder of a grid nor one that holds runs.")
         columns = Columns(config.columns, config.reference)
+        if config.recommendations is not None:
+            theirs = _scored_recommendations(Path(config.recommendations), cells, config.evaluation)
         if theirs is not None:
             cells += cells_beside(cells, theirs, compared_key(cells, columns.key))
         compare_cells(cells, folder, columns, config.evaluation)
@@ -79,6 +85,21 @@ def evaluate_from_config(config: EvaluateConfig) -> None:
         if config.diagnose:
             report = diagnose(run.folder)
             _show(f"\n{report.read_text(encoding='utf-8')}\n{report}")
+
+
+def _scored_recommendations(path: Path, cells: "list[Cell]", evaluation: Evaluation) -> Path:
+    """Scores another system's rankings for the test users of the first run; the folder of its scores."""
+    from regen.evaluation.evaluate import options
+    from regen.evaluation.recommend import score_recommendations_file
+    from regen.evaluation.scoring import EXAMPLES
+    from regen.pipeline import read_run
+
+    scored = [cell for cell in cells if cell.features == ["next_item"] and (cell.folder / EXAMPLES).is_file()]
+    if not scored:
+        raise ValueError(f"recommendations={path}: none of these runs is a scored one of task=recommend.")
+    theirs = Path("outputs/predictions") / path.name.split(".")[0]
+    score_recommendations_file(path, theirs, like=read_run(scored[0].folder), options=options(evaluation))
+    return theirs
 
 
 def compare_sides(runs: str, against: str, evaluation: Evaluation) -> None:

@@ -620,6 +620,7 @@ class EvaluateConfig(Settings):
     against: str | None = None
     device: DeviceName | None = None
     predictions: str | None = None
+    recommendations: str | None = None
     diagnose: bool = False
     evaluation: Evaluation = MISSING
     engine: Component = MISSING

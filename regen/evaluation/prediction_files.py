@@ -61,6 +61,36 @@ def read_predictions(path: Path) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
+def read_recommendations(path: Path) -> dict[str, list[str]]:
+    """Reads a `.jsonl` or `.jsonl.gz` file of rankings: on every line a `user_id` and its `items`, the best first.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is empty, cut off, or has a bad line; the message gives file, line and fix.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of recommendations; give a .jsonl or .jsonl.gz file.")
+    found: dict[str, list[str]] = {}
+    for number, line in _lines(path):
+        where = f"{path}:{number}"
+        record = _record(line, where)
+        if missing := [key for key in ("user_id", "items") if key not in record]:
+            raise ValueError(f"{where}: no key {missing[0]!r}; the line has {', '.join(sorted(record)) or 'no key'}.")
+        user, items = _identifier(record, "user_id", where), record["items"]
+        if not isinstance(items, list) or not items:
+            raise ValueError(f"{where}: 'items' is {_shown(items)}; it must be a list of item ids, the best first.")
+        if user in found:
+            raise ValueError(f"{where}: user {user!r} has a line already; give each user one.")
+        named = [_identifier({"items": item}, "items", where) for item in items]
+        if len(set(named)) < len(named):
+            twice = next(item for item in named if named.count(item) > 1)
+            raise ValueError(f"{where}: item {twice!r} is named twice.")
+        found[user] = named
+    if not found:
+        raise ValueError(f"{path}: no recommendations, the file has 0 lines with content.")
+    return found
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number (from 1) and content of every line that is not blank."""
     number = 0

@@ -1,5 +1,6 @@
 """Stage `evaluate` of `task=recommend`: ranks of the test users' next items, by the model and by others."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,17 @@ from tqdm import tqdm
 
 from regen.data.datamodule import LengthBatches
 from regen.evaluation.comparison_blocks import CLOSED_FORM
+from regen.evaluation.prediction_files import read_recommendations
 from regen.evaluation.ranking import rank_of, ranking_statistics
 from regen.evaluation.recommenders import baselines, content_neighbours, ranks_by
-from regen.evaluation.scoring import Scores, ScoringOptions, write_scores
+from regen.evaluation.scoring import EXAMPLES, Scores, ScoringOptions, write_scores
+from regen.evaluation.text_metrics import CUTS
 from regen.models.next_item import NextItemLM, bought_before
 from regen.runtime.costs import Stopwatch
 from regen.training.recommendation import NextItemData
-from regen.training.run import LoadedRun
+from regen.training.run import LoadedRun, Run
 
+logger = logging.getLogger(__name__)
 SHOWN = 20  # items of each user that are written down
 
 
@@ -50,7 +54,7 @@ def rank_test_users(loaded: LoadedRun, watch: Stopwatch) -> pl.DataFrame:
             ranks = zip(rank_of(scores, target).tolist(), rank_of(start, target).tolist(), first.tolist(), strict=True)
             found |= dict(zip(indices, ranks, strict=True))
             bar.update(len(indices))
-    ids = load_items(loaded)
+    ids = catalogue(loaded.run)
     rows = [found[index] for index in range(len(test))]
     return pl.DataFrame(
         {
@@ -64,9 +68,44 @@ def rank_test_users(loaded: LoadedRun, watch: Stopwatch) -> pl.DataFrame:
     )
 
 
-def load_items(loaded: LoadedRun) -> list[str]:
-    """Id of each item of a run's catalogue."""
-    path = loaded.run.inputs.prepared.path / "items.parquet"
+def score_recommendations_file(path: Path, folder: Path, *, like: Run, options: ScoringOptions) -> Scores:
+    """Scores another system's rankings for the test users of a run.
+
+    An item that a list does not name counts as not found, so a list of less than 50 items can only lose.
+
+    Args:
+        path: A file as `read_recommendations` takes it.
+        folder: Where `examples.parquet` and `scores.json` go; made if absent.
+        like: A scored run of `task=recommend`, which says who is tested on what.
+        options: Resamples and seed.
+
+    Raises:
+        ValueError: If a test user is missing, or an item is unknown.
+    """
+    ours = pl.read_parquet(like.folder / EXAMPLES, glob=False).filter(pl.col("system") == "model")
+    theirs = read_recommendations(path)
+    users, targets = ours["user_id"].to_list(), ours["item_id"].to_list()
+    if missing := [user for user in users if user not in theirs]:
+        raise ValueError(
+            f"{path}: {len(missing):,} of {len(users):,} test users of {like.folder} are missing, the first is {missing[0]!r}."
+        )
+    known = set(catalogue(like))
+    for user in users:
+        if strange := [item for item in theirs[user] if item not in known]:
+            raise ValueError(f"{path}: item {strange[0]!r} of user {user!r} is not in the catalogue of {like.folder}.")
+    if (shortest := min(len(theirs[user]) for user in users)) < max(CUTS):
+        logger.warning("%s: the shortest list has %d items; what it does not name counts as not found.", path, shortest)
+    ranks = [
+        theirs[user].index(item) + 1 if item in theirs[user] else 0 for user, item in zip(users, targets, strict=True)
+    ]
+    cold = ours["cold_examples"].to_numpy() > 0 if "cold_examples" in ours.columns else np.zeros(len(users), dtype=bool)
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_scores(ranking_statistics(users, targets, np.array(ranks), cold, system="model"), folder, options)
+
+
+def catalogue(run: Run) -> list[str]:
+    """Id of each item that a run ranks."""
+    path = run.inputs.prepared.path / "items.parquet"
     return pl.read_parquet(path, columns=["item_id"], glob=False)["item_id"].to_list()
 
 

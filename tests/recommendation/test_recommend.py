@@ -5,6 +5,7 @@ import json
 import polars as pl
 import pytest
 
+from regen.commands.evaluate import evaluate_from_config
 from regen.data.item_sequences import ItemSequencesSource
 from regen.data.tables import DataError
 from regen.evaluation.cells import run_cells
@@ -42,6 +43,77 @@ def test_a_grid_of_recommenders_ends_in_a_table(small_config, tmp_path):
     written = (folder / "examples.parquet").stat().st_mtime_ns
     assert train_and_evaluate(of(small_config, "encoder=both"))[0] == folder  # and finds it finished
     assert (folder / "examples.parquet").stat().st_mtime_ns == written
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A folder with one scored run, and the test users' right items."""
+    from hydra import compose, initialize_config_dir
+    from small import SMALL, quick_embeddings
+
+    from regen.config.objects import typed
+    from regen.config.registration import register
+    from regen.config.schema import CONF
+
+    register()
+    folder = tmp_path_factory.mktemp("scored")
+    paths = [f"paths.data_dir={folder}/data", f"paths.runs_dir={folder}/runs"]
+    with initialize_config_dir(str(CONF), version_base="1.3"), quick_embeddings():
+        run, _ = train_and_evaluate(typed(compose("train", [*SMALL, *TASK, "encoder=cf", *paths])))
+    examples = pl.read_parquet(run / "examples.parquet").filter(pl.col("system") == "model")
+    return folder / "runs", dict(examples.select("user_id", "item_id").iter_rows())
+
+
+def evaluated(folder, rows, tmp_path, monkeypatch):
+    """The table with another system's file as a column."""
+    path = tmp_path / "theirs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.chdir(tmp_path)
+    from hydra import compose, initialize_config_dir
+
+    from regen.config.objects import typed
+    from regen.config.registration import register
+    from regen.config.schema import CONF
+
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        given = [f"runs={folder}", f"recommendations={path}", "evaluation.resamples=100"]
+        evaluate_from_config(typed(compose("evaluate", given)))
+    return (folder / "table.csv").read_text()
+
+
+def test_another_system_is_a_column(scored, tmp_path, monkeypatch, caplog):
+    folder, right = scored
+    users = list(right)
+    rows = [{"user_id": user, "items": [right[user]]} for user in users[: len(users) // 2]]
+    wrong = {user: next(item for item in right.values() if item != right[user]) for user in users}
+    rows += [{"user_id": user, "items": [wrong[user], right[user]]} for user in users[len(users) // 2 :]]
+    table = evaluated(folder, rows, tmp_path, monkeypatch)
+    values = {line.split(",")[1]: line for line in table.splitlines() if ",theirs,model," in line}
+    assert float(values["recall_1"].split(",")[5]) == pytest.approx((len(users) // 2) / len(users))
+    assert float(values["recall_5"].split(",")[5]) == 1
+    assert "the shortest list has 1 items; what it does not name counts as not found" in caplog.text
+
+
+BAD = {
+    "a missing user": (lambda rows: rows[1:], r"1 of \d+ test users of .* are missing, the first is"),
+    "an unknown item": (lambda rows: [{**rows[0], "items": ["zz"]}, *rows[1:]], "item 'zz' of user .* is not in the catalogue"),
+    "a user twice": (lambda rows: [*rows, rows[0]], "has a line already; give each user one"),
+    "an item twice": (lambda rows: [{**rows[0], "items": ["i0000001"] * 2}, *rows[1:]], "theirs.jsonl:1: item 'i0000001' is named twice"),
+    "no list": (lambda rows: [{**rows[0], "items": "i1"}], "theirs.jsonl:1: 'items' is \"i1\"; it must be a list"),
+    "an empty list": (lambda rows: [{**rows[0], "items": []}], "must be a list of item ids"),
+    "no items": (lambda rows: [{"user_id": "u"}], "theirs.jsonl:1: no key 'items'"),
+    "nothing": (lambda rows: [], "no recommendations, the file has 0 lines"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_file_of_recommendations_is_refused(scored, tmp_path, monkeypatch, kind):
+    change, says = BAD[kind]
+    folder, right = scored
+    rows = change([{"user_id": user, "items": [item]} for user, item in right.items()])
+    with pytest.raises(ValueError, match=says):
+        evaluated(folder, rows, tmp_path, monkeypatch)
 
 
 def test_the_closed_form_reads_cf_and_finds_the_need(small_config):
