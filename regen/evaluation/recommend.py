@@ -87,7 +87,8 @@ def score_recommendations_file(path: Path, folder: Path, *, like: Run, options: 
     users, targets = ours["user_id"].to_list(), ours["item_id"].to_list()
     if missing := [user for user in users if user not in theirs]:
         raise ValueError(
-            f"{path}: {len(missing):,} of {len(users):,} test users of {like.folder} are missing, the first is {missing[0]!r}."
+            f"{path}: {len(missing):,} of {len(users):,} test users of {like.folder} are missing, the first is "
+            f"{missing[0]!r}."
         )
     known = set(catalogue(like))
     for user in users:
