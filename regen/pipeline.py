@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from regen.config import schema
 from regen.config.objects import Component, build_object, plain, read_run_config
 from regen.data.prepare import load_tables, prepare
+from regen.embeddings.encode_critiques import CRITIQUES, CritiquePart
 from regen.embeddings.parts import CFPart, ContentPart, ItemContentPart, Part, interaction_vectors
 from regen.runtime.console import quiet_libraries
 from regen.storage import identity
@@ -61,6 +62,11 @@ def encoder_part(config: schema.EncodeConfig, entry: str | Component) -> Part:
     return ContentPart(config.content.pretrained, config.content.batch_size, config.engine.build())
 
 
+def critique_part(config: schema.TrainConfig) -> CritiquePart:
+    """What users say about a purchase, with `data.critiques`."""
+    return CritiquePart(config.content.pretrained, config.content.batch_size, config.data.shared_category)
+
+
 def encoded_artefacts(
     config: schema.EncodeConfig, entries: Sequence[str | Component], prepared: Artefact, *, force: bool = False
 ) -> dict[str, Artefact]:
@@ -86,7 +92,10 @@ def build_inputs(config: schema.TrainConfig) -> "identity.Inputs":
 
     prepared = data_artefact(config)
     check_data(config, prepared.path)
-    return identity.Inputs(prepared, encoded_artefacts(config, config.encoder.parts, prepared))
+    encoded = encoded_artefacts(config, config.encoder.parts, prepared)
+    if config.data.critiques:
+        encoded[CRITIQUES] = critique_part(config).encode(prepared, root=Path(config.paths.data_dir))
+    return identity.Inputs(prepared, encoded)
 
 
 def open_run(config: schema.TrainConfig) -> "Run":
@@ -170,7 +179,7 @@ def build(config: schema.TrainConfig) -> "tuple[NarrativeDataModule, NarrativeMo
     config, _ = _resolved(config)
     inputs = build_inputs(config)
     lm = config.lm.build()
-    data = build_data(config, inputs.prepared.path, vectors_of(config, inputs), lm)
+    data = build_data(config, inputs, vectors_of(config, inputs), lm)
     return data, build_module(config, build_model(config, data, lm, start=True).train())
 
 
@@ -233,6 +242,10 @@ def plan(config: schema.TrainConfig) -> Plan:
         folder = expected_folder(root, **encoder_part(config, entry).request(_fingerprint(data)))
         inputs[_part_name(entry)] = _fingerprint(folder)
         stages.append(PlannedArtefact(f"encode {_part_name(entry)}", folder))
+    if config.data.critiques:
+        folder = expected_folder(root, **critique_part(config).request(_fingerprint(data)))
+        inputs[CRITIQUES] = _fingerprint(folder)
+        stages.append(PlannedArtefact(f"encode {CRITIQUES}", folder))
     config, weights = _resolved(config)
     return Plan(config, tuple(stages), data, runs.folder_of(config, inputs, weights))
 

@@ -42,6 +42,7 @@ CHANGES_NOTHING = {
     *(
         f"task.{name}" for name in ("exclude_bought", "train_users", "decay", "ridge", "item_ridge", "folds")
     ),  # of recommend
+    "data.shared_category",  # unless there are critiques
     "callbacks.progress.refresh_rate",
     "content.batch_size",
     "content.name",

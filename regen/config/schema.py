@@ -288,6 +288,8 @@ class Task(Settings):
 class Data(Settings):
     max_history: int = number(1, 100_000, "latest interactions of a history")
     max_narrative_tokens: int | None = number(1, 1_000_000, "tokens of a narrative that are learned", default=None)
+    critiques: bool = False
+    shared_category: float = number(0, 1, "share of the category path that a critique asks for", default=0.0)
 
 
 class Mode(StrEnum):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from regen.data.batch import pad_rows
+from regen.data.critiques import Critiques
 from regen.data.datamodule import EVALUATION_DRAW
 from regen.data.histories import Example
 from regen.data.prepare import item_rows
@@ -71,6 +72,8 @@ class NextItemBatch:
         queries: What the closed form looks for after each purchase, in the space of `fused`.
         targets: Row of the item that comes next; -1 where nothing is to be found.
         prompt: Token ids before the history, the same in all rows.
+        words: Token ids of what the user said about the last purchase, between prompt and history.
+        words_mask: True where `words` holds a token.
     """
 
     examples: Int[Tensor, " batch"]
@@ -80,6 +83,8 @@ class NextItemBatch:
     queries: Float[Tensor, "batch history in_dim"]
     targets: Int[Tensor, "batch history"]
     prompt: Int[Tensor, "batch prompt"]
+    words: Int[Tensor, "batch words"]
+    words_mask: Bool[Tensor, "batch words"]
 
     def on(self, device: torch.device) -> "NextItemBatch":
         """The same on that device."""
@@ -97,11 +102,13 @@ class NextItemDataset(Dataset[int]):
         examples: From `purchase_sequences`.
         vectors: Gives the vectors of purchases.
         item_of: Row in the catalogue of each interaction's item.
-        queries: What the closed form looks for after each purchase, from their vectors and `fold`.
+        queries: What the closed form looks for after each purchase: of their vectors, those of what was said (or None),
+            and `fold`.
         tokenizer: The LM's.
         prompt: Before the history.
         window: The most positions the LM reads.
         every: Whether each purchase has the next one as its target; else the last one alone has.
+        critiques: What users said, by `item_ids` of the catalogue; then `every` has to be false.
         fold: Part of the training users that each example is in; None outside of training.
 
     Raises:
@@ -119,12 +126,30 @@ class NextItemDataset(Dataset[int]):
         prompt: str,
         window: int,
         every: bool,
+        critiques: Critiques | None = None,
+        item_ids: Sequence[str] = (),
         fold: Sequence[int] | None = None,
     ) -> None:
         self.examples, self.vectors, self.item_of, self.queries = list(examples), vectors, item_of, queries
         self.prompt = torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"])
         self.every, self.fold, self.draw = every, fold, EVALUATION_DRAW
-        self.lengths = [1 + len(self.prompt) + len(example.rows) - 1 for example in self.examples]
+        self.said = (
+            None
+            if critiques is None
+            else [
+                critiques.rows(one.user_id, [item_ids[row] for row in item_of[one.rows[1:]]]) for one in self.examples
+            ]
+        )
+        self.critiques = critiques
+        words = [""] * len(self.examples)
+        if critiques is not None and self.said is not None:
+            words = [critiques.texts[rows[-1]] if rows[-1] >= 0 else "" for rows in self.said]
+        self.words = [torch.tensor(ids, dtype=torch.int64) for ids in _token_ids(tokenizer, words)]
+        self.pad = int(tokenizer.pad_token_id)
+        self.lengths = [
+            len(self.prompt) + len(said) + len(example.rows)
+            for example, said in zip(self.examples, self.words, strict=True)
+        ]
         if (longest := max(self.lengths, default=0)) > window:
             raise DataError(
                 f"A history and the prompt take {longest} positions; the LM reads {window}. Shorten data.max_history "
@@ -148,8 +173,7 @@ class NextItemDataset(Dataset[int]):
     def collate(self, indices: Sequence[int]) -> NextItemBatch:
         """Pads the users of one step."""
         fused = [self.history(index) for index in indices]
-        folds = [None if self.fold is None else self.fold[index] for index in indices]
-        queries = [self.queries(one, fold=fold) for one, fold in zip(fused, folds, strict=True)]
+        queries = [self.query(index, one) for index, one in zip(indices, fused, strict=True)]
         items = [torch.from_numpy(self.items(index)) for index in indices]
         targets = [one[1:].clone() for one in items]
         if not self.every:
@@ -164,7 +188,22 @@ class NextItemDataset(Dataset[int]):
             pad_rows([torch.from_numpy(one) for one in queries], 0, left=False)[0],
             pad_rows(targets, -1, left=False)[0],
             self.prompt.expand(len(indices), -1),
+            *pad_rows([self.words[index] for index in indices], self.pad, left=True),
         )
+
+    def query(self, index: int, history: Float[np.ndarray, "history dim"]) -> Float[np.ndarray, "history dim"]:
+        """What the closed form looks for after each purchase of one user."""
+        said = None
+        if self.critiques is not None and self.said is not None:
+            said = self.critiques.vectors[self.said[index]]
+        return self.queries(history, said, fold=None if self.fold is None else self.fold[index])
+
+
+def _token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    found: list[list[int]] = (
+        tokenizer(list(texts), add_special_tokens=False)["input_ids"] if any(texts) else [[]] * len(texts)
+    )
+    return found
 
 
 def history_vectors(example: Example, vectors: Vectors, *, draw: int) -> Float[np.ndarray, "history dim"]:

@@ -53,24 +53,28 @@ class ClosedForm:
 
     def fit(
         self,
-        histories: Iterable[tuple[Float[np.ndarray, "_ dim"], Int[np.ndarray, " _"]]],
+        histories: Iterable[
+            tuple[Float[np.ndarray, "_ dim"], Float[np.ndarray, "_ said"] | None, Int[np.ndarray, " _"]]
+        ],
         folds: Sequence[int],
     ) -> None:
         """Fits one map on all training users, and for each fold one on the others.
 
         Args:
-            histories: Vectors of each user's purchases without the last one, and the item after each of them.
+            histories: Of each user: vectors of the purchases without the last one; of what was said about each of them,
+                where anything is; the item after each of them.
             folds: Part that each user is in, from 0.
         """
-        width = self.items.shape[1]
         parts = max(folds) + 1
-        inner = np.zeros((parts, width + 1, width + 1))
-        outer = np.zeros((parts, width + 1, width))
         vectors = self.items.numpy()
-        for (history, targets), fold in zip(histories, folds, strict=True):
-            means = _with_one(recency_means(history, self.decay))
-            inner[fold] += means.T @ means
-            outer[fold] += means.T @ vectors[targets]
+        inner = outer = np.zeros(0)
+        for (history, said, targets), fold in zip(histories, folds, strict=True):
+            read = self._read(history, said)
+            if not inner.size:
+                inner = np.zeros((parts, read.shape[1], read.shape[1]))
+                outer = np.zeros((parts, read.shape[1], vectors.shape[1]))
+            inner[fold] += read.T @ read
+            outer[fold] += read.T @ vectors[targets]
         gram = vectors.T.astype(np.float64) @ vectors
         item_side = np.linalg.pinv(_penalised(gram, self.item_ridge))
         all_inner, all_outer = inner.sum(axis=0), outer.sum(axis=0)
@@ -83,16 +87,26 @@ class ClosedForm:
         ]
 
     def queries(
-        self, history: Float[np.ndarray, "history dim"], *, fold: int | None = None
+        self,
+        history: Float[np.ndarray, "history dim"],
+        said: Float[np.ndarray, "history said"] | None = None,
+        *,
+        fold: int | None = None,
     ) -> Float[np.ndarray, "history dim"]:
         """What to look for after each purchase, times the scale.
 
         Args:
             history: Vectors of the purchases, oldest first.
+            said: Vectors of what was said about each of them; zero where nothing was. None if `fit` had none either.
             fold: Leaves this part of the training users out; None for users not met in training.
         """
-        means = _with_one(recency_means(history, self.decay))
-        return np.asarray(self.scale * (means @ self._maps[0 if fold is None else fold + 1]), dtype=np.float32)
+        read = self._read(history, said)
+        return np.asarray(self.scale * (read @ self._maps[0 if fold is None else fold + 1]), dtype=np.float32)
+
+    def _read(self, history: np.ndarray, said: np.ndarray | None) -> np.ndarray:
+        """What the map reads at each purchase: recency mean, what was said, and a one for the intercept."""
+        means = recency_means(history, self.decay)
+        return np.concatenate([means, *([] if said is None else [said]), np.ones((len(means), 1), np.float32)], axis=1)
 
     @property
     def bias(self) -> Float[torch.Tensor, " items"]:
@@ -146,10 +160,6 @@ class ClosedForm:
 def _reciprocal_rank(scores: Tensor, wanted: Tensor) -> float:
     own = scores.gather(1, wanted[:, None])
     return float((1.0 / (scores >= own).sum(dim=1)).mean())  # of equal scores the last place
-
-
-def _with_one(rows: np.ndarray) -> np.ndarray:
-    return np.concatenate([rows, np.ones((len(rows), 1), dtype=rows.dtype)], axis=1)
 
 
 def _penalised(gram: np.ndarray, strength: float, *, but_last: bool = False) -> np.ndarray:

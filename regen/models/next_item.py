@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from regen.data.next_item import NextItemBatch
 from regen.models.adapter import Adapter
 from regen.models.fast_path import FastPath
-from regen.models.soft_token_lm import SoftTokenLM
+from regen.models.soft_token_lm import SoftTokenLM, flush_order
 
 
 class NextItemLM(SoftTokenLM):
     """Ranks a catalogue after each purchase of a history.
 
-    The LM reads `[begin of sequence] prompt, soft tokens`. A linear readout of its hidden state at each soft token is
-    added to the query of the closed form, and a query is compared with every item by its dot product. The readout
-    starts at zero, so training starts from the closed form.
+    The LM reads `[begin of sequence] prompt, critique, soft tokens`. A linear readout of its hidden state at each soft
+    token is added to the query of the closed form, and a query is compared with every item by its dot product. The
+    readout starts at zero, so training starts from the closed form.
 
     Args:
         lm: A Hugging Face causal LM, tuned or frozen.
@@ -64,14 +64,20 @@ class NextItemLM(SoftTokenLM):
         """What the model looks for after each purchase."""
         assert self.adapter is not None
         embed = self.lm.get_input_embeddings()
-        parts = [embed(batch.prompt)]
-        parts.append(self.adapter(self.inputs(batch.fused), batch.history_mask).to(parts[0].dtype))
+        words = torch.cat([batch.prompt, batch.words], dim=1)
+        mask = torch.cat([torch.ones_like(batch.prompt, dtype=torch.bool), batch.words_mask, batch.history_mask], dim=1)
         if self.bos_token_id is not None:
-            parts.insert(0, embed(batch.prompt.new_full((len(batch.prompt), 1), self.bos_token_id)))
-        embeds = torch.cat(parts, dim=1)
-        before = embeds.shape[1] - batch.history_mask.shape[1]
-        mask = nn.functional.pad(batch.history_mask, (before, 0), value=True)
-        hidden = self.hidden(embeds, mask)[:, before:].float()
+            words = nn.functional.pad(words, (1, 0), value=self.bos_token_id)
+            mask = nn.functional.pad(mask, (1, 0), value=True)
+        said = embed(words)
+        soft = self.adapter(self.inputs(batch.fused), batch.history_mask).to(said.dtype)
+        order, _ = flush_order(mask)
+        embeds = torch.cat([said, soft], dim=1).take_along_dim(order[..., None], dim=1)
+        hidden = self.hidden(embeds, mask.take_along_dim(order, dim=1))
+        at = (mask.sum(dim=1) - batch.history_mask.sum(dim=1))[:, None] + torch.arange(
+            soft.shape[1], device=soft.device
+        )
+        hidden = hidden.take_along_dim(at.clamp_max(hidden.shape[1] - 1)[..., None], dim=1).float()
         read = nn.functional.layer_norm(hidden, hidden.shape[-1:])
         return batch.queries + self.readout(read) / hidden.shape[-1]  # so that one step of Adam moves a query little
 

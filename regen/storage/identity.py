@@ -105,6 +105,11 @@ def baselines(prepared: str, settings: Mapping[str, Any]) -> Request:
     return _request("baselines", settings, {"prepared": prepared}, libraries=("implicit",))
 
 
+def critiques(prepared: str, recipe: Mapping[str, Any]) -> Request:
+    """What leads from each purchase to the next one."""
+    return _request("critiques", recipe, {"prepared": prepared}, libraries=_ENCODING)
+
+
 def segment(encoder: Mapping[str, Any], texts: str) -> Request:
     """A part of a sentence encoder's store of vectors.
 
@@ -153,6 +158,8 @@ def run(
     elif (version := _version_of(config["adapter"]["_target_"])) > 1:
         recipe["adapter"] = {**config["adapter"], "version": version}
     recipe["split"] = split(config["split"])
+    if not config["data"]["critiques"]:
+        recipe["data"] = _without(config["data"], "critiques", "shared_category")
     if config["task"]["name"] != "narrate":
         recipe["task"] = config["task"]
     recipe["lm"] = _without(config["lm"], "pretrained", "revision")

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from regen.data.history_words import HistoryWords
 from regen.data.prepare import load_tables
 from regen.data.splits import NAMES
 from regen.data.tables import DataError, Tables
+from regen.embeddings.encode_critiques import CRITIQUES, load_critiques
 from regen.embeddings.fusion import InteractionVectors
 from regen.embeddings.parts import TEXT
 from regen.generation.lm_check import fast_path_of
@@ -24,7 +24,7 @@ from regen.models.language_model import LanguageModel
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.models.warm_start import initialise
 from regen.runtime.device import ON_CUDA
-from regen.storage.identity import LIBRARIES
+from regen.storage.identity import LIBRARIES, Inputs
 from regen.training.recommendation import NextItemData, build_next_item_data, build_next_item_model
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ START_SAMPLE = 20_000  # training examples from which an adapter's start is comp
 
 
 def build_data(
-    config: TrainConfig, prepared: Path, vectors: InteractionVectors, lm: LanguageModel
+    config: TrainConfig, inputs: Inputs, vectors: InteractionVectors, lm: LanguageModel
 ) -> NarrativeDataModule:
     """Examples of the chosen features, split by user.
 
@@ -43,8 +43,9 @@ def build_data(
         DataError: If history, prompt and narrative do not fit into the LM's window.
     """
     if config.task.name == "recommend":
-        return build_next_item_data(config, prepared, vectors, lm)
-    tables = load_tables(prepared)
+        critiques = load_critiques(inputs.encoded[CRITIQUES]) if config.data.critiques else None
+        return build_next_item_data(config, inputs.prepared.path, vectors, lm, critiques)
+    tables = load_tables(inputs.prepared.path)
     withhold = {name: feature.withhold_final_review for name, feature in config.feature.items()}
     examples = build_examples(tables, withhold=withhold, max_history=config.data.max_history, split=config.split)
     make = dataset_maker(config, tables, vectors, lm)

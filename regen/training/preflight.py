@@ -134,6 +134,8 @@ def _check_task(config: TrainConfig) -> None:
             f"task={config.task.name} with feature={','.join(config.feature)}: feature={NEXT_ITEM} belongs to "
             "task=recommend, which sets it, and the others to task=narrate."
         )
+    if config.data.critiques and not recommends:
+        raise ValueError("data.critiques=true belongs to task=recommend; a narrative is written without one.")
     if not recommends:
         return
     if config.encoder.name == TEXT:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 
 from regen.config.schema import TrainConfig
+from regen.data.critiques import Critiques
 from regen.data.datamodule import NarrativeDataModule
 from regen.data.histories import Example
 from regen.data.next_item import (
@@ -51,9 +52,20 @@ class NextItemData(NarrativeDataModule):
 
 
 def build_next_item_data(
-    config: TrainConfig, prepared: Path, vectors: InteractionVectors, lm: LanguageModel
+    config: TrainConfig,
+    prepared: Path,
+    vectors: InteractionVectors,
+    lm: LanguageModel,
+    critiques: Critiques | None = None,
 ) -> NextItemData:
     """Users by split, the catalogue, and the closed form.
+
+    Args:
+        config: The run's config.
+        prepared: Folder of the prepared tables.
+        vectors: Of purchases and items.
+        lm: Gives the tokenizer and the window.
+        critiques: What users said, with `data.critiques`.
 
     Raises:
         DataError: If a split has no user with two purchases, or a history does not fit into the LM's window.
@@ -74,13 +86,20 @@ def build_next_item_data(
     )
     rng = np.random.default_rng(config.seed)
     folds = rng.permutation(len(train)) % task.folds
+    ids = tables.items["item_id"].to_list()
+
+    def said(one: Example) -> np.ndarray | None:
+        if critiques is None:
+            return None
+        found: np.ndarray = critiques.vectors[critiques.rows(one.user_id, [ids[row] for row in item_of[one.rows[1:]]])]
+        return found
+
     form.fit(
-        ((history_vectors(one, vectors, draw=0), item_of[one.rows[1:]]) for one in train),
-        folds.tolist(),
+        ((history_vectors(one, vectors, draw=0), said(one), item_of[one.rows[1:]]) for one in train), folds.tolist()
     )
     unseen = sequences["validation"]
     form.calibrate(
-        np.stack([form.queries(history_vectors(one, vectors, draw=0))[-1] for one in unseen]),
+        np.stack([form.queries(history_vectors(one, vectors, draw=0), said(one))[-1] for one in unseen]),
         np.array([item_of[one.rows[-1]] for one in unseen]),
         [item_of[one.rows[:-1]] if task.exclude_bought else np.empty(0, dtype=np.int64) for one in unseen],
     )
@@ -95,12 +114,14 @@ def build_next_item_data(
             tokenizer=lm.tokenizer,
             prompt=config.feature[NEXT_ITEM].prompt,
             window=lm.window,
+            critiques=critiques,
+            item_ids=ids,
             **options,  # type: ignore[arg-type]
         )
 
     watched = unseen[:VALIDATION_USERS]
     splits = {
-        "train": dataset([train[at] for at in chosen], every=True, fold=folds[chosen].tolist()),
+        "train": dataset([train[at] for at in chosen], every=critiques is None, fold=folds[chosen].tolist()),
         "validation": dataset(watched, every=False),
         "test": dataset(sequences["test"], every=False),
     }

@@ -160,7 +160,7 @@ def fit(run: Run, vectors: InteractionVectors, loggers: Sequence[Any], callbacks
 
     config, last = run.config, run.last_checkpoint
     lm: LanguageModel = config.lm.build()
-    data = build_data(config, run.inputs.prepared.path, vectors, lm)
+    data = build_data(config, run.inputs, vectors, lm)
     model = build_model(config, data, lm, start=not last.exists())
     narrow = config.trainer.precision == "bf16-mixed"
     if narrow:
@@ -218,7 +218,7 @@ def load(run: Run, vectors: InteractionVectors) -> LoadedRun:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: cannot be read ({error}). Train the run anew with force=true.") from error
     lm: LanguageModel = run.config.lm.build()
-    data = build_data(run.config, run.inputs.prepared.path, vectors, lm)
+    data = build_data(run.config, run.inputs, vectors, lm)
     model = build_model(run.config, data, lm, start=False)
     try:
         model.load_trained_state(state)

@@ -64,7 +64,7 @@ def test_swapped_examples_become_a_dataset_as_the_run_had_it(small_config, tmp_p
     cfg = small_config(*TINY, f"encoder={encoder}", "data.max_narrative_tokens=7")
     inputs, lm = build_inputs(cfg), cfg.lm.build()
     vectors = vectors_of(cfg, inputs)
-    test = build_data(cfg, inputs.prepared.path, vectors, lm).splits["test"]
+    test = build_data(cfg, inputs, vectors, lm).splits["test"]
     make = dataset_maker(cfg, load_tables(inputs.prepared.path), vectors, lm)
     same = make(test.examples)
     assert same.lengths == test.lengths

@@ -239,7 +239,7 @@ def data_module(amazon, small_config):
     def of(lm, *overrides):
         cfg = small_config(*amazon, "vertical=gift_cards", "encoder=none", *overrides, without="source.")
         inputs = build_inputs(cfg)
-        return build_data(cfg, inputs.prepared.path, vectors_of(cfg, inputs), lm)
+        return build_data(cfg, inputs, vectors_of(cfg, inputs), lm)
 
     return of
 

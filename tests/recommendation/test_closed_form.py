@@ -14,7 +14,7 @@ def world(users, *, seed=0, items=12, width=8):
     vectors = np.linalg.qr(np.random.default_rng(0).normal(size=(items, items)))[0][:, :width].astype(np.float32)
     starts = np.random.default_rng(seed).integers(items, size=users)
     bought = [(start + np.arange(5)) % items for start in starts]
-    return vectors, [(vectors[row[:-1]], row[1:]) for row in bought]
+    return vectors, [(vectors[row[:-1]], None, row[1:]) for row in bought]
 
 
 def fitted(vectors, histories, folds, **options):
@@ -32,7 +32,7 @@ def test_it_finds_a_rule_that_is_linear():
     vectors, histories = world(60, width=12)
     form = fitted(vectors, histories, [0, 1] * 30, decay=0.01)
     unseen = world(20, seed=1, width=12)[1]
-    for history, targets in unseen:
+    for history, _, targets in unseen:
         scores = form.queries(history) @ vectors.T
         assert scores[-1].argmax() == targets[-1]
 
@@ -65,8 +65,8 @@ def test_popularity_enters_where_it_helps(helps):
 def test_the_scale_makes_scores_as_sure_as_they_are_right():
     vectors, histories = world(200, width=12)
     form = fitted(vectors, histories, [0, 1] * 100)
-    sharp = np.stack([form.queries(history)[-1] for history, _ in histories])
-    wanted = np.array([targets[-1] for _, targets in histories])
+    sharp = np.stack([form.queries(history)[-1] for history, *_ in histories])
+    wanted = np.array([targets[-1] for *_, targets in histories])
 
     def loss(scale):
         scores = torch.from_numpy(scale * sharp @ vectors.T) + form.bias
@@ -80,8 +80,25 @@ def test_the_scale_makes_scores_as_sure_as_they_are_right():
 
 def test_vectors_that_say_nothing_do_not_break_it():
     form = fitted(
-        np.zeros((4, 3), dtype=np.float32), [(np.zeros((2, 3), dtype=np.float32), np.array([1, 2]))] * 4, [0, 1] * 2
+        np.zeros((4, 3), dtype=np.float32),
+        [(np.zeros((2, 3), dtype=np.float32), None, np.array([1, 2]))] * 4,
+        [0, 1] * 2,
     )
     form.calibrate(form.queries(np.zeros((2, 3), dtype=np.float32)), np.array([1, 2]), [np.array([0])] * 2)
     assert np.isfinite(form.queries(np.zeros((1, 3), dtype=np.float32))).all()
     assert form.bias.isfinite().all()
+
+
+def test_what_was_said_tells_items_apart_that_a_history_does_not():
+    """Every history is the same; the next item is the one that was named."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(6, 6)).astype(np.float32)
+    wanted = rng.integers(6, size=90)
+    histories = [(vectors[:1], np.eye(6, dtype=np.float32)[[item]], np.array([item])) for item in wanted]
+    form = fitted(vectors, histories, [0, 1, 2] * 30)
+    found = [
+        int((form.queries(vectors[:1], np.eye(6, dtype=np.float32)[[item]]) @ vectors.T).argmax()) for item in range(6)
+    ]
+    assert found == list(range(6))
+    silent = form.queries(vectors[:1], np.zeros((1, 6), dtype=np.float32)) @ vectors.T
+    assert silent.max() < 0.5

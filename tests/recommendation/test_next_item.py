@@ -75,7 +75,7 @@ def dataset(tiny_lm):
     item_of = of.interactions["item_id"].str.strip_prefix("i").cast(pl.Int64).to_numpy()
     vectors = CFVectors(rng.normal(size=(10, 6)).astype(np.float32), item_of)
 
-    def queries(history, *, fold):
+    def queries(history, said, *, fold):
         return (history * (1 if fold is None else fold)).astype(np.float32)
 
     def made(**options):

@@ -1,0 +1,141 @@
+"""Critiques (REGEN's second paper): what a user could say about one purchase that leads to the next one.
+
+Fixed rules, offline: a critique names one or two attributes in which the next item differs from the last one, never the
+item itself. Adjacent purchases have one if their categories share enough of their path.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+
+from regen.data.tables import Tables
+
+VERSION = 1
+MOST = 2  # attributes that a critique names
+PRICES = {"cheaper": 0.8, "of a better quality": 1.25}  # next price over the last one: below, or above
+PATH = re.compile(r"\s*(?:>|\||::|\s-\s)\s*")
+WISHES = ("I'd rather have {wish}.", "Not quite. Do you have {wish}?", "I was thinking of {wish}.", "Show me {wish}.")
+COLUMNS = pl.Schema(
+    {
+        "user_id": pl.String(),
+        "from_item_id": pl.String(),
+        "to_item_id": pl.String(),
+        "timestamp": pl.Int64(),
+        "text": pl.String(),
+    }
+)
+Item = Mapping[str, Any]
+
+
+def critique(last: Item, following: Item, *, shared: float = 0.0) -> str | None:
+    """What leads from one item to another; None where they differ in nothing that can be named, or are too unlike.
+
+    The same two items have the same critique.
+
+    Args:
+        last: What was bought: `title`, `category`, `brand`, `price`, each maybe None.
+        following: What was bought next, likewise.
+        shared: The least share of the longer category path that both have from its beginning; 0 asks for nothing.
+    """
+    if shared > 0 and _shared_path(last.get("category"), following.get("category")) < shared:
+        return None
+    found = _differences(last, following)
+    if not found:
+        return None
+    number = int(hashlib.sha256(f"{last.get('item_id')} {following.get('item_id')}".encode()).hexdigest(), 16)
+    names = sorted(found)
+    chosen = {names[(number + step) % len(names)] for step in range(min(MOST, len(names)))}
+    words = {name: found[name] for name in ("price", "word", "category", "brand") if name in chosen}
+    thing = words.pop("category", None)
+    before = [words.pop(name) for name in ("price", "word") if name in words and words[name] != "of a better quality"]
+    after = [words.pop("price")] if "price" in words else []
+    after += [f"from {words.pop('brand')}"] if "brand" in words else []
+    wish = " ".join(["something" if thing is None else "a", *before, *([thing] if thing else []), *after])
+    return WISHES[number // 7 % len(WISHES)].format(wish=wish)
+
+
+def _differences(last: Item, following: Item) -> dict[str, str]:
+    """Attributes of the next item that the last one does not have, by kind."""
+    found: dict[str, str] = {}
+    if following.get("brand") and following["brand"] != last.get("brand"):
+        found["brand"] = str(following["brand"])
+    kind, before = (_path(of.get("category"))[-1:] for of in (following, last))
+    if kind and kind != before:
+        found["category"] = kind[0].lower()
+    if last.get("price") and following.get("price"):
+        ratio = following["price"] / last["price"]
+        if ratio <= PRICES["cheaper"]:
+            found["price"] = "cheaper"
+        elif ratio >= PRICES["of a better quality"]:
+            found["price"] = "of a better quality"
+    known = _words(last.get("title")) | _words(following.get("brand")) | _words(following.get("category"))
+    if new := _words(following.get("title")) - known:
+        found["word"] = max(sorted(new), key=len)
+    return found
+
+
+def _words(text: str | None) -> set[str]:
+    return {word for word in re.findall(r"[^\W\d_]+", (text or "").lower()) if len(word) > 2}
+
+
+def _path(category: str | None) -> list[str]:
+    return [part for part in PATH.split(category or "") if part]
+
+
+def _shared_path(one: str | None, other: str | None) -> float:
+    paths = _path(one), _path(other)
+    longest = max(map(len, paths))
+    same = 0
+    for first, second in zip(*paths, strict=False):
+        if first != second:
+            break
+        same += 1
+    return same / longest if longest else 0.0
+
+
+def critiques_of(tables: Tables, *, shared: float) -> pl.DataFrame:
+    """A critique for each pair of adjacent purchases that can have one; columns `COLUMNS`.
+
+    Items without a title are left out and a repeated purchase counts once, as in `regen.data.next_item`.
+
+    Args:
+        tables: Prepared tables.
+        shared: As for `critique`.
+    """
+    items = {row["item_id"]: row for row in tables.items.iter_rows(named=True) if row["title"] is not None}
+    bought = tables.interactions.select("user_id", "item_id", "timestamp").filter(pl.col("item_id").is_in(list(items)))
+    bought = bought.unique(["user_id", "item_id"], keep="first", maintain_order=True)
+    pairs = bought.with_columns(last=pl.col("item_id").shift().over("user_id")).filter(pl.col("last").is_not_null())
+    said: dict[tuple[str, str], str | None] = {}
+    rows = []
+    for user, following, timestamp, last in pairs.iter_rows():
+        if (last, following) not in said:
+            said[last, following] = critique(items[last], items[following], shared=shared)
+        if (text := said[last, following]) is not None:
+            rows.append((user, last, following, timestamp, text))
+    return pl.DataFrame(rows, schema=COLUMNS, orient="row")
+
+
+@dataclass(frozen=True)
+class Critiques:
+    """Critiques with their sentence embeddings.
+
+    Attributes:
+        texts: Distinct.
+        vectors: Of each text; one more row, the last, is zero and stands for no critique.
+        row_of: Row of the text by user and the item that it leads to.
+    """
+
+    texts: list[str]
+    vectors: Float[np.ndarray, "rows dim"]
+    row_of: Mapping[tuple[str, str], int]
+
+    def rows(self, user: str, items: Sequence[str]) -> list[int]:
+        """Row of what leads to each of a user's items; -1 where nothing does."""
+        return [self.row_of.get((user, item), -1) for item in items]
