@@ -278,8 +278,10 @@ class Task(Settings):
     name: TaskName = TaskName.narrate
     exclude_bought: bool = True
     train_users: int | None = number(1, 1_000_000_000, "users that the LM is trained on", default=None)
-    decay: float = number(0, 1, "weight of a purchase against the one after it", above=True, default=0.7)
-    ridge: float = number(0, 1_000_000, "penalty of the closed form, in mean variances", above=True, default=0.1)
+    decay: float | None = number(0, 1, "weight of a purchase against the one after it", above=True, default=None)
+    ridge: float | None = number(
+        0, 1_000_000, "penalty of the closed form, in mean variances", above=True, default=None
+    )
     item_ridge: float = number(0, 1_000_000, "the same over items", above=True, default=0.003)
     folds: int = number(2, 1000, "parts of the training users", default=5)
 

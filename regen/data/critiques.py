@@ -43,24 +43,32 @@ def critique(last: Item, following: Item, *, shared: float = 0.0) -> str | None:
         following: What was bought next, likewise.
         shared: The least share of the longer category path that both have from its beginning; 0 asks for nothing.
     """
-    if shared > 0 and _shared_path(last.get("category"), following.get("category")) < shared:
+    words = dict(named(last, following))
+    if not words or (shared > 0 and _shared_path(last.get("category"), following.get("category")) < shared):
         return None
-    found = _differences(last, following)
-    if not found:
-        return None
-    number = int(hashlib.sha256(f"{last.get('item_id')} {following.get('item_id')}".encode()).hexdigest(), 16)
-    names = sorted(found)
-    chosen = {names[(number + step) % len(names)] for step in range(min(MOST, len(names)))}
-    words = {name: found[name] for name in ("price", "word", "category", "brand") if name in chosen}
     thing = words.pop("category", None)
     before = [words.pop(name) for name in ("price", "word") if name in words and words[name] != "of a better quality"]
     after = [words.pop("price")] if "price" in words else []
     after += [f"from {words.pop('brand')}"] if "brand" in words else []
     wish = " ".join(["something" if thing is None else "a", *before, *([thing] if thing else []), *after])
-    return WISHES[number // 7 % len(WISHES)].format(wish=wish)
+    return WISHES[_number(last, following) // 7 % len(WISHES)].format(wish=wish)
 
 
-def _differences(last: Item, following: Item) -> dict[str, str]:
+def named(last: Item, following: Item) -> dict[str, str]:
+    """The attributes of the next item that a critique names: brand, category, price, or a word of the title."""
+    found = differences(last, following)
+    names = sorted(found)
+    number = _number(last, following)
+    chosen = {names[(number + step) % len(names)] for step in range(min(MOST, len(names)))}
+    return {name: found[name] for name in names if name in chosen}
+
+
+def _number(last: Item, following: Item) -> int:
+    """Chooses attributes and words, the same for the same two items."""
+    return int(hashlib.sha256(f"{last.get('item_id')} {following.get('item_id')}".encode()).hexdigest(), 16)
+
+
+def differences(last: Item, following: Item) -> dict[str, str]:
     """Attributes of the next item that the last one does not have, by kind."""
     found: dict[str, str] = {}
     if following.get("brand") and following["brand"] != last.get("brand"):

@@ -33,6 +33,34 @@ RATINGS = (0.03, 0.05, 0.12, 0.3, 0.5)  # shares of one to five stars
 SKEW = 1.5  # popularity inside a need: rank ~ uniform ** SKEW
 
 
+@dataclass(frozen=True)
+class Truth:
+    """What decides who buys what in a synthetic world.
+
+    Attributes:
+        item_ids: In the order of the other attributes.
+        need_of_item: The need that each item serves.
+        within: Chance of each item among those of its need.
+        need_of_user: By user id.
+        needs: How many there are.
+        need_share: Share of purchases that serve the user's need.
+    """
+
+    item_ids: list[str]
+    need_of_item: np.ndarray
+    within: np.ndarray
+    need_of_user: dict[str, int]
+    needs: int
+    need_share: float
+
+    def chances(self, need: int | None) -> np.ndarray:
+        """Chance of each item to be bought next by a user of that need, or of one that is not known."""
+        any_need = 1 / self.needs
+        if need is None:
+            return np.asarray(any_need * self.within)
+        return (self.need_share * (self.need_of_item == need) + (1 - self.need_share) * any_need) * self.within
+
+
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSource(TablesSource):
     """Generates a world, the same for the same settings.
@@ -85,6 +113,28 @@ class SyntheticSource(TablesSource):
         """The world's tables and how many rows were generated."""
         rng = np.random.default_rng(self.seed)
         lexicon = Lexicon.load(self.vertical)
+        words, item_ids, items, needs_of, user_ids = self._drawn(rng, lexicon)
+        bought = self._purchases(rng, needs_of)
+        interactions = self._interactions(rng, bought, words, item_ids, user_ids)
+        narratives, planted = self._narratives(rng, lexicon, interactions, needs_of, words, item_ids, user_ids)
+        tables = Tables(items, interactions, narratives, planted)
+        return tables, {}
+
+    def truth(self) -> "Truth":
+        """What decides who buys what, which no table says."""
+        lexicon = Lexicon.load(self.vertical)
+        _, item_ids, _, needs_of, user_ids = self._drawn(np.random.default_rng(self.seed), lexicon)
+        rank, need = np.divmod(np.arange(self.items), self.needs)
+        pool = (self.items - 1 - need) // self.needs + 1
+        within = ((rank + 1) / pool) ** (1 / SKEW) - (rank / pool) ** (1 / SKEW)
+        return Truth(
+            item_ids, need, within, dict(zip(user_ids, needs_of.tolist(), strict=True)), self.needs, self.need_share
+        )
+
+    def _drawn(
+        self, rng: np.random.Generator, lexicon: Lexicon
+    ) -> tuple[list[dict[str, str]], list[str], pl.DataFrame, np.ndarray, list[str]]:
+        """Words and ids of items, their table, needs and ids of users; the first that is drawn of a world."""
         words = [
             {name: lexicon.traits[name][value] for name, value in zip(TRAITS, row, strict=True)}
             for row in zip(*(rng.integers(len(lexicon.traits[name]), size=self.items) for name in TRAITS), strict=True)
@@ -92,12 +142,7 @@ class SyntheticSource(TablesSource):
         item_ids = [f"i{number:07d}" for number in rng.permutation(self.items)]
         items = self._items(rng, lexicon, words, item_ids)
         needs_of = rng.integers(self.needs, size=self.users)
-        user_ids = [f"u{number:08d}" for number in rng.permutation(self.users)]
-        bought = self._purchases(rng, needs_of)
-        interactions = self._interactions(rng, bought, words, item_ids, user_ids)
-        narratives, planted = self._narratives(rng, lexicon, interactions, needs_of, words, item_ids, user_ids)
-        tables = Tables(items, interactions, narratives, planted)
-        return tables, {}
+        return words, item_ids, items, needs_of, [f"u{number:08d}" for number in rng.permutation(self.users)]
 
     def _items(
         self, rng: np.random.Generator, lexicon: Lexicon, words: list[dict[str, str]], item_ids: list[str]

@@ -60,9 +60,10 @@ class Comparison:
             )
         return (
             "Closed form: where the training of the joint encoder, or of the first one, started, without the LM. Other "
-            "recommenders, fitted on the same training users: popularity; item kNN (by recency) and ALS (fold-in) of "
-            "implicit; content kNN, the texts nearest to the history's. Items that a user bought before are "
-            "candidates only with task.exclude_bought=false."
+            "recommenders, fitted on the same training users and tuned on the same validation users: popularity; item "
+            "kNN (by recency) and ALS (fold-in) of implicit; content kNN, the texts nearest to the history's. Perfect "
+            "readers, in a synthetic world: the most that can be reached by who knows the need (CF), what the critique "
+            "names, or both. Bought items are candidates only with task.exclude_bought=false."
         )
 
     def _verdicts(self) -> str:

@@ -9,10 +9,13 @@ import torch
 from tqdm import tqdm
 
 from regen.data.datamodule import LengthBatches
+from regen.data.prepare import load_tables
+from regen.data.synthetic import SyntheticSource
+from regen.evaluation.ceilings import ceilings
 from regen.evaluation.comparison_blocks import CLOSED_FORM
 from regen.evaluation.prediction_files import read_recommendations
 from regen.evaluation.ranking import rank_of, ranking_statistics
-from regen.evaluation.recommenders import baselines, content_neighbours, ranks_by
+from regen.evaluation.recommenders import baselines, best_of, content_neighbours
 from regen.evaluation.scoring import EXAMPLES, Scores, ScoringOptions, write_scores
 from regen.evaluation.text_metrics import CUTS
 from regen.models.next_item import NextItemLM, bought_before
@@ -122,13 +125,23 @@ def score_ranking(predictions: pl.DataFrame, loaded: LoadedRun, folder: Path, op
         ranks[str(system)] = rows["rank"].to_numpy()
     if "content" in run.inputs.encoded:
         items = np.load(run.inputs.encoded["content"].path / "vectors.npy").astype(np.float32)
-        histories = [items[test.items(index)[:-1]] for index in range(len(test))]
-        score = content_neighbours(histories, items, decay=run.config.task.decay)
-        ranks["content kNN"] = ranks_by(
-            score, test.examples, test.item_of, exclude_bought=run.config.task.exclude_bought
-        )
+        users = {name: data.splits[name].examples for name in ("validation", "test")}
+        candidates = content_neighbours(items)
+        ranks["content kNN"] = best_of(candidates, users, test.item_of, exclude_bought=run.config.task.exclude_bought)[
+            1
+        ]
     targets = np.array([test.items(index)[-1] for index in range(len(test))])
-    users, items_bought = predictions["user_id"].to_list(), predictions["item_id"].to_list()
+    names, items_bought = predictions["user_id"].to_list(), predictions["item_id"].to_list()
     cold = data.bought[targets] == 0
-    parts = [ranking_statistics(users, items_bought, of, cold, system=system) for system, of in ranks.items()]
-    return write_scores(pl.concat(parts), folder, options)
+    parts = [ranking_statistics(names, items_bought, of, cold, system=system) for system, of in ranks.items()]
+    source = run.config.source.build()
+    if isinstance(source, SyntheticSource):
+        parts += ceilings(
+            source.truth(),
+            test.examples,
+            load_tables(run.inputs.prepared.path).items,
+            test.item_of,
+            critiques=run.config.data.critiques,
+            exclude_bought=run.config.task.exclude_bought,
+        )
+    return write_scores(pl.concat(parts, how="diagonal").fill_null(0.0), folder, options)

@@ -1,9 +1,13 @@
-"""Recommenders of others beside ours, on the same users and the same catalogue. They stand in a table as floors."""
+"""Recommenders of others beside ours, on the same users and the same catalogue. They stand in a table as floors.
+
+All are fitted on training users; each has as many settings to choose from on the validation users as the closed form
+has, at most. Test users bring purchases alone.
+"""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,74 +26,91 @@ from regen.models.closed_form import recency_means
 from regen.storage import identity
 from regen.storage.artefacts import Artefact, build
 
-OPTIONS: Mapping[str, Mapping[str, float]] = {
-    "item kNN": {"neighbours": 200},
-    "ALS": {"factors": 128, "regularization": 1.0, "alpha": 10.0, "iterations": 15},
-}
-"""Chosen on the validation users of `office2014` among a few values, see docs/log.md."""
+Scores = Callable[[int, int], np.ndarray]
+"""Scores of all items for the users from one to before another."""
+Recommender = Callable[[Sequence[np.ndarray]], Scores]
+"""From histories, as rows of the catalogue, oldest first, to scores."""
 
+DECAYS = (0.7, 0.85, 1.0)
+NEIGHBOURS = (50, 200)
+ALS = {"factors": (64, 128), "alpha": (1.0, 10.0), "iterations": (15,), "regularization": (1.0,)}
+VERSION = 1
 ROWS = 512  # users ranked at one time
 
 
 def baselines(config: TrainConfig, prepared: Artefact) -> Artefact:
-    """Builds or reuses the ranks of popularity, item kNN and ALS with fold-in for the test users.
-
-    All are fitted on training users. Item kNN and ALS are those of `implicit`. A test user brings purchases alone,
-    which count for kNN by their recency.
+    """Builds or reuses the ranks of popularity, item kNN and ALS with fold-in, the last two of `implicit`.
 
     Args:
         config: Of a run of `task=recommend`.
         prepared: Its data.
 
     Returns:
-        An artefact with `ranks.parquet`: `system`, `user_id`, `rank`.
+        An artefact with `ranks.parquet`: `system`, `user_id`, `rank`, and `chosen`, the setting.
     """
-    task = config.task
+    task, history = config.task, config.data.max_history
     settings = {
-        "max_history": config.data.max_history,
+        "max_history": history,
         "exclude_bought": task.exclude_bought,
-        "decay": task.decay,
         "split": identity.split(plain(config.split)),
-        **OPTIONS,
+        "version": VERSION,
     }
 
     def make(folder: Path) -> dict[str, int]:
         tables = load_tables(prepared.path, texts=False)
         item_of, size = catalogue_rows(tables), len(tables.items)
-        sequences = purchase_sequences(
-            tables, config.split, max_history=config.data.max_history, exclude_bought=task.exclude_bought
-        )
-        train = _matrix([item_of[one.rows] for one in sequences["train"]], size, decay=1.0)
-        test = sequences["test"]
-        histories = [item_of[one.rows[:-1]] for one in test]
-        by_recency, alike = _matrix(histories, size, decay=task.decay), _matrix(histories, size, decay=1.0)
-        scorers = {
-            "popularity": _popularity(train),
-            "item kNN": _neighbours(train, by_recency, **OPTIONS["item kNN"]),
-            "ALS": _als(train, alike, **OPTIONS["ALS"]),
+        users = purchase_sequences(tables, config.split, max_history=history, exclude_bought=task.exclude_bought)
+        train = _matrix([item_of[one.rows] for one in users["train"]], size, decay=1.0)
+        systems: dict[str, dict[str, Recommender]] = {
+            "popularity": {"": _popularity(train)},
+            "item kNN": {
+                f"{count} neighbours, decay {decay:g}": _neighbours(train, count, decay)
+                for count, decay in product(NEIGHBOURS, DECAYS)
+            },
+            "ALS": {
+                ", ".join(f"{name} {value:g}" for name, value in zip(ALS, values, strict=True)): _als(
+                    train, **dict(zip(ALS, values, strict=True))
+                )
+                for values in product(*ALS.values())
+            },
         }
-        parts = [
-            pl.DataFrame(
-                {
-                    "system": system,
-                    "user_id": [one.user_id for one in test],
-                    "rank": ranks_by(score, test, item_of, exclude_bought=task.exclude_bought),
-                }
-            )
-            for system, score in scorers.items()
-        ]
+        parts = []
+        for system, candidates in systems.items():
+            chosen, ranks = best_of(candidates, users, item_of, exclude_bought=task.exclude_bought)
+            columns = {"user_id": [one.user_id for one in users["test"]], "rank": ranks}
+            parts.append(pl.DataFrame({"system": system, **columns, "chosen": chosen}))
         pl.concat(parts).write_parquet(folder / "ranks.parquet")
-        return {"users": len(test), "items": size}
+        return {"users": len(users["test"]), "items": size}
 
     return build(**identity.baselines(prepared.fingerprint, settings), root=Path(config.paths.data_dir), make=make)
 
 
-def ranks_by(score: Any, test: Sequence[Example], item_of: np.ndarray, *, exclude_bought: bool) -> np.ndarray:
-    """Rank of each test user's last purchase by a function that scores all items for the users from one to another."""
+def best_of(
+    candidates: Mapping[str, Recommender],
+    users: Mapping[str, Sequence[Example]],
+    item_of: np.ndarray,
+    *,
+    exclude_bought: bool,
+) -> tuple[str, np.ndarray]:
+    """The setting with the best mean reciprocal rank of the validation users, and its ranks of the test users."""
+
+    def ranks(name: str, split: str) -> np.ndarray:
+        histories = [item_of[one.rows[:-1]] for one in users[split]]
+        return ranks_by(candidates[name](histories), users[split], item_of, exclude_bought=exclude_bought)
+
+    quality = {
+        name: 0.0 if len(candidates) == 1 else float((1 / ranks(name, "validation")).mean()) for name in candidates
+    }
+    best = max(quality, key=quality.__getitem__)
+    return best, ranks(best, "test")
+
+
+def ranks_by(score: Scores, users: Sequence[Example], item_of: np.ndarray, *, exclude_bought: bool) -> np.ndarray:
+    """Rank of each user's last purchase."""
     found = []
-    for start in range(0, len(test), ROWS):
-        part = test[start : start + ROWS]
-        scores = torch.from_numpy(np.asarray(score(start, start + len(part)), dtype=np.float32))
+    for start in range(0, len(users), ROWS):
+        part = users[start : start + ROWS]
+        scores = torch.from_numpy(np.array(score(start, start + len(part)), dtype=np.float32))
         if exclude_bought:
             for row, one in enumerate(part):
                 scores[row, item_of[one.rows[:-1]]] = -torch.inf
@@ -97,12 +118,17 @@ def ranks_by(score: Any, test: Sequence[Example], item_of: np.ndarray, *, exclud
     return torch.cat(found).numpy()
 
 
-def content_neighbours(
-    histories: Sequence[Float[np.ndarray, "history dim"]], items: Float[np.ndarray, "items dim"], *, decay: float
-) -> Any:
-    """Scores items by how near their text is to the recency-weighted mean of the texts of a history."""
-    queries = np.stack([recency_means(one, decay)[-1] for one in histories])
-    return lambda start, end: queries[start:end] @ items.T
+def content_neighbours(items: Float[np.ndarray, "items dim"]) -> dict[str, Recommender]:
+    """Items whose text is near to the recency-weighted mean of the texts of a history, by decay."""
+
+    def recommender(decay: float) -> Recommender:
+        def scores(histories: Sequence[np.ndarray]) -> Scores:
+            queries = np.stack([recency_means(items[history], decay)[-1] for history in histories])
+            return lambda start, end: queries[start:end] @ items.T
+
+        return scores
+
+    return {f"decay {decay:g}": recommender(decay) for decay in DECAYS}
 
 
 def _matrix(rows: Sequence[np.ndarray], items: int, *, decay: float) -> sp.csr_matrix:
@@ -112,30 +138,29 @@ def _matrix(rows: Sequence[np.ndarray], items: int, *, decay: float) -> sp.csr_m
     return sp.csr_matrix((values, (users, np.concatenate(rows))), shape=(len(rows), items))
 
 
-def _popularity(train: sp.csr_matrix) -> Any:
+def _popularity(train: sp.csr_matrix) -> Recommender:
     counts = np.asarray(train.sum(axis=0))
-    return lambda start, end: np.repeat(counts, end - start, axis=0)
+    return lambda histories: lambda start, end: np.repeat(counts, end - start, axis=0)
 
 
-def _neighbours(train: sp.csr_matrix, users: sp.csr_matrix, *, neighbours: float) -> Any:
+def _neighbours(train: sp.csr_matrix, count: int, decay: float) -> Recommender:
     from implicit.nearest_neighbours import CosineRecommender
 
     with threadpool_limits(1, "blas"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Method expects CSR input")  # it converts its own weights
-        model = CosineRecommender(K=int(neighbours))
+        model = CosineRecommender(K=count)
         model.fit(train, show_progress=False)
-    return lambda start, end: (users[start:end] @ model.similarity).toarray()
+
+    def scores(histories: Sequence[np.ndarray]) -> Scores:
+        users = _matrix(histories, train.shape[1], decay=decay)
+        return lambda start, end: (users[start:end] @ model.similarity).toarray()
+
+    return scores
 
 
 def _als(
-    train: sp.csr_matrix,
-    users: sp.csr_matrix,
-    *,
-    factors: float,
-    regularization: float,
-    alpha: float,
-    iterations: float,
-) -> Any:
+    train: sp.csr_matrix, *, factors: float, alpha: float, iterations: float, regularization: float
+) -> Recommender:
     from implicit.cpu.als import AlternatingLeastSquares
 
     with threadpool_limits(1, "blas"):
@@ -147,5 +172,11 @@ def _als(
             random_state=0,
         )
         model.fit(train, show_progress=False)
-        of_users = model.recalculate_user(np.arange(users.shape[0]), users)
-    return lambda start, end: of_users[start:end] @ model.item_factors.T
+
+    def scores(histories: Sequence[np.ndarray]) -> Scores:
+        with threadpool_limits(1, "blas"):
+            users = _matrix(histories, train.shape[1], decay=1.0)
+            of_users = model.recalculate_user(np.arange(users.shape[0]), users)
+        return lambda start, end: of_users[start:end] @ model.item_factors.T
+
+    return scores

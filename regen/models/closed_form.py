@@ -5,13 +5,16 @@ column of its own beside it. Scores are bilinear, `query(history) @ item`, so th
 their text.
 """
 
-import math
+import copy
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+USERS = 512  # whose rows are multiplied at one time
 
 
 def recency_means(history: Float[np.ndarray, "history dim"], decay: float) -> Float[np.ndarray, "history dim"]:
@@ -22,7 +25,7 @@ def recency_means(history: Float[np.ndarray, "history dim"], decay: float) -> Fl
 
 
 class ClosedForm:
-    """A bilinear map from histories to items, with an intercept, and a weight for popularity.
+    """A bilinear map from histories, and from what was said, to items; with an intercept and a weight for popularity.
 
     Args:
         items: Vector of each item of the catalogue.
@@ -32,7 +35,9 @@ class ClosedForm:
         item_ridge: Penalty on items, likewise.
 
     Attributes:
-        scale: What scores are multiplied by, so that their softmax is as sure as it is right; see `calibrate`.
+        scale: What the history's part of a query is multiplied by, so that the softmax of scores is as sure as it is
+            right; see `calibrate`.
+        said_scale: The same of the critique's part.
         popularity: Weight of the logarithm of an item's count; 0 where it does not help.
     """
 
@@ -48,7 +53,8 @@ class ClosedForm:
         self.items = torch.from_numpy(np.ascontiguousarray(items, dtype=np.float32))
         self.log_counts = torch.from_numpy(np.log1p(bought).astype(np.float32))
         self.decay, self.ridge, self.item_ridge = decay, ridge, item_ridge
-        self.scale, self.popularity = 1.0, 0.0
+        self.scale, self.said_scale, self.popularity = 1.0, 1.0, 0.0
+        self._sums: list[tuple[np.ndarray, np.ndarray]] = []  # of each fold: inputs by inputs, inputs by items
         self._maps: list[np.ndarray] = []  # of all training users, then one without each fold
 
     def fit(
@@ -65,26 +71,44 @@ class ClosedForm:
                 where anything is; the item after each of them.
             folds: Part that each user is in, from 0.
         """
-        parts = max(folds) + 1
         vectors = self.items.numpy()
-        inner = outer = np.zeros(0)
+        sums: list[Any] = [(0.0, 0.0) for _ in range(max(folds) + 1)]
+        waiting: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in sums]
+
+        def add(fold: int) -> None:
+            read = np.concatenate([rows for rows, _ in waiting[fold]])
+            targets = vectors[np.concatenate([items for _, items in waiting[fold]])]
+            sums[fold] = (sums[fold][0] + read.T @ read, sums[fold][1] + read.T @ targets)
+            waiting[fold].clear()
+
         for (history, said, targets), fold in zip(histories, folds, strict=True):
-            read = self._read(history, said)
-            if not inner.size:
-                inner = np.zeros((parts, read.shape[1], read.shape[1]))
-                outer = np.zeros((parts, read.shape[1], vectors.shape[1]))
-            inner[fold] += read.T @ read
-            outer[fold] += read.T @ vectors[targets]
-        gram = vectors.T.astype(np.float64) @ vectors
-        item_side = np.linalg.pinv(_penalised(gram, self.item_ridge))
-        all_inner, all_outer = inner.sum(axis=0), outer.sum(axis=0)
+            waiting[fold].append((self._read(history, said), np.asarray(targets)))
+            if len(waiting[fold]) == USERS:
+                add(fold)
+        for fold in range(len(sums)):
+            if waiting[fold]:
+                add(fold)
+        self._sums = sums
+        self._solve()
+
+    def with_ridge(self, ridge: float) -> "ClosedForm":
+        """The same users with another penalty on histories; not calibrated."""
+        other = copy.copy(self)
+        other.ridge = ridge
+        other.scale, other.said_scale, other.popularity = 1.0, 1.0, 0.0
+        other._solve()
+        return other
+
+    def _solve(self) -> None:
+        vectors = self.items.numpy()
+        item_side = np.linalg.pinv(_penalised(vectors.T.astype(np.float64) @ vectors, self.item_ridge))
+        inner, outer = (sum(one[side] for one in self._sums) for side in (0, 1))
+        wholes = [(inner, outer), *((inner - a, outer - b) for a, b in self._sums)]
         self._maps = [
-            (np.linalg.solve(_penalised(a, self.ridge, but_last=True), b) @ item_side).astype(np.float32)
-            for a, b in [
-                (all_inner, all_outer),
-                *((all_inner - inner[fold], all_outer - outer[fold]) for fold in range(parts)),
-            ]
-        ]
+            (np.linalg.solve(_penalised(np.asarray(a, dtype=np.float64), self.ridge, but_last=True), b) @ item_side)
+            .astype(np.float32)
+            for a, b in wholes
+        ]  # fmt: skip
 
     def queries(
         self,
@@ -93,15 +117,18 @@ class ClosedForm:
         *,
         fold: int | None = None,
     ) -> Float[np.ndarray, "history dim"]:
-        """What to look for after each purchase, times the scale.
+        """What to look for after each purchase, scaled.
 
         Args:
             history: Vectors of the purchases, oldest first.
             said: Vectors of what was said about each of them; zero where nothing was. None if `fit` had none either.
             fold: Leaves this part of the training users out; None for users not met in training.
         """
-        read = self._read(history, said)
-        return np.asarray(self.scale * (read @ self._maps[0 if fold is None else fold + 1]), dtype=np.float32)
+        read, width = self._read(history, said), self.items.shape[1]
+        read[:, width:-1] *= self.said_scale
+        read[:, :width] *= self.scale
+        read[:, -1] *= self.scale
+        return np.asarray(read @ self._maps[0 if fold is None else fold + 1], dtype=np.float32)
 
     def _read(self, history: np.ndarray, said: np.ndarray | None) -> np.ndarray:
         """What the map reads at each purchase: recency mean, what was said, and a one for the intercept."""
@@ -115,46 +142,58 @@ class ClosedForm:
 
     def calibrate(
         self,
-        queries: Float[np.ndarray, "users dim"],
+        histories: Sequence[tuple[Float[np.ndarray, "_ dim"], Float[np.ndarray, "_ said"] | None]],
         targets: Int[np.ndarray, " users"],
         bought: Sequence[Int[np.ndarray, " _"]],
-    ) -> None:
-        """Fits `scale` and `popularity` by cross-entropy over the catalogue.
+    ) -> float:
+        """Fits the scales and `popularity` by cross-entropy over the catalogue.
 
         Popularity stays out if it lowers the mean reciprocal rank: what sold most is not always what is bought next.
 
         Args:
-            queries: Of users that `fit` has not seen.
+            histories: Of users that `fit` has not seen, as there.
             targets: What each of them bought next.
             bought: Items that are no candidates for each of them.
+
+        Returns:
+            The mean reciprocal rank of these users' items.
         """
-        scores = torch.from_numpy(queries) @ self.items.T
+        parts = [(1.0, 0.0), (0.0, 1.0)] if histories[0][1] is not None else [(1.0, 0.0)]
+        scores = []
+        for self.scale, self.said_scale in parts:
+            scores.append(torch.from_numpy(np.stack([self.queries(*one)[-1] for one in histories])) @ self.items.T)
+        candidates = torch.ones_like(scores[0], dtype=torch.bool)
         for row, items in enumerate(bought):
-            scores[row, items] = -torch.inf
+            candidates[row, items] = False
         wanted = torch.from_numpy(targets)
-        with_it, without = (self._weights(scores, wanted, popularity=known) for known in (True, False))
-        best = max(with_it, without, key=lambda of: _reciprocal_rank(of[0] * scores + of[1] * self.log_counts, wanted))
-        self.scale *= best[0]
-        self.popularity = best[1]
+        found = []
+        for columns in ([*scores, self.log_counts.expand_as(scores[0])], scores):
+            weights = _weights(columns, candidates, wanted)
+            total = torch.stack([w * column for w, column in zip(weights, columns, strict=True)]).sum(dim=0)
+            found.append((_reciprocal_rank(total.masked_fill(~candidates, -torch.inf), wanted), weights))
+        quality, weights = max(found, key=lambda one: one[0])
+        self.scale = weights[0]
+        self.said_scale = weights[1] if len(scores) > 1 else 1.0
+        self.popularity = weights[len(scores)] if len(weights) > len(scores) else 0.0
+        return quality
 
-    def _weights(self, scores: Tensor, wanted: Tensor, *, popularity: bool) -> tuple[float, float]:
-        """Weights of scores and of popularity with the least cross-entropy."""
-        candidates = scores.isfinite()
-        unit = float(scores[candidates].std().clamp_min(1e-12))  # the fit begins where a score's spread is one
-        scaled = torch.where(candidates, scores / unit, 0.0)
-        weights = torch.zeros(2, requires_grad=True)
-        optimizer = torch.optim.LBFGS([weights], max_iter=50, line_search_fn="strong_wolfe")
 
-        def loss() -> Tensor:
-            optimizer.zero_grad()
-            sums = weights[0].exp() * scaled + popularity * weights[1] * self.log_counts
-            value = torch.nn.functional.cross_entropy(sums.masked_fill(~candidates, -torch.inf), wanted)
-            torch.autograd.backward(value)
-            return value
+def _weights(columns: Sequence[Tensor], candidates: Tensor, wanted: Tensor) -> list[float]:
+    """Weights of columns of scores with the least cross-entropy."""
+    units = [float(column[candidates].std().clamp_min(1e-12)) for column in columns]
+    scaled = torch.stack([column / unit for column, unit in zip(columns, units, strict=True)])
+    weights = torch.ones(len(columns), requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=50, line_search_fn="strong_wolfe")
 
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
-        spread, of_popularity = weights.detach().tolist()
-        return math.exp(spread) / unit, popularity * of_popularity
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        sums = (weights[:, None, None] * scaled).sum(dim=0).masked_fill(~candidates, -torch.inf)
+        value = torch.nn.functional.cross_entropy(sums, wanted)
+        torch.autograd.backward(value)
+        return value
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return [float(weight) / unit for weight, unit in zip(weights.detach(), units, strict=True)]
 
 
 def _reciprocal_rank(scores: Tensor, wanted: Tensor) -> float:

@@ -55,7 +55,8 @@ def test_popularity_enters_where_it_helps(helps):
     counts = np.arange(12) * 10
     form = ClosedForm(vectors, counts, **OPTIONS)
     wanted = np.array([11, 11, 10, 11, 9] * 10) if helps else np.array([0, 1, 0, 2, 1] * 10)
-    form.calibrate(np.zeros((50, 8), dtype=np.float32), wanted, [np.empty(0, dtype=np.int64)] * 50)
+    form.fit([(np.zeros((1, 8), dtype=np.float32), None, np.array([0]))] * 4, [0, 1] * 2)
+    form.calibrate([(np.zeros((1, 8), dtype=np.float32), None)] * 50, wanted, [np.empty(0, dtype=np.int64)] * 50)
     if helps:
         assert form.bias.argmax() == 11
     else:
@@ -65,7 +66,8 @@ def test_popularity_enters_where_it_helps(helps):
 def test_the_scale_makes_scores_as_sure_as_they_are_right():
     vectors, histories = world(200, width=12)
     form = fitted(vectors, histories, [0, 1] * 100)
-    sharp = np.stack([form.queries(history)[-1] for history, *_ in histories])
+    read = [(history, None) for history, *_ in histories]
+    sharp = np.stack([form.queries(history)[-1] for history, _ in read])
     wanted = np.array([targets[-1] for *_, targets in histories])
 
     def loss(scale):
@@ -74,7 +76,7 @@ def test_the_scale_makes_scores_as_sure_as_they_are_right():
 
     noisy = np.random.default_rng(0).permutation(200)[:60]
     wanted[noisy] = np.random.default_rng(1).integers(12, size=60)  # now it is right in two of three
-    form.calibrate(sharp, wanted, [np.empty(0, dtype=np.int64)] * 200)
+    form.calibrate(read, wanted, [np.empty(0, dtype=np.int64)] * 200)
     assert loss(form.scale) < min(loss(form.scale / 2), loss(form.scale * 2))
 
 
@@ -84,7 +86,7 @@ def test_vectors_that_say_nothing_do_not_break_it():
         [(np.zeros((2, 3), dtype=np.float32), None, np.array([1, 2]))] * 4,
         [0, 1] * 2,
     )
-    form.calibrate(form.queries(np.zeros((2, 3), dtype=np.float32)), np.array([1, 2]), [np.array([0])] * 2)
+    form.calibrate([(np.zeros((2, 3), dtype=np.float32), None)] * 2, np.array([1, 2]), [np.array([0])] * 2)
     assert np.isfinite(form.queries(np.zeros((1, 3), dtype=np.float32))).all()
     assert form.bias.isfinite().all()
 

@@ -7,7 +7,15 @@ from torchmetrics.functional.retrieval import retrieval_normalized_dcg, retrieva
 
 from regen.data.histories import Example
 from regen.evaluation.ranking import rank_of, ranking_statistics
-from regen.evaluation.recommenders import OPTIONS, _als, _matrix, _neighbours, _popularity, ranks_by
+from regen.evaluation.recommenders import (
+    _als,
+    _matrix,
+    _neighbours,
+    _popularity,
+    best_of,
+    content_neighbours,
+    ranks_by,
+)
 
 
 def test_metrics_are_those_of_torchmetrics():
@@ -48,26 +56,40 @@ GROUPS = RNG.integers(3, size=400)  # each user buys among ten items
 BOUGHT = [10 * group + RNG.permutation(10)[:6] for group in GROUPS]
 
 
-@pytest.mark.parametrize(
-    ("name", "least"), [("popularity", 0.05), ("item kNN", 0.95), ("ALS", 0.9)], ids=["popularity", "item kNN", "ALS"]
-)
+MADE = {
+    "popularity": _popularity,
+    "item kNN": lambda train: _neighbours(train, 50, 1.0),
+    "ALS": lambda train: _als(train, factors=8, alpha=10.0, iterations=15, regularization=1.0),
+}
+USERS = [Example(str(n), "next_item", None, "", np.arange(6) + 6 * n, np.ones(6, dtype=bool)) for n in range(100)]
+ITEM_OF = np.concatenate(BOUGHT[300:])
+
+
+@pytest.mark.parametrize(("name", "least"), [("popularity", 0.05), ("item kNN", 0.95), ("ALS", 0.9)])
 def test_other_recommenders_find_the_group_of_a_user_they_have_not_met(name, least):
     """Five items of the own group are left to a user, so all of them stand among the first five."""
-    train, test = BOUGHT[:300], BOUGHT[300:]
-    matrix, users = _matrix(train, ITEMS, decay=1.0), _matrix([row[:-1] for row in test], ITEMS, decay=1.0)
-    options = {"ALS": OPTIONS["ALS"] | {"factors": 8}}.get(name, OPTIONS.get(name))
-    score = (
-        _popularity(matrix)
-        if name == "popularity"
-        else {"item kNN": _neighbours, "ALS": _als}[name](matrix, users, **options)
-    )
-    examples = [
-        Example(str(n), "next_item", None, "", np.arange(6) + 6 * n, np.ones(6, dtype=bool)) for n in range(100)
-    ]
-    ranks = ranks_by(score, examples, np.concatenate(test), exclude_bought=True)
+    recommender = MADE[name](_matrix(BOUGHT[:300], ITEMS, decay=1.0))
+    ranks = ranks_by(recommender([row[:-1] for row in BOUGHT[300:]]), USERS, ITEM_OF, exclude_bought=True)
     assert (ranks <= 5).mean() >= least
     if name == "popularity":
         assert (ranks <= 5).mean() < 0.5
+
+
+def test_the_setting_is_chosen_on_validation_users():
+    train = _matrix(BOUGHT[:300], ITEMS, decay=1.0)
+    users = {"validation": USERS[:50], "test": USERS[50:]}
+    candidates = {"popularity": _popularity(train), "neighbours": MADE["item kNN"](train)}
+    chosen, ranks = best_of(candidates, users, ITEM_OF, exclude_bought=True)
+    assert chosen == "neighbours"
+    assert len(ranks) == 50
+
+
+def test_content_neighbours_are_near_in_text():
+    items = np.eye(ITEMS, dtype=np.float32)[:, : ITEMS // 10 + 1]
+    items[np.arange(ITEMS), np.arange(ITEMS) // 10] = 1
+    for recommender in content_neighbours(items).values():
+        scores = recommender([np.array([1, 2])])(0, 1)[0]
+        assert scores[:10].min() > scores[10:].max()
 
 
 def test_bought_items_are_candidates_where_that_is_asked_for():

@@ -30,7 +30,15 @@ def test_a_grid_of_recommenders_ends_in_a_table(small_config, tmp_path):
     assert place["recommended"][place["rank"] - 1] == place["item_id"]
     assert all(len(set(row)) == 20 for row in predictions["recommended"])
     scores = json.loads((folder / "scores.json").read_text())["next_item"]
-    assert set(scores["recall_10"]) == {"model", "closed form", "popularity", "item kNN", "ALS", "content kNN"}
+    assert set(scores["recall_10"]) == {
+        "model",
+        "closed form",
+        "popularity",
+        "item kNN",
+        "ALS",
+        "content kNN",
+        "perfect reader of CF",
+    }
     table = compare(run_cells(tmp_path / "runs"), resamples=100).to_markdown()
     assert "| Metric | cf | content | both | both vs cf" in table
     assert (

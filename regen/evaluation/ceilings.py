@@ -1,0 +1,96 @@
+"""What a perfect reader would reach in a synthetic world: of CF, of the critique, of both; from the construction."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+
+from regen.data.critiques import differences, named
+from regen.data.histories import Example
+from regen.data.next_item import NEXT_ITEM
+from regen.data.synthetic import Truth
+from regen.evaluation.text_metrics import CUTS
+
+CF, CRITIQUE, JOINT = "perfect reader of CF", "perfect reader of the critique", "perfect reader of both"
+LONGEST = 1000  # places that count for the reciprocal rank
+
+
+def expected_statistics(
+    users: list[str], items: list[str], chances: Float[np.ndarray, "users items"], *, system: str
+) -> pl.DataFrame:
+    """Per-user statistics of `ranking_statistics`, as expected when items are ranked by their chances."""
+    first = -np.sort(-chances, axis=1)[:, :LONGEST]
+    places = np.arange(1, first.shape[1] + 1)
+    return pl.DataFrame(
+        {
+            "system": system,
+            "user_id": users,
+            "feature": NEXT_ITEM,
+            "item_id": items,
+            "examples": 1.0,
+            **{f"recall_{k}": first[:, :k].sum(axis=1) for k in CUTS},
+            "ndcg_10": (first[:, :10] / np.log2(1 + places[:10])).sum(axis=1),
+            "mrr": (first / places).sum(axis=1),
+        }
+    )
+
+
+def ceilings(
+    truth: Truth,
+    test: Sequence[Example],
+    items: pl.DataFrame,
+    item_of: np.ndarray,
+    *,
+    critiques: bool,
+    exclude_bought: bool,
+) -> list[pl.DataFrame]:
+    """Statistics of the perfect readers for the test users.
+
+    Args:
+        truth: Of the world.
+        test: The test users.
+        items: The catalogue, with texts.
+        item_of: Row in the catalogue of each interaction's item.
+        critiques: Whether users say something; without it there is the reader of CF alone.
+        exclude_bought: Whether bought items are no candidates.
+    """
+    number = {item: at for at, item in enumerate(truth.item_ids)}
+    order = np.array([number[item] for item in items["item_id"]])
+    fitting = _Fitting(items)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in ((CF, CRITIQUE, JOINT) if critiques else (CF,))}
+    for one in test:
+        bought, target = item_of[one.rows[:-1]], int(item_of[one.rows[-1]])
+        for name, of in found.items():
+            chances = truth.chances(None if name == CRITIQUE else truth.need_of_user[one.user_id])[order]
+            if name != CF:
+                chances = chances * fitting.mask(int(bought[-1]), target)
+            if exclude_bought:
+                chances[bought] = 0
+            of.append(chances / chances.sum())
+    users = [one.user_id for one in test]
+    targets = [str(one.item_id) for one in test]
+    return [expected_statistics(users, targets, np.stack(of), system=name) for name, of in found.items()]
+
+
+class _Fitting:
+    """Which items a critique could lead to."""
+
+    def __init__(self, items: pl.DataFrame) -> None:
+        self.items = items.to_dicts()
+        self.titles = items["title"].fill_null("").str.to_lowercase()
+        self.brands, self.categories = items["brand"], items["category"].str.to_lowercase()
+
+    def mask(self, last: int, target: int) -> np.ndarray:
+        """Those that differ from the last item in what is named, as the target does."""
+        words = named(self.items[last], self.items[target])
+        may = np.ones(len(self.items), dtype=bool)
+        if "brand" in words:
+            may &= (self.brands == words["brand"]).to_numpy()
+        if "category" in words:
+            may &= self.categories.str.ends_with(words["category"]).to_numpy()
+        if "word" in words:
+            may &= self.titles.str.contains(words["word"], literal=True).to_numpy()
+        for at in np.flatnonzero(may):
+            may[at] = words.items() <= differences(self.items[last], self.items[at]).items()
+        return may
