@@ -147,19 +147,31 @@ def load_folder(folder: Path) -> "LoadedRun":
     return load_run(read_run(folder))
 
 
+def refuse_recommender(config: schema.TrainConfig, folder: Path) -> None:
+    """Refuses a run that writes no narratives, where these are what it takes.
+
+    Raises:
+        ValueError: If its task is to recommend.
+    """
+    if config.task.name == "recommend":
+        raise ValueError(f"{folder}: a run of task=recommend, which writes no narratives. Give one of task=narrate.")
+
+
 @contextmanager
 def opened_run(folder: Path) -> "Iterator[Run]":
     """A finished run, inside the folder from which it was started: there the relative paths of its config hold.
 
     Raises:
         FileNotFoundError: If the folder holds no run.
-        ValueError: If the run is not finished or saw a part of the data only, or what it was made from has changed.
+        ValueError: If the run is not finished, recommends, or saw a part of the data only, or if what it was made from
+            has changed.
     """
     from regen.training.run import WEIGHTS, started_in
 
     folder = folder.resolve()
     with chdir(started_in(folder)):
         run = read_run(folder)
+        refuse_recommender(run.config, folder)
         if run.limits:
             raise ValueError(f"{folder}: made with {', '.join(run.limits)}, which is for debugging. Train it without.")
         if not run.finished:
@@ -299,6 +311,7 @@ def diagnose(folder: Path) -> Path:
     from regen.training.run import locked
 
     run = read_run(folder)
+    refuse_recommender(run.config, folder)
     evaluated = run.folder / EVALUATION
     if not (run.finished and evaluated.is_file()):
         raise FileNotFoundError(

@@ -11,10 +11,12 @@ from typing import Any
 import polars as pl
 import yaml
 
+from regen.data.next_item import NEXT_ITEM
 from regen.evaluation.cells import grid_cells, run_cells
 from regen.evaluation.comparison import Cell
 from regen.evaluation.evaluate import PREDICTIONS
 from regen.evaluation.prediction_files import read_predictions
+from regen.evaluation.scoring import EXAMPLES
 from regen.runtime.costs import CELL
 from regen.storage.artefacts import Artefact, open_artefact
 from regen.training.run import RECORD, WEIGHTS
@@ -61,7 +63,8 @@ class ReportedRun:
         """In a word or two."""
         if self.cell.error is not None:
             return "failed"
-        if self.predictions is not None:
+        ranked = self.cell.features == [NEXT_ITEM] and (self.folder / EXAMPLES).is_file()
+        if ranked or self.predictions is not None:
             return "finished"
         return "trained, wrote nothing yet" if self.finished else "not finished"
 

@@ -25,7 +25,7 @@ def planned(config: TrainConfig) -> str:
     lines.append(("train", "exists" if trained else "to go on" if begun else "to train", str(plan_of_cell.run)))
     return "\n".join(
         [
-            *(f"{stage:16}{state:10}{folder}" for stage, state, folder in lines),
+            *(f"{stage:17}{state:10}{folder}" for stage, state, folder in lines),
             _cost(plan_of_cell.config, plan_of_cell.data),
         ]
     )
@@ -33,6 +33,7 @@ def planned(config: TrainConfig) -> str:
 
 def _cost(config: TrainConfig, data: Path) -> str:
     """How many steps are trained, as far as the data are there to tell."""
+    from regen.data.next_item import purchase_sequences
     from regen.data.prepare import load_tables
     from regen.data.splits import split_narratives
 
@@ -41,6 +42,16 @@ def _cost(config: TrainConfig, data: Path) -> str:
     if not (data / "narratives.parquet").is_file():
         return f"cost: {passes} epochs over the training users' narratives, {training.batch_size} a step"
     tables = load_tables(data)
+    if config.task.name == "recommend":
+        users = purchase_sequences(
+            tables,
+            config.split,
+            max_history=config.data.max_history,
+            exclude_bought=config.task.exclude_bought,
+        )
+        read = min(len(users["train"]), config.task.train_users or len(users["train"]))
+        steps = round(passes * read / training.batch_size / config.trainer.accumulate_grad_batches)
+        return f"cost: about {steps:,} steps of {training.batch_size} users; then {len(users['test']):,} get a ranking"
     asked = tables.narratives["feature"].is_in(list(config.feature))
     counts = dict(split_narratives(tables, config.split).filter(asked).value_counts().iter_rows())
     steps = round(passes * counts.get("train", 0) / training.batch_size / config.trainer.accumulate_grad_batches)

@@ -13,6 +13,7 @@ def quiet_libraries() -> None:
     """Silences messages of libraries that ask for nothing a user of a command could do."""
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a kernel of its own that a CPU could have
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*The number of training batches .* is smaller than the logging.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a resumed run's own checkpoints

@@ -5,12 +5,15 @@ import json
 import polars as pl
 import pytest
 
+from regen.analysis.report import write_report
 from regen.commands.evaluate import evaluate_from_config
+from regen.commands.rate import written_by
 from regen.data.item_sequences import ItemSequencesSource
 from regen.data.tables import DataError
 from regen.evaluation.cells import run_cells
 from regen.evaluation.comparison import compare
-from regen.pipeline import plan, train_and_evaluate
+from regen.pipeline import diagnose, plan, train_and_evaluate
+from regen.serving import NarrativeModel
 
 pytestmark = pytest.mark.usefixtures("no_sentence_encoder")
 TASK = ["task=recommend", "task.train_users=40"]
@@ -122,6 +125,19 @@ def test_a_bad_file_of_recommendations_is_refused(scored, tmp_path, monkeypatch,
     rows = change([{"user_id": user, "items": [item]} for user, item in right.items()])
     with pytest.raises(ValueError, match=says):
         evaluated(folder, rows, tmp_path, monkeypatch)
+
+
+def test_where_narratives_are_needed_a_recommender_is_refused(scored):
+    (run,) = (path.parent for path in scored[0].glob("*/config.yaml"))
+    for takes in (diagnose, NarrativeModel.from_run, written_by):
+        with pytest.raises(ValueError, match="a run of task=recommend, which writes no narratives"):
+            takes(run)
+
+
+def test_a_report_shows_a_recommender(scored, tmp_path):
+    page = write_report(scored[0], tmp_path / "report.html", users=2, seed=0, figures=False).read_text()
+    assert "Recall@10" in page
+    assert "trained, wrote nothing yet" not in page
 
 
 def test_the_closed_form_reads_cf_and_finds_the_need(small_config):
