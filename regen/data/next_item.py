@@ -72,7 +72,7 @@ class NextItemBatch:
         queries: What the closed form looks for after each purchase, in the space of `fused`.
         targets: Row of the item that comes next; -1 where nothing is to be found.
         prompt: Token ids before the history, the same in all rows.
-        words: Token ids of what the user said about the last purchase, between prompt and history.
+        words: Token ids of what the user said about each purchase, on the way to the next one.
         words_mask: True where `words` holds a token.
     """
 
@@ -83,8 +83,8 @@ class NextItemBatch:
     queries: Float[Tensor, "batch history in_dim"]
     targets: Int[Tensor, "batch history"]
     prompt: Int[Tensor, "batch prompt"]
-    words: Int[Tensor, "batch words"]
-    words_mask: Bool[Tensor, "batch words"]
+    words: Int[Tensor, "batch history words"]
+    words_mask: Bool[Tensor, "batch history words"]
 
     def on(self, device: torch.device) -> "NextItemBatch":
         """The same on that device."""
@@ -108,7 +108,7 @@ class NextItemDataset(Dataset[int]):
         prompt: Before the history.
         window: The most positions the LM reads.
         every: Whether each purchase has the next one as its target; else the last one alone has.
-        critiques: What users said, by `item_ids` of the catalogue; then `every` has to be false.
+        critiques: What users said, by `item_ids` of the catalogue.
         fold: Part of the training users that each example is in; None outside of training.
 
     Raises:
@@ -133,23 +133,19 @@ class NextItemDataset(Dataset[int]):
         self.examples, self.vectors, self.item_of, self.queries = list(examples), vectors, item_of, queries
         self.prompt = torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"])
         self.every, self.fold, self.draw = every, fold, EVALUATION_DRAW
-        self.said = (
-            None
-            if critiques is None
-            else [
-                critiques.rows(one.user_id, [item_ids[row] for row in item_of[one.rows[1:]]]) for one in self.examples
-            ]
-        )
         self.critiques = critiques
-        words = [""] * len(self.examples)
-        if critiques is not None and self.said is not None:
-            words = [critiques.texts[rows[-1]] if rows[-1] >= 0 else "" for rows in self.said]
-        self.words = [torch.tensor(ids, dtype=torch.int64) for ids in _token_ids(tokenizer, words)]
-        self.pad = int(tokenizer.pad_token_id)
-        self.lengths = [
-            len(self.prompt) + len(said) + len(example.rows)
-            for example, said in zip(self.examples, self.words, strict=True)
+        self.said = [
+            [-1] * (len(one.rows) - 1)
+            if critiques is None
+            else critiques.rows(one.user_id, [item_ids[row] for row in item_of[one.rows[1:]]])
+            for one in self.examples
         ]
+        texts = [*(critiques.texts if critiques is not None else ()), ""]  # the last one stands for nothing said
+        self.tokens = [
+            torch.tensor(ids, dtype=torch.int64) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ]
+        self.pad = int(tokenizer.pad_token_id)
+        self.lengths = [1 + len(self.prompt) + sum(1 + len(self.tokens[row]) for row in rows) for rows in self.said]
         if (longest := max(self.lengths, default=0)) > window:
             raise DataError(
                 f"A history and the prompt take {longest} positions; the LM reads {window}. Shorten data.max_history "
@@ -188,22 +184,19 @@ class NextItemDataset(Dataset[int]):
             pad_rows([torch.from_numpy(one) for one in queries], 0, left=False)[0],
             pad_rows(targets, -1, left=False)[0],
             self.prompt.expand(len(indices), -1),
-            *pad_rows([self.words[index] for index in indices], self.pad, left=True),
+            *self._words(indices, padded.shape[1]),
         )
+
+    def _words(self, indices: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
+        """Token ids of what was said after each purchase, and their mask."""
+        said = [[*self.said[index], *[-1] * (length - len(self.said[index]))] for index in indices]
+        words, mask = pad_rows([self.tokens[row] for rows in said for row in rows], self.pad, left=False)
+        return words.view(len(indices), length, -1), mask.view(len(indices), length, -1)
 
     def query(self, index: int, history: Float[np.ndarray, "history dim"]) -> Float[np.ndarray, "history dim"]:
         """What the closed form looks for after each purchase of one user."""
-        said = None
-        if self.critiques is not None and self.said is not None:
-            said = self.critiques.vectors[self.said[index]]
+        said = None if self.critiques is None else self.critiques.vectors[self.said[index]]
         return self.queries(history, said, fold=None if self.fold is None else self.fold[index])
-
-
-def _token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    found: list[list[int]] = (
-        tokenizer(list(texts), add_special_tokens=False)["input_ids"] if any(texts) else [[]] * len(texts)
-    )
-    return found
 
 
 def history_vectors(example: Example, vectors: Vectors, *, draw: int) -> Float[np.ndarray, "history dim"]:

@@ -15,9 +15,10 @@ from regen.models.soft_token_lm import SoftTokenLM, flush_order
 class NextItemLM(SoftTokenLM):
     """Ranks a catalogue after each purchase of a history.
 
-    The LM reads `[begin of sequence] prompt, critique, soft tokens`. A linear readout of its hidden state at each soft
-    token is added to the query of the closed form, and a query is compared with every item by its dot product. The
-    readout starts at zero, so training starts from the closed form.
+    The LM reads `[begin of sequence] prompt`, then turns: a soft token for a purchase and, where something was said about
+    it, these words. A linear readout of its hidden state at the end of each turn is added to the query of the closed
+    form, and a query is compared with every item by its dot product. The readout starts at zero, so training starts
+    from the closed form.
 
     Args:
         lm: A Hugging Face causal LM, tuned or frozen.
@@ -64,20 +65,18 @@ class NextItemLM(SoftTokenLM):
         """What the model looks for after each purchase."""
         assert self.adapter is not None
         embed = self.lm.get_input_embeddings()
-        words = torch.cat([batch.prompt, batch.words], dim=1)
-        mask = torch.cat([torch.ones_like(batch.prompt, dtype=torch.bool), batch.words_mask, batch.history_mask], dim=1)
+        prompt = batch.prompt
         if self.bos_token_id is not None:
-            words = nn.functional.pad(words, (1, 0), value=self.bos_token_id)
-            mask = nn.functional.pad(mask, (1, 0), value=True)
-        said = embed(words)
-        soft = self.adapter(self.inputs(batch.fused), batch.history_mask).to(said.dtype)
+            prompt = nn.functional.pad(prompt, (1, 0), value=self.bos_token_id)
+        soft = self.adapter(self.inputs(batch.fused), batch.history_mask).to(embed.weight.dtype)
+        turns = torch.cat([soft[:, :, None], embed(batch.words)], dim=2)  # a purchase, then what was said about it
+        there = torch.cat([batch.history_mask[..., None], batch.words_mask], dim=2)
+        mask = torch.cat([torch.ones_like(prompt, dtype=torch.bool), there.flatten(1)], dim=1)
         order, _ = flush_order(mask)
-        embeds = torch.cat([said, soft], dim=1).take_along_dim(order[..., None], dim=1)
+        embeds = torch.cat([embed(prompt), turns.flatten(1, 2)], dim=1).take_along_dim(order[..., None], dim=1)
         hidden = self.hidden(embeds, mask.take_along_dim(order, dim=1))
-        at = (mask.sum(dim=1) - batch.history_mask.sum(dim=1))[:, None] + torch.arange(
-            soft.shape[1], device=soft.device
-        )
-        hidden = hidden.take_along_dim(at.clamp_max(hidden.shape[1] - 1)[..., None], dim=1).float()
+        ends = prompt.shape[1] + there.sum(dim=2).cumsum(dim=1) - 1  # of each turn
+        hidden = hidden.take_along_dim(ends[..., None], dim=1).float()
         read = nn.functional.layer_norm(hidden, hidden.shape[-1:])
         return batch.queries + self.readout(read) / hidden.shape[-1]  # so that one step of Adam moves a query little
 

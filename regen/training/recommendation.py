@@ -128,7 +128,7 @@ def build_next_item_data(
 
     watched = unseen[:VALIDATION_USERS]
     splits = {
-        "train": dataset([train[at] for at in chosen], every=critiques is None, fold=folds[chosen].tolist()),
+        "train": dataset([train[at] for at in chosen], every=True, fold=folds[chosen].tolist()),
         "validation": dataset(watched, every=False),
         "test": dataset(sequences["test"], every=False),
     }

@@ -3,11 +3,14 @@
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from test_next_item import tables
 
 from regen.data.critiques import Critiques, critique, critiques_of
 from regen.data.next_item import NextItemDataset, purchase_sequences
 from regen.embeddings.encode_critiques import load_critiques
+from regen.models.adapter import LinearAdapter
+from regen.models.next_item import NextItemLM
 from regen.pipeline import critique_part, plan, prepared_artefact, train_and_evaluate
 
 PEN = {"item_id": "p", "title": "Acme pen, blue", "category": "Office > Writing > Pen", "brand": "Acme", "price": 10.0}
@@ -106,9 +109,33 @@ def test_the_model_reads_what_was_said_about_the_last_purchase(said):
     data, seen, tokenizer = said
     batch = data.collate([0, 1])
     for row, words, mask in zip((0, 1), batch.words, batch.words_mask, strict=True):
-        assert ("green" if data.examples[row].item_id == "i2" else "black") in tokenizer.decode(words[mask])
+        assert "blue" in tokenizer.decode(words[0][mask[0]])
+        assert ("green" if data.examples[row].item_id == "i2" else "black") in tokenizer.decode(words[1][mask[1]])
     assert [one.shape for one in seen] == [(2, data.critiques.vectors.shape[1])] * 2  # after each purchase
     assert batch.targets.tolist() == [[-1, 2 + int(data.examples[row].item_id == "i3")] for row in (0, 1)]
+
+
+@torch.no_grad()
+def test_a_query_knows_what_was_said_by_then_and_nothing_after_it(said, tiny_lm):
+    data, _, _ = said
+    torch.manual_seed(0)
+    model = NextItemLM(
+        tiny_lm.working_copy(trainable=True).model,
+        LinearAdapter(3, tiny_lm.width),
+        items=torch.randn(4, 3),
+        bias=torch.zeros(4),
+        exclude_bought=True,
+        bos_token_id=tiny_lm.tokenizer.bos_token_id,
+    ).eval()
+    torch.nn.init.normal_(model.readout.weight, std=5)
+    batch = data.collate(range(6))
+    before = model.queries(batch)
+    batch.words[:, 1] = batch.words[:, 1].flip(-1)  # what was said last is another thing now
+    after = model.queries(batch)
+    torch.testing.assert_close(after[:, 0], before[:, 0])
+    assert (after[:, 1] - before[:, 1]).abs().max() > 1e-3
+    alone = model.queries(data.collate([3]))
+    torch.testing.assert_close(alone[0], before[3], atol=1e-4, rtol=1e-4)
 
 
 def test_a_run_with_critiques_finds_more(small_config):
