@@ -15,7 +15,7 @@ from regen.models.soft_token_lm import SoftTokenLM, flush_order
 class NextItemLM(SoftTokenLM):
     """Ranks a catalogue after each purchase of a history.
 
-    The LM reads `[begin of sequence] prompt`, then turns: a soft token for a purchase, and the words that were said about
+    The LM reads `[begin of sequence] prompt`, then turns: a soft token for a purchase, then the words that were said of
     it, if any were. A linear readout of its hidden state at the end of each turn is added to the query of the closed
     form, and a query is compared with every item by its dot product. The readout starts at zero, so training starts
     from the closed form.
