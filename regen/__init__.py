@@ -13,6 +13,7 @@ _PUBLIC = {
     "NarrativeDataModule": "regen.data.datamodule",
     "NarrativeModel": "regen.serving",
     "NarrativeModule": "regen.training.module",
+    "Recommender": "regen.serving.recommender",
     "build": "regen.pipeline",
     "compose": "regen.config.objects",
 }

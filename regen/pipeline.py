@@ -147,31 +147,32 @@ def load_folder(folder: Path) -> "LoadedRun":
     return load_run(read_run(folder))
 
 
-def refuse_recommender(config: schema.TrainConfig, folder: Path) -> None:
-    """Refuses a run that writes no narratives, where these are what it takes.
+def check_task(config: schema.TrainConfig, folder: Path, task: str = "narrate") -> None:
+    """Refuses a run of another task than what is to be done takes.
 
     Raises:
-        ValueError: If its task is to recommend.
+        ValueError: If its task is another one.
     """
-    if config.task.name == "recommend":
-        raise ValueError(f"{folder}: a run of task=recommend, which writes no narratives. Give one of task=narrate.")
+    if config.task.name != task:
+        lacks = "writes no narratives" if task == "narrate" else "does not recommend"
+        raise ValueError(f"{folder}: a run of task={config.task.name}, which {lacks}. Give one of task={task}.")
 
 
 @contextmanager
-def opened_run(folder: Path) -> "Iterator[Run]":
-    """A finished run, inside the folder from which it was started: there the relative paths of its config hold.
+def opened_run(folder: Path, *, task: str = "narrate") -> "Iterator[Run]":
+    """A finished run of a task, inside the folder from which it was started: there its config's relative paths hold.
 
     Raises:
         FileNotFoundError: If the folder holds no run.
-        ValueError: If the run is not finished, recommends, or saw a part of the data only, or if what it was made from
-            has changed.
+        ValueError: If the run is not finished, is of another task, or saw a part of the data only, or if what it was
+            made from has changed.
     """
     from regen.training.run import WEIGHTS, started_in
 
     folder = folder.resolve()
     with chdir(started_in(folder)):
         run = read_run(folder)
-        refuse_recommender(run.config, folder)
+        check_task(run.config, folder, task)
         if run.limits:
             raise ValueError(f"{folder}: made with {', '.join(run.limits)}, which is for debugging. Train it without.")
         if not run.finished:
@@ -311,7 +312,7 @@ def diagnose(folder: Path) -> Path:
     from regen.training.run import locked
 
     run = read_run(folder)
-    refuse_recommender(run.config, folder)
+    check_task(run.config, folder)
     evaluated = run.folder / EVALUATION
     if not (run.finished and evaluated.is_file()):
         raise FileNotFoundError(

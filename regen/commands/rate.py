@@ -81,7 +81,7 @@ def written_by(folder: Path) -> "tuple[Artefact, pl.DataFrame]":
     """
     from regen.config.objects import read_run_config
     from regen.evaluation.prediction_files import read_predictions
-    from regen.pipeline import data_artefact, refuse_recommender
+    from regen.pipeline import check_task, data_artefact
 
     for name in ("config.yaml", "predictions.jsonl"):
         if not (folder / name).is_file():
@@ -89,6 +89,6 @@ def written_by(folder: Path) -> "tuple[Artefact, pl.DataFrame]":
                 f"{folder}: no {name}, so this is no run that wrote narratives. Give a folder of runs_dir."
             )
     config = read_run_config(folder)
-    refuse_recommender(config, folder)
+    check_task(config, folder)
     texts = read_predictions(folder / "predictions.jsonl").rename({"prediction": "text"})
     return data_artefact(config), texts

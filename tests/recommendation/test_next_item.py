@@ -12,6 +12,7 @@ from regen.data.next_item import NextItemDataset, purchase_sequences
 from regen.data.tables import INTERACTIONS, ITEMS, NARRATIVES, DataError, Tables
 from regen.embeddings.fusion import CFVectors
 from regen.models.adapter import LinearAdapter
+from regen.models.language_model import tune_fully
 from regen.models.next_item import NextItemLM, bought_before
 
 SPLIT = UsersSplit(validation=0.2, test=0.2, salt="")
@@ -92,7 +93,7 @@ def model(tiny_lm, dataset):
     torch.manual_seed(0)
     items = torch.from_numpy(dataset().vectors.vectors)
     return NextItemLM(
-        tiny_lm.working_copy(trainable=True).model,
+        tune_fully(tiny_lm.working_copy(trainable=True).model),
         LinearAdapter(6, tiny_lm.width),
         items=items,
         bias=torch.linspace(0, 1, 10),
