@@ -8,7 +8,7 @@ MAX_MODEL_LEN ?= 4096
 MODEL ?=
 PAPER := table1 controls adapters xrec
 
-.PHONY: gpu help setup grid paper train evaluate demo test test-all lint types bench llm-server serve clean
+.PHONY: gpu help setup baselines grid paper train evaluate demo test test-all lint types bench llm-server serve clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -61,6 +61,15 @@ types: setup ## A strict type check of regen/
 bench: setup ## Speed against the usual loop and the limit, as one table; ARGS="only=training growth=false"
 	$(BIN)/python benchmarks/table.py $(ARGS)
 
+baselines: .venv-baselines/installed ## SASRec (RecTools) on the data of the newest task=recommend: outputs/baselines/sasrec.jsonl
+	.venv-baselines/bin/python benchmarks/sasrec.py $(ARGS)
+
+.venv-baselines/installed: Makefile
+	test -x .venv-baselines/bin/python || $(PYTHON) -m venv .venv-baselines
+	.venv-baselines/bin/python -m pip install -q torch==2.13.0
+	.venv-baselines/bin/python -m pip install -q "rectools[torch]==0.19.0" "pyarrow<24" # asks for numpy < 2 and an older Lightning
+	touch $@
+
 serve: setup ## ARGS="checkpoint=FOLDER": its narratives over HTTP on 127.0.0.1:8080, see regen serve --help
 	exec $(BIN)/regen serve $(ARGS)
 
@@ -74,4 +83,4 @@ llm-server: setup .venv-llm/installed ## SmolLM2, or MODEL=FOLDER, behind an Ope
 	touch $@
 
 clean: ## Remove both environments, outputs and caches
-	rm -rf .venv .venv-llm outputs build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-llm .venv-baselines outputs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -24,6 +24,7 @@ from regen.training.recommendation import NextItemData
 from regen.training.run import LoadedRun, Run
 
 logger = logging.getLogger(__name__)
+SCORES = 2**26  # of users and items that are held at one time, a quarter of a GiB
 SHOWN = 20  # items of each user that are written down
 
 
@@ -44,29 +45,33 @@ def rank_test_users(loaded: LoadedRun, watch: Stopwatch) -> pl.DataFrame:
     assert isinstance(data, NextItemData)
     test = data.splits["test"]
     found: dict[int, tuple[int, int, list[int]]] = {}
-    shown = min(SHOWN, len(data.titles))
+    shown, size = min(SHOWN, len(data.titles)), max(1, SCORES // len(data.titles))
     with tqdm(total=len(test), desc="rank", unit="user") as bar:
         for indices in LengthBatches(test.lengths, data.eval_batch_size, shuffle=False):
             batch = test.collate(indices).on(model.device)
             wanted = batch.targets >= 0
-            bought, target = bought_before(batch)[wanted], batch.targets[wanted]
             with watch.timing("prefill"):
-                scores = model.scores(model.queries(batch)[wanted], bought)
-                first = scores.topk(shown).indices
-            start = model.scores(batch.queries[wanted], bought)
-            ranks = zip(rank_of(scores, target).tolist(), rank_of(start, target).tolist(), first.tolist(), strict=True)
-            found |= dict(zip(indices, ranks, strict=True))
+                queries = model.queries(batch)[wanted]
+            columns = [queries, batch.queries[wanted], bought_before(batch)[wanted], batch.targets[wanted]]
+            rows: list[tuple[int, int, list[int]]] = []
+            for ours, start, bought, target in zip(*(torch.split(column, size) for column in columns), strict=True):
+                with watch.timing("prefill"):
+                    scores = model.scores(ours, bought)
+                    first = scores.topk(shown).indices.tolist()
+                of_start = rank_of(model.scores(start, bought), target).tolist()
+                rows += zip(rank_of(scores, target).tolist(), of_start, first, strict=True)
+            found |= dict(zip(indices, rows, strict=True))
             bar.update(len(indices))
     ids = catalogue(loaded.run)
-    rows = [found[index] for index in range(len(test))]
+    ranked = [found[index] for index in range(len(test))]
     return pl.DataFrame(
         {
             "user_id": [one.user_id for one in test.examples],
             "feature": [one.feature for one in test.examples],
             "item_id": [one.item_id for one in test.examples],
-            "rank": [row[0] for row in rows],
-            "closed_form_rank": [row[1] for row in rows],
-            "recommended": [[ids[item] for item in row[2]] for row in rows],
+            "rank": [row[0] for row in ranked],
+            "closed_form_rank": [row[1] for row in ranked],
+            "recommended": [[ids[item] for item in row[2]] for row in ranked],
         }
     )
 

@@ -34,7 +34,7 @@ Recommender = Callable[[Sequence[np.ndarray]], Scores]
 DECAYS = (0.7, 0.85, 1.0)
 NEIGHBOURS = (50, 200)
 ALS = {"factors": (64, 128), "alpha": (1.0, 10.0), "iterations": (15,), "regularization": (1.0,)}
-VERSION = 1
+VERSION = 2
 ROWS = 512  # users ranked at one time
 
 
@@ -46,7 +46,8 @@ def baselines(config: TrainConfig, prepared: Artefact) -> Artefact:
         prepared: Its data.
 
     Returns:
-        An artefact with `ranks.parquet`: `system`, `user_id`, `rank`, and `chosen`, the setting.
+        An artefact with `ranks.parquet`: `system`, `user_id`, `rank`, and `chosen`, the setting; and with
+        `sequences.parquet`: `user_id`, `split`, `items`, for recommenders that run elsewhere (`benchmarks/sasrec.py`).
     """
     task, history = config.task, config.data.max_history
     settings = {
@@ -80,6 +81,13 @@ def baselines(config: TrainConfig, prepared: Artefact) -> Artefact:
             columns = {"user_id": [one.user_id for one in users["test"]], "rank": ranks}
             parts.append(pl.DataFrame({"system": system, **columns, "chosen": chosen}))
         pl.concat(parts).write_parquet(folder / "ranks.parquet")
+        ids = tables.items["item_id"].to_list()
+        sequences = [
+            (one.user_id, split, [ids[row] for row in item_of[one.rows]]) for split in users for one in users[split]
+        ]
+        pl.DataFrame(sequences, schema=["user_id", "split", "items"], orient="row").write_parquet(
+            folder / "sequences.parquet"
+        )
         return {"users": len(users["test"]), "items": size}
 
     return build(**identity.baselines(prepared.fingerprint, settings), root=Path(config.paths.data_dir), make=make)
