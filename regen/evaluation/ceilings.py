@@ -8,8 +8,8 @@ from jaxtyping import Float
 
 from regen.data.critiques import differences, named
 from regen.data.histories import Example
-from regen.data.next_item import NEXT_ITEM
 from regen.data.synthetic import Truth
+from regen.evaluation.ranking import statistics_frame
 from regen.evaluation.text_metrics import CUTS
 
 CF, CRITIQUE, JOINT = "perfect reader of CF", "perfect reader of the critique", "perfect reader of both"
@@ -22,18 +22,12 @@ def expected_statistics(
     """Per-user statistics of `ranking_statistics`, as expected when items are ranked by their chances."""
     first = -np.sort(-chances, axis=1)[:, :LONGEST]
     places = np.arange(1, first.shape[1] + 1)
-    return pl.DataFrame(
-        {
-            "system": system,
-            "user_id": users,
-            "feature": NEXT_ITEM,
-            "item_id": items,
-            "examples": 1.0,
-            **{f"recall_{k}": first[:, :k].sum(axis=1) for k in CUTS},
-            "ndcg_10": (first[:, :10] / np.log2(1 + places[:10])).sum(axis=1),
-            "mrr": (first / places).sum(axis=1),
-        }
-    )
+    columns = {
+        **{f"recall_{k}": first[:, :k].sum(axis=1) for k in CUTS},
+        "ndcg_10": (first[:, :10] / np.log2(1 + places[:10])).sum(axis=1),
+        "mrr": (first / places).sum(axis=1),
+    }
+    return statistics_frame(users, items, columns, system=system)
 
 
 def ceilings(

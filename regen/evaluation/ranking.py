@@ -1,6 +1,7 @@
 """Scores of a recommender: where the item that was bought next stands among all items of the catalogue."""
 
-import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -40,22 +41,16 @@ def ranking_statistics(
     places = np.where(named, ranks, np.iinfo(np.int64).max // 2).astype(np.float64)
     found = {f"recall_{k}": (named & (ranks <= k)).astype(float) for k in CUTS}
     of_cold = {"cold_examples": cold.astype(float), "cold_recall_10": found["recall_10"] * cold} if cold.any() else {}
-    return pl.DataFrame(
-        {
-            "system": system,
-            "user_id": users,
-            "feature": NEXT_ITEM,
-            "item_id": items,
-            "examples": 1.0,
-            **found,
-            "ndcg_10": np.where(named & (ranks <= 10), 1 / np.log2(1 + places), 0.0),
-            "mrr": np.where(named, 1 / places, 0.0),
-            **of_cold,
-        }
-    )
+    columns = {
+        **found,
+        "ndcg_10": np.where(named & (ranks <= 10), 1 / np.log2(1 + places), 0.0),
+        "mrr": np.where(named, 1 / places, 0.0),
+        **of_cold,
+    }
+    return statistics_frame(users, items, columns, system=system)
 
 
-def perfect_recall(probabilities: Float[np.ndarray, " items"], k: int) -> float:
-    """Recall@k of a reader who knows with which probability each item comes next: the sum of the k largest."""
-    largest = np.sort(probabilities)[::-1][:k]
-    return min(1.0, math.fsum(largest))
+def statistics_frame(users: list[str], items: list[str], columns: Mapping[str, Any], *, system: str) -> pl.DataFrame:
+    """Statistics of one system as rows of `examples.parquet`."""
+    keys = {"system": system, "user_id": users, "feature": NEXT_ITEM, "item_id": items, "examples": 1.0}
+    return pl.DataFrame({**keys, **columns})

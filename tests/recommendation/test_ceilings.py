@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from regen.data.critiques import critique
+from regen.data.next_item import catalogue_rows, purchase_sequences
+from regen.data.prepare import load_tables
 from regen.data.synthetic import SyntheticSource
 from regen.evaluation.ceilings import ceilings, expected_statistics
-from regen.pipeline import train_and_evaluate
+from regen.pipeline import prepared_artefact, train_and_evaluate
 
 WORLD = {
     "vertical": "office",
@@ -49,10 +51,6 @@ def test_expected_statistics_are_the_sums_of_the_likeliest():
 
 def test_who_knows_more_can_reach_more(small_config):
     """And what a critique names is true of the item that it leads to."""
-    from regen.data.next_item import catalogue_rows, purchase_sequences
-    from regen.data.prepare import load_tables
-    from regen.pipeline import prepared_artefact
-
     cfg = small_config("task=recommend", without="encoder")
     tables = load_tables(prepared_artefact(cfg).path)
     test = purchase_sequences(tables, cfg.split, max_history=50, exclude_bought=True)["test"]
@@ -69,7 +67,7 @@ def test_who_knows_more_can_reach_more(small_config):
     assert named or "cheaper" in text or "quality" in text
 
 
-@pytest.mark.slow  # trains three recommenders on a world of 6,000 users
+@pytest.mark.slow  # trains three recommenders on a world of 4,000 users
 def test_each_recommender_comes_near_to_its_own_ceiling(small_config):
     """CF reads the need, content and critique the traits; what reads nothing stays at popularity."""
     world = [

@@ -4,7 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from test_next_item import tables
+from small import quick_embeddings
+from test_next_item import SPLIT, tables
 
 from regen.data.critiques import Critiques, critique, critiques_of
 from regen.data.next_item import NextItemDataset, purchase_sequences
@@ -78,11 +79,7 @@ def said(tiny_lm):
     texts = made["text"].unique().sort().to_list()
     row_of = {(user, item): texts.index(text) for user, _, item, _, text in made.iter_rows()}
     vectors = np.concatenate([np.eye(len(texts), dtype=np.float32), np.zeros((1, len(texts)), dtype=np.float32)])
-    from regen.config.schema import UsersSplit
-
-    examples = purchase_sequences(
-        of, UsersSplit(validation=0.2, test=0.2, salt=""), max_history=50, exclude_bought=True
-    )
+    examples = purchase_sequences(of, SPLIT, max_history=50, exclude_bought=True)
     item_of = of.interactions["item_id"].str.strip_prefix("i").cast(pl.Int64).to_numpy()
     seen = []
 
@@ -159,8 +156,6 @@ def test_a_run_with_critiques_finds_more(small_config):
 def test_critiques_are_an_artefact(small_config):
     cfg = small_config("task=recommend", "data.critiques=true")
     (stage,) = (one for one in plan(cfg).artefacts if one.stage == "encode critiques")
-    from small import quick_embeddings
-
     with quick_embeddings():
         made = critique_part(cfg).encode(prepared_artefact(cfg), root=stage.folder.parent)
     assert made.path == stage.folder

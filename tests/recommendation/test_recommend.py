@@ -4,10 +4,12 @@ import json
 
 import polars as pl
 import pytest
+from small import SMALL, quick_embeddings
 
 from regen.analysis.report import write_report
 from regen.commands.evaluate import evaluate_from_config
 from regen.commands.rate import written_by
+from regen.config.objects import compose
 from regen.data.item_sequences import ItemSequencesSource
 from regen.data.tables import DataError
 from regen.evaluation.cells import run_cells
@@ -59,18 +61,10 @@ def test_a_grid_of_recommenders_ends_in_a_table(small_config, tmp_path):
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory):
     """A folder with one scored run, and the test users' right items."""
-    from hydra import compose, initialize_config_dir
-    from small import SMALL, quick_embeddings
-
-    from regen.config.objects import typed
-    from regen.config.registration import register
-    from regen.config.schema import CONF
-
-    register()
     folder = tmp_path_factory.mktemp("scored")
     paths = [f"paths.data_dir={folder}/data", f"paths.runs_dir={folder}/runs"]
-    with initialize_config_dir(str(CONF), version_base="1.3"), quick_embeddings():
-        run, _ = train_and_evaluate(typed(compose("train", [*SMALL, *TASK, "encoder=cf", *paths])))
+    with quick_embeddings():
+        run, _ = train_and_evaluate(compose([*SMALL, *TASK, "encoder=cf", *paths]))
     examples = pl.read_parquet(run / "examples.parquet").filter(pl.col("system") == "model")
     return folder / "runs", dict(examples.select("user_id", "item_id").iter_rows())
 
@@ -80,16 +74,8 @@ def evaluated(folder, rows, tmp_path, monkeypatch):
     path = tmp_path / "theirs.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.chdir(tmp_path)
-    from hydra import compose, initialize_config_dir
-
-    from regen.config.objects import typed
-    from regen.config.registration import register
-    from regen.config.schema import CONF
-
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        given = [f"runs={folder}", f"recommendations={path}", "evaluation.resamples=100"]
-        evaluate_from_config(typed(compose("evaluate", given)))
+    given = [f"runs={folder}", f"recommendations={path}", "evaluation.resamples=100"]
+    evaluate_from_config(compose(given, root="evaluate"))
     return (folder / "table.csv").read_text()
 
 

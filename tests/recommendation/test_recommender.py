@@ -3,8 +3,10 @@
 import polars as pl
 import pytest
 import torch
+from small import SMALL
 
 from regen import Recommender
+from regen.config.objects import compose
 from regen.pipeline import load_folder, train_and_evaluate
 from regen.serving import RequestError
 
@@ -12,19 +14,10 @@ from regen.serving import RequestError
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished run with critiques."""
-    from hydra import compose, initialize_config_dir
-    from small import SMALL
-
-    from regen.config.objects import typed
-    from regen.config.registration import register
-    from regen.config.schema import CONF
-
-    register()
     folder = tmp_path_factory.mktemp("recommender")
     options = ["task=recommend", "task.train_users=40", "encoder=both", "data.critiques=true"]
     options += [f"paths.data_dir={folder}/data", f"paths.runs_dir={folder}/runs"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return train_and_evaluate(typed(compose("train", [*SMALL, *options])))[0]
+    return train_and_evaluate(compose([*SMALL, *options]))[0]
 
 
 @pytest.fixture(scope="module")
