@@ -55,7 +55,7 @@ class ClosedForm:
         self.decay, self.ridge, self.item_ridge = decay, ridge, item_ridge
         self.scale, self.said_scale, self.popularity = 1.0, 1.0, 0.0
         self._sums: list[tuple[np.ndarray, np.ndarray]] = []  # of each fold: inputs by inputs, inputs by items
-        self._maps: list[np.ndarray] = []  # of all training users, then one without each fold
+        self._maps: dict[int | None, np.ndarray] = {}  # without a fold, or of all training users
 
     def fit(
         self,
@@ -64,7 +64,7 @@ class ClosedForm:
         ],
         folds: Sequence[int],
     ) -> None:
-        """Fits one map on all training users, and for each fold one on the others.
+        """Takes in the training users: a map for all of them, and for each fold one of the others, follow from it.
 
         Args:
             histories: Of each user: vectors of the purchases without the last one; of what was said about each of them,
@@ -88,27 +88,25 @@ class ClosedForm:
         for fold in range(len(sums)):
             if waiting[fold]:
                 add(fold)
-        self._sums = sums
-        self._solve()
+        self._sums, self._maps = sums, {}
 
     def with_ridge(self, ridge: float) -> "ClosedForm":
         """The same users with another penalty on histories; not calibrated."""
         other = copy.copy(self)
-        other.ridge = ridge
+        other.ridge, other._maps = ridge, {}
         other.scale, other.said_scale, other.popularity = 1.0, 1.0, 0.0
-        other._solve()
         return other
 
-    def _solve(self) -> None:
-        vectors = self.items.numpy()
-        item_side = np.linalg.pinv(_penalised(vectors.T.astype(np.float64) @ vectors, self.item_ridge))
-        inner, outer = (sum(one[side] for one in self._sums) for side in (0, 1))
-        wholes = [(inner, outer), *((inner - a, outer - b) for a, b in self._sums)]
-        self._maps = [
-            (np.linalg.solve(_penalised(np.asarray(a, dtype=np.float64), self.ridge, but_last=True), b) @ item_side)
-            .astype(np.float32)
-            for a, b in wholes
-        ]  # fmt: skip
+    def _map(self, fold: int | None) -> Float[np.ndarray, "inputs dim"]:
+        """The map of all training users, or of those outside a fold; solved when it is first asked for."""
+        if fold not in self._maps:
+            sums = [one for number, one in enumerate(self._sums) if number != fold]
+            inner, outer = (np.asarray(sum(one[side] for one in sums), dtype=np.float64) for side in (0, 1))
+            vectors = self.items.numpy().astype(np.float64)
+            of_items = _penalised(vectors.T @ vectors, self.item_ridge)
+            solved = np.linalg.solve(_penalised(inner, self.ridge, but_last=True), outer)
+            self._maps[fold] = np.linalg.solve(of_items, solved.T).T.astype(np.float32)
+        return self._maps[fold]
 
     def queries(
         self,
@@ -128,7 +126,7 @@ class ClosedForm:
         read[:, width:-1] *= self.said_scale
         read[:, :width] *= self.scale
         read[:, -1] *= self.scale
-        return np.asarray(read @ self._maps[0 if fold is None else fold + 1], dtype=np.float32)
+        return np.asarray(read @ self._map(fold), dtype=np.float32)
 
     def _read(self, history: np.ndarray, said: np.ndarray | None) -> np.ndarray:
         """What the map reads at each purchase: recency mean, what was said, and a one for the intercept."""

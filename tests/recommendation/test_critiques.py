@@ -135,24 +135,6 @@ def test_a_query_knows_what_was_said_by_then_and_nothing_after_it(said, tiny_lm)
     torch.testing.assert_close(alone[0], before[3], atol=1e-4, rtol=1e-4)
 
 
-def test_a_run_with_critiques_finds_more(small_config):
-    """Content knows the traits that a critique names, so the closed form of the two finds more than content alone."""
-    recall = {}
-    for critiques in ("false", "true"):
-        folder, _ = train_and_evaluate(
-            small_config(
-                "task=recommend",
-                "task.train_users=30",
-                f"data.critiques={critiques}",
-                "encoder=content",
-                without="encoder",
-            )
-        )
-        scores = pl.read_parquet(folder / "examples.parquet").filter(pl.col("system") == "closed form")
-        recall[critiques] = scores["recall_10"].mean()
-    assert recall["true"] > 2 * recall["false"]
-
-
 def test_critiques_are_an_artefact(small_config):
     cfg = small_config("task=recommend", "data.critiques=true")
     (stage,) = (one for one in plan(cfg).artefacts if one.stage == "encode critiques")

@@ -18,7 +18,7 @@ from regen.pipeline import diagnose, plan, train_and_evaluate
 from regen.serving import NarrativeModel
 
 pytestmark = pytest.mark.usefixtures("no_sentence_encoder")
-TASK = ["task=recommend", "task.train_users=40"]
+TASK = ["task=recommend", "task.train_users=40", "task.decay=1.0", "task.ridge=0.1"]
 
 
 def of(small_config, *overrides):

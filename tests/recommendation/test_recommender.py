@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 import torch
-from small import SMALL
+from small import SMALL, quick_embeddings
 
 from regen import Recommender
 from regen.config.objects import compose
@@ -15,9 +15,10 @@ from regen.serving import RequestError
 def run(tmp_path_factory):
     """A finished run with critiques."""
     folder = tmp_path_factory.mktemp("recommender")
-    options = ["task=recommend", "task.train_users=40", "encoder=both", "data.critiques=true"]
+    options = ["task=recommend", "task.train_users=40", "task.ridge=0.1", "encoder=both", "data.critiques=true"]
     options += [f"paths.data_dir={folder}/data", f"paths.runs_dir={folder}/runs"]
-    return train_and_evaluate(compose([*SMALL, *options]))[0]
+    with quick_embeddings():  # while the tests ask, too
+        yield train_and_evaluate(compose([*SMALL, *options]))[0]
 
 
 @pytest.fixture(scope="module")
