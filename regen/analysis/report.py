@@ -31,8 +31,9 @@ from regen.analysis.report_runs import (
     prompts,
 )
 from regen.analysis.report_users import Panel, RunGroup, side_by_side
+from regen.data.next_item import NEXT_ITEM
 from regen.evaluation.comparison import Columns, compare
-from regen.evaluation.comparison_blocks import SHUFFLED, Block, Column, cell_texts, verdict
+from regen.evaluation.comparison_blocks import CLOSED_FORM, SHUFFLED, Block, Column, cell_texts, verdict
 from regen.evaluation.comparison_cells import ENCODER, grouped, load, varying_settings
 from regen.evaluation.comparison_table import Comparison
 from regen.evaluation.statistics import FEW_SEEDS, Estimate
@@ -110,6 +111,7 @@ def write_report(
         name="/".join(folder.resolve().parts[-2:]),
         runs=runs,
         comparison=comparison,
+        recommends=all(run.cell.features == [NEXT_ITEM] for run in runs),
         blocks=[_shown_block(block) for block in comparison.blocks],
         missing=_missing(runs, comparison, panels, chapters, figures=figures),
         panels=panels,
@@ -184,7 +186,7 @@ def _missing(
 ) -> list[str]:
     """What a reader would look for and not find, and why."""
     missing = []
-    finished = {run.encoder for run in runs if run.predictions is not None}
+    finished = {run.encoder for run in runs if run.status == "finished"}
     if not finished:
         missing.append("No run here has written anything yet: there are no scores and no narratives to show.")
     elif comparison.key == ENCODER:
@@ -237,6 +239,9 @@ def _loses_nothing(block: Block) -> list[Answer]:
 
 def _reads(block: Block) -> tuple[str, str]:
     """Which metrics of a model's texts are better for their own users than for others, after correction."""
+    for beside in block.columns:
+        if beside.name.endswith(f" vs {CLOSED_FORM}"):
+            return "Does the language model add to the closed form?", _verdicts(block, beside, better="better")
     column = next((column for column in block.columns if column.name.endswith(f" vs {SHUFFLED}")), None)
     if column is None or isinstance(column.content, str):
         return "Does a model read the history?", "Not answered: it takes a finished run with two test users or more."

@@ -123,7 +123,10 @@ def test_where_narratives_are_needed_a_recommender_is_refused(scored):
 def test_a_report_shows_a_recommender(scored, tmp_path):
     page = write_report(scored[0], tmp_path / "report.html", users=2, seed=0, figures=False).read_text()
     assert "Recall@10" in page
+    assert "recommend better than either alone?" in page
+    assert "Does the language model add to the closed form?" in page
     assert "trained, wrote nothing yet" not in page
+    assert "No run here has written anything" not in page
 
 
 def test_the_closed_form_reads_cf_and_finds_the_need(small_config):
