@@ -89,7 +89,8 @@ class NextItemLM(SoftTokenLM):
             queries: What is looked for.
             bought: Rows of items bought before; a row may be named more than once.
         """
-        scores = torch.addmm(self.bias, queries, self.items.T)
+        with torch.autocast(queries.device.type, enabled=False):  # in bfloat16 many items would have the same score
+            scores = torch.addmm(self.bias, queries.float(), self.items.T)
         return scores.scatter(1, bought, -torch.inf) if self.exclude_bought else scores
 
     def forward(self, batch: Any) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:

@@ -154,6 +154,18 @@ def test_the_loss_is_the_cross_entropy_over_what_was_not_bought(model, dataset):
     assert float(total) == pytest.approx(expected, rel=1e-4)
 
 
+@torch.no_grad()
+def test_scores_are_float32_whatever_the_lm_computes_in(model, dataset):
+    batch = dataset().collate(range(3))
+    before, _ = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        queries = model.queries(batch)
+        scores = model.scores(queries[:, 0], batch.items[:, :1])
+        narrow, _ = model(batch)
+    assert scores.dtype == torch.float32
+    assert float(narrow) == pytest.approx(float(before), rel=1e-2)
+
+
 def test_every_part_of_it_gets_a_gradient(model, dataset):
     read_something(model)
     total, _ = model.train()(dataset().collate(range(5)))
