@@ -8,7 +8,7 @@ MAX_MODEL_LEN ?= 4096
 MODEL ?=
 PAPER := table1 controls adapters xrec
 
-.PHONY: gpu help setup baselines grid paper train evaluate demo test test-all lint types bench llm-server serve clean
+.PHONY: gpu help setup baselines grid paper train evaluate demo test test-all lint types docs bench llm-server serve clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ lint: setup ## ruff, as linter and formatter; which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+docs: setup ## The documentation site, strictly: outputs/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
 
 types: setup ## A strict type check of regen/
 	$(BIN)/mypy
