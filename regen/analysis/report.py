@@ -34,7 +34,7 @@ from regen.analysis.report_users import Panel, RunGroup, side_by_side
 from regen.data.next_item import NEXT_ITEM
 from regen.evaluation.comparison import Columns, compare
 from regen.evaluation.comparison_blocks import CLOSED_FORM, SHUFFLED, Block, Column, cell_texts, verdict
-from regen.evaluation.comparison_cells import ENCODER, grouped, load, varying_settings
+from regen.evaluation.comparison_cells import ENCODER, Cell, grouped, load, varying_settings
 from regen.evaluation.comparison_table import Comparison
 from regen.evaluation.statistics import FEW_SEEDS, Estimate
 from regen.evaluation.text_metrics import Metric
@@ -100,7 +100,7 @@ def write_report(
     settings: Mapping[str, Any] = next((run.config["compare"] for run in runs if "compare" in run.config), {})
     comparison = compare(
         [run.cell for run in runs],
-        columns=Columns(settings.get("columns"), settings.get("reference")),
+        columns=_columns([run.cell for run in runs], settings),
         resamples=int(evaluation.get("resamples", 2000)),
         seed=int(evaluation.get("seed", 0)),
     )
@@ -174,6 +174,14 @@ def _panels(runs: Sequence[ReportedRun], *, users: int, seed: int) -> list[Panel
         users=users,
         seed=seed,
     )
+
+
+def _columns(cells: Sequence[Cell], settings: Mapping[str, Any]) -> Columns:
+    """The columns that a run's config asks for, where these runs differ in them; else the default ones."""
+    asked = settings.get("columns")
+    if asked is not None and asked not in (ENCODER, *varying_settings(cells)):
+        return Columns()
+    return Columns(asked, settings.get("reference"))
 
 
 def _missing(

@@ -86,7 +86,8 @@ def split(node: Mapping[str, Any]) -> dict[str, Any]:
     """A config's `split`; lists of users count by what is in them."""
     if "folder" not in node:
         return dict(node)
-    lists = {path.name: file_hash(path) for path in sorted(Path(node["folder"]).glob("*.txt"))}
+    names = ("test.txt", "train.txt", "validation.txt")  # as `regen.data.splits` reads them
+    lists = {name: file_hash(path) for name in names if (path := Path(node["folder"], name)).is_file()}
     return {**_without(node, "folder"), "lists": lists}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
 from hostile import LONG, MARKUP, train_hostile
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -402,3 +403,10 @@ def test_plotting_libraries_are_imported_for_figures_alone(trained, tmp_path, mo
     page = page_of(trained / "runs", out=tmp_path / "page.html", users=1, figures=True)
     assert page.says("Run: pip install 'regen[analysis]'")
     assert not page.of("img")
+
+
+def test_columns_in_which_these_runs_do_not_differ_are_the_default_ones(runs, tmp_path):
+    for path in runs.glob("*/config.yaml"):
+        config = yaml.safe_load(path.read_text())
+        path.write_text(yaml.safe_dump(config | {"compare": {"columns": "adapter.lr", "reference": "0.1"}}))
+    assert page_of(runs).says("Does both beat cf alone?")

@@ -13,6 +13,7 @@ from regen.data.splits import fitted_interactions, points, split_narratives, spl
 from regen.data.tables import DataError
 from regen.embeddings.encode import cf_interactions
 from regen.pipeline import prepared_artefact, train_and_evaluate
+from regen.storage import identity
 
 TIME = TimeSplit("time", 0.2, 0.3, None, None)
 
@@ -115,3 +116,13 @@ def test_other_lists_are_another_run(small_config, tmp_path, tables):
     assert set(rows["user_id"]) == set(users[8:20])
     lists(tmp_path / "mine", test=users[8:16])
     assert train_and_evaluate(config)[0] != folder
+
+
+def test_other_files_beside_the_lists_change_nothing(tmp_path):
+    lists(tmp_path, validation="a", test="b")
+    split = {"name": "file", "folder": str(tmp_path)}
+    before = identity.split(split)
+    (tmp_path / "notes.txt").write_text("anything")
+    assert identity.split(split) == before
+    (tmp_path / "train.txt").write_text("c")
+    assert identity.split(split) != before
