@@ -1,9 +1,8 @@
 """From a typed config to the parts of a run of `task=recommend`: data and model."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +31,8 @@ from regen.models.warm_start import initialise
 
 logger = logging.getLogger(__name__)
 DECAYS, RIDGES = (0.7, 0.85, 1.0), (0.1, 1.0)  # tried where the config names none
+Read = tuple[np.ndarray, np.ndarray | None, np.ndarray]
+"""Of a user: vectors of the purchases, of what was said about each, and the item after each of them."""
 VALIDATION_USERS = 500  # whose loss is watched; the closed form is calibrated on all
 
 
@@ -79,38 +80,31 @@ def build_next_item_data(
     sequences = purchase_sequences(
         tables, config.split, max_history=config.data.max_history, exclude_bought=task.exclude_bought
     )
-    train = sequences["train"]
+    train, unseen = sequences["train"], sequences["validation"]
     bought = np.bincount(np.concatenate([item_of[one.rows] for one in train]), minlength=len(tables.items))
     ids = tables.items["item_id"].to_list()
-
-    def said(one: Example) -> np.ndarray | None:
-        if critiques is None:
-            return None
-        found: np.ndarray = critiques.vectors[critiques.rows(one.user_id, [ids[row] for row in item_of[one.rows[1:]]])]
-        return found
-
     rng = np.random.default_rng(config.seed)
     folds = rng.permutation(len(train)) % task.folds
-    unseen = sequences["validation"]
+    chosen = rng.permutation(len(train))[: task.train_users]
+
+    def read(one: Example) -> Read:
+        said = None
+        if critiques is not None:
+            said = critiques.vectors[critiques.rows(one.user_id, [ids[row] for row in item_of[one.rows[1:]]])]
+        return history_vectors(one, vectors, draw=0), said, item_of[one.rows[1:]]
+
+    catalogue = item_vectors(vectors, len(tables.items))
     form = _best_form(
         [
-            ClosedForm(
-                item_vectors(vectors, len(tables.items)),
-                bought,
-                decay=decay,
-                ridge=RIDGES[0],
-                item_ridge=task.item_ridge,
-            )
-            for decay in ([task.decay] if task.decay is not None else DECAYS)
+            ClosedForm(catalogue, bought, decay=decay, ridge=RIDGES[0], item_ridge=task.item_ridge)
+            for decay in (DECAYS if task.decay is None else [task.decay])
         ],
-        [task.ridge] if task.ridge is not None else RIDGES,
-        [(history_vectors(one, vectors, draw=0), said(one), item_of[one.rows[1:]]) for one in train],
-        folds.tolist(),
-        [(history_vectors(one, vectors, draw=0), said(one)) for one in unseen],
-        np.array([item_of[one.rows[-1]] for one in unseen]),
-        [item_of[one.rows[:-1]] if task.exclude_bought else np.empty(0, dtype=np.int64) for one in unseen],
+        RIDGES if task.ridge is None else [task.ridge],
+        train=lambda: map(read, train),
+        folds=folds.tolist(),
+        unseen=[read(one) for one in unseen],
+        bought=[item_of[one.rows[:-1]] if task.exclude_bought else item_of[:0] for one in unseen],
     )
-    chosen = rng.permutation(len(train))[: task.train_users]
 
     def dataset(examples: list[Example], **options: object) -> NextItemDataset:
         return NextItemDataset(
@@ -149,19 +143,20 @@ def build_next_item_data(
 def _best_form(
     forms: Sequence[ClosedForm],
     ridges: Sequence[float],
-    train: Sequence[Any],
+    *,
+    train: Callable[[], Iterable[Read]],
     folds: Sequence[int],
-    unseen: Sequence[Any],
-    targets: np.ndarray,
+    unseen: Sequence[Read],
     bought: Sequence[np.ndarray],
 ) -> ClosedForm:
     """Fits each form with each penalty; the one with the best mean reciprocal rank of the validation users."""
+    histories, targets = [(history, said) for history, said, _ in unseen], np.array([items[-1] for *_, items in unseen])
     found = []
     for form in tqdm(forms, desc="closed form", leave=False):
-        form.fit(train, folds)
+        form.fit(train(), folds)
         for ridge in ridges:
             other = form.with_ridge(ridge)
-            found.append((other.calibrate(unseen, targets, bought), other))
+            found.append((other.calibrate(histories, targets, bought), other))
     quality, best = max(found, key=lambda one: one[0])
     logger.info(
         "closed form: decay %g, ridge %g, popularity %.2g: mean reciprocal rank %.4f on %s validation users",
