@@ -25,6 +25,7 @@ from regen.training.run import LoadedRun, Run
 
 logger = logging.getLogger(__name__)
 SCORES = 2**26  # of users and items that are held at one time, a quarter of a GiB
+LEAST_COLD = 20  # users who bought an item that no training user had, from which these are reported apart
 SHOWN = 20  # items of each user that are written down
 
 
@@ -138,6 +139,8 @@ def score_ranking(predictions: pl.DataFrame, loaded: LoadedRun, folder: Path, op
     targets = np.array([test.items(index)[-1] for index in range(len(test))])
     names, items_bought = predictions["user_id"].to_list(), predictions["item_id"].to_list()
     cold = data.bought[targets] == 0
+    if cold.sum() < LEAST_COLD:
+        cold[:] = False
     parts = [ranking_statistics(names, items_bought, of, cold, system=system) for system, of in ranks.items()]
     source = run.config.source.build()
     if isinstance(source, SyntheticSource):
