@@ -147,6 +147,7 @@ def test_every_number_is_inside_its_range_or_refused_with_it():
     assert len(seen) > 100
 
 
+@pytest.mark.slow  # composes a config for each argument
 def test_what_the_project_decides_is_refused_with_the_reason(monkeypatch, capsys):
     for name, reason in DECIDED.items():
         monkeypatch.setattr(sys, "argv", ["train", f"trainer.{name}=1"])

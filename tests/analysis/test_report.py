@@ -296,6 +296,7 @@ def few_points(monkeypatch):
 ADAPTER_PICTURES = ["cf_share", "cf_share_by_popularity", "pca", "tsne"]
 
 
+@pytest.mark.slow  # draws every figure
 def test_figures_of_every_adapter_and_of_the_data_stand_in_the_page_and_as_files(trained_runs, tmp_path, few_points):
     page = page_of(trained_runs["mlp"].parent, out=tmp_path / "page.html", users=2, figures=True)
     images = page.of("img")

@@ -73,6 +73,7 @@ def coverage(*, seeds, training_noise, draws=600):
 
 
 @pytest.mark.parametrize(("seeds", "training_noise"), [(1, 0.0), (3, 0.1), (3, 0.5), (5, 0.5)])
+@pytest.mark.slow  # a simulation
 def test_intervals_cover_the_truth_as_often_as_they_say(seeds, training_noise):
     """3,000 draws gave 0.946 to 0.975, also where training varies four times as much as users (0.13)."""
     assert coverage(seeds=seeds, training_noise=training_noise, draws=300) == pytest.approx(0.955, abs=0.035)

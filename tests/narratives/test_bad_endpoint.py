@@ -101,6 +101,7 @@ def test_every_fault_in_one_run(narrator, prepared, tmp_path):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.slow  # waits out each fault; all in one run are below
 def test_each_fault_alone(fault, narrator, prepared, tmp_path):
     with BadServer([fault], timeout=3.0, slow=0.05) as server:
         if fault in FINAL:
@@ -276,6 +277,7 @@ def test_waits_grow_where_the_endpoint_says_retry_after_0(narrator, prepared, tm
     assert waits == [1] * 4
 
 
+@pytest.mark.slow  # waits for the rate
 def test_rate_limit_spreads_requests(narrator, prepared, tmp_path):
     with BadServer(["none"]) as server:
         start = time.monotonic()

@@ -67,6 +67,7 @@ def run(amazon, tmp_path, monkeypatch, capsys, logs_as_they_were):
     return done
 
 
+@pytest.mark.slow  # four commands in a row
 def test_published_reviews_become_a_release_with_ratings(run, tmp_path):
     narrated = run("narrate", "narrator=template")
     assert narrated.code == 0, narrated.err

@@ -221,6 +221,7 @@ def gullible(parsed, request):
 GOOD_ANSWER = bad_server.good_answer
 
 
+@pytest.mark.slow  # asks a server for every hostile review
 def test_hostile_reviews_change_neither_scores_nor_anything_of_others(shoppers, tmp_path, monkeypatch):
     monkeypatch.setattr(bad_server, "good_answer", gullible)
     monkeypatch.setattr(runner, "BACKOFF", wait_fixed(0.05))

@@ -93,6 +93,7 @@ def test_equal_texts_tie(judged):
     assert (row["win_rate"], row["tie_in_both_orders"]) == (0.5, 1.0)
 
 
+@pytest.mark.slow  # many judgements
 def test_raters_that_agree_and_raters_that_do_not(judged):
     pairs = [pair(f"u{at}", *(("good", "poor") if at % 2 else ("poor", "good"))) for at in range(8)]
     [same] = judged(pairs, prefers_good, prefers_good)[0]["agreement"]

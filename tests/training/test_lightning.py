@@ -107,6 +107,7 @@ def test_a_run_that_accumulates_and_is_killed_reaches_the_same_weights(small_con
     ],
     ids=" ".join,
 )
+@pytest.mark.slow  # each of some 15 choices trains a run
 def test_a_choice_trains_and_is_scored(small_config, options, capsys):
     folder, best = train_and_evaluate(small_config(*options, "tuning=lora", without="tuning"))
     assert (folder / "scores.json").is_file()
@@ -119,6 +120,7 @@ DEBUG = sorted(path.stem for path in (CONF / "debug").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", DEBUG)
+@pytest.mark.slow  # trains a run for each of four
 def test_a_debugging_run_is_trained_and_scored_and_never_taken_for_a_finished_one(small_config, name):
     config = small_config(f"debug={name}", "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1")
     folder, _ = train_and_evaluate(config)
@@ -136,6 +138,7 @@ def test_a_debugging_run_is_trained_and_scored_and_never_taken_for_a_finished_on
     assert folder != open_run(small_config()).folder
 
 
+@pytest.mark.slow  # trains until the loss is near zero
 def test_a_model_overfits_the_same_batches(small_config):
     """What `debug=overfit` is for: the loss falls far below that of the start."""
     options = ["debug=overfit", "trainer.log_every_n_steps=1", "tuning.lr=0.01"]
@@ -164,6 +167,7 @@ def test_narratives_are_written_at_each_validation_and_can_be_monitored(small_co
     assert all(text.count("\n") == 4 and "| prediction |" in text for text in texts)
 
 
+@pytest.mark.slow  # trains twice
 def test_narratives_at_validation_do_not_change_what_is_learned(small_config):
     """With dropout: they leave the random numbers of training alone."""
     dropout = ["tuning=lora", "tuning.dropout=0.5", "trainer.max_epochs=2"]

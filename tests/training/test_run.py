@@ -209,6 +209,7 @@ def test_in_bf16_mixed_what_trains_stays_float32(small_config, monkeypatch, tuni
         assert min(moved) > 0.9
 
 
+@pytest.mark.slow  # bfloat16 on a CPU
 def test_the_gpu_settings_in_bf16_reach_the_loss_of_float32(small_config, tmp_path):
     options = ["tuning=lora", "trainer.max_epochs=3", f"paths.runs_dir={tmp_path}/gpu"]
     _, exact = train_and_evaluate(small_config("tuning=lora", "trainer.max_epochs=3"))
