@@ -31,7 +31,6 @@ from regen.analysis.report_runs import (
     prompts,
 )
 from regen.analysis.report_users import Panel, RunGroup, side_by_side
-from regen.data.next_item import NEXT_ITEM
 from regen.evaluation.comparison import Columns, compare
 from regen.evaluation.comparison_blocks import CLOSED_FORM, SHUFFLED, Block, Column, cell_texts, verdict
 from regen.evaluation.comparison_cells import ENCODER, Cell, grouped, load, varying_settings
@@ -111,7 +110,7 @@ def write_report(
         name="/".join(folder.resolve().parts[-2:]),
         runs=runs,
         comparison=comparison,
-        recommends=all(run.cell.features == [NEXT_ITEM] for run in runs),
+        recommends=all(run.cell.recommends for run in runs),
         blocks=[_shown_block(block) for block in comparison.blocks],
         missing=_missing(runs, comparison, panels, chapters, figures=figures),
         panels=panels,

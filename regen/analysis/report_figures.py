@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from regen.analysis.report_runs import ReportedRun
-from regen.data.next_item import NEXT_ITEM
 from regen.data.prepare import load_tables
 from regen.storage.artefacts import Artefact, write_atomically
 from regen.training.run import WEIGHTS
@@ -79,7 +78,7 @@ def data_chapters(runs: Sequence[ReportedRun]) -> list[Chapter]:
 
 def adapter_chapters(runs: Sequence[ReportedRun], *, seed: int) -> list[Chapter]:
     """What adapters make of CF and content: a chapter per kind of adapter, of its newest finished `both` run."""
-    both = [run for run in runs if run.encoder == "both" and run.finished and run.cell.features != [NEXT_ITEM]]
+    both = [run for run in runs if run.encoder == "both" and run.finished and not run.cell.recommends]
     if not both:
         return [Chapter("CF and content in the adapter", [], ["There is no finished run with encoder=both."])]
     kinds = sorted({_adapter(run) for run in both}, key=lambda kind: (kind != LINEAR, kind))

@@ -11,7 +11,6 @@ from typing import Any
 import polars as pl
 import yaml
 
-from regen.data.next_item import NEXT_ITEM
 from regen.evaluation.cells import grid_cells, run_cells
 from regen.evaluation.comparison import Cell
 from regen.evaluation.evaluate import PREDICTIONS
@@ -63,7 +62,7 @@ class ReportedRun:
         """In a word or two."""
         if self.cell.error is not None:
             return "failed"
-        ranked = self.cell.features == [NEXT_ITEM] and (self.folder / EXAMPLES).is_file()
+        ranked = self.cell.recommends and (self.folder / EXAMPLES).is_file()
         if ranked or self.predictions is not None:
             return "finished"
         return "trained, wrote nothing yet" if self.finished else "not finished"

@@ -94,7 +94,7 @@ def _scored_recommendations(path: Path, cells: "list[Cell]", evaluation: Evaluat
     from regen.evaluation.scoring import EXAMPLES
     from regen.pipeline import read_run
 
-    scored = [cell for cell in cells if cell.features == ["next_item"] and (cell.folder / EXAMPLES).is_file()]
+    scored = [cell for cell in cells if cell.recommends and (cell.folder / EXAMPLES).is_file()]
     if not scored:
         raise ValueError(f"recommendations={path}: none of these runs is a scored one of task=recommend.")
     theirs = Path("outputs/predictions") / path.name.split(".")[0]

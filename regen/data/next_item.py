@@ -1,7 +1,7 @@
 """Examples of `task=recommend` (paper 4.1): a user's purchases, oldest first, and the item that comes after each."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,9 @@ from regen.data.datamodule import EVALUATION_DRAW
 from regen.data.histories import Example
 from regen.data.prepare import item_rows
 from regen.data.splits import NAMES, split_of
-from regen.data.tables import DataError, Tables
+from regen.data.tables import NEXT_ITEM, DataError, Tables
 
 Vectors = Callable[..., Float[np.ndarray, "history dim"]]
-NEXT_ITEM = "next_item"  # what records and tables call the feature
 
 
 def purchase_sequences(
@@ -201,10 +200,7 @@ class NextItemDataset(Dataset[int]):
 
 def history_vectors(example: Example, vectors: Vectors, *, draw: int) -> Float[np.ndarray, "history dim"]:
     """Vectors of an example's purchases without the last one."""
-    history = Example(
-        example.user_id, example.feature, None, "", example.rows[:-1], example.withheld[:-1], example.split
-    )
-    return vectors(history, draw=draw)
+    return vectors(replace(example, item_id=None, rows=example.rows[:-1], withheld=example.withheld[:-1]), draw=draw)
 
 
 def catalogue_rows(tables: Tables) -> np.ndarray:

@@ -20,6 +20,9 @@ FEATURES = (
 ITEM_FEATURES = ("purchase_reason", "purchase_reason_explanation", "product_endorsement")
 """Those that speak of one item."""
 
+NEXT_ITEM = "next_item"
+"""What records and tables call the feature of `task=recommend`."""
+
 LINE = "line"
 """Optional helper column of a source: the line of its file that a row stands on."""
 

@@ -122,16 +122,11 @@ def encode_items(
     def make(folder: Path) -> dict[str, int]:
         _, parts = _items(prepared.path)
         texts = interaction_texts(parts, [""] * len(parts), pretrained=pretrained).texts
-        distinct = np.array(sorted(set(texts)), dtype=object)
-        store = VectorStore(root, encoder)
-        keys = text_keys(distinct.tolist())
-        missing = np.arange(len(keys)) if force else np.flatnonzero(store.missing(keys))
+        distinct, store = sorted(set(texts)), VectorStore(root, encoder)
         embed = partial(embed_texts, pretrained=pretrained, batch_size=batch_size, progress=True)
-        for start in range(0, len(missing), INTERACTIONS):
-            part = missing[start : start + INTERACTIONS]
-            store.add(distinct[part].tolist(), keys[part], embed, force=force)
+        encoded = store.add_missing(distinct, embed, size=INTERACTIONS, force=force)
         np.save(folder / "vectors.npy", store.vectors(text_keys(texts)))
-        return {"items": len(texts), "texts": len(distinct), "encoded": len(missing)}
+        return {"items": len(texts), "texts": len(distinct), "encoded": encoded}
 
     return build(**identity.item_content(prepared.fingerprint, encoder), root=root, make=make, force=force)
 

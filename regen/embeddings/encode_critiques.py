@@ -12,6 +12,7 @@ from regen.data.prepare import load_tables
 from regen.data.tables import DataError
 from regen.embeddings.content import embed_texts
 from regen.embeddings.vector_store import VectorStore, text_keys
+from regen.runtime.shards import INTERACTIONS
 from regen.storage import identity
 from regen.storage.artefacts import Artefact, build
 
@@ -53,14 +54,11 @@ class CritiquePart:
                 raise DataError("data.critiques=true: no two adjacent purchases differ in what a critique can name.")
             texts = critiques["text"].unique().sort().to_list()
             store = VectorStore(root, identity.sentence_encoder(self.pretrained))
-            keys = text_keys(texts)
-            missing = np.arange(len(keys)) if force else np.flatnonzero(store.missing(keys))
-            if len(missing):
-                embed = partial(embed_texts, pretrained=self.pretrained, batch_size=self.batch_size, progress=True)
-                store.add([texts[at] for at in missing], keys[missing], embed, force=force)
+            embed = partial(embed_texts, pretrained=self.pretrained, batch_size=self.batch_size, progress=True)
+            encoded = store.add_missing(texts, embed, size=INTERACTIONS, force=force)
             critiques.write_parquet(folder / FILE)
-            np.save(folder / "vectors.npy", store.vectors(keys))
-            return {"critiques": len(critiques), "texts": len(texts), "encoded": len(missing)}
+            np.save(folder / "vectors.npy", store.vectors(text_keys(texts)))
+            return {"critiques": len(critiques), "texts": len(texts), "encoded": encoded}
 
         return build(**self.request(prepared.fingerprint), root=root, make=make, force=force)
 

@@ -93,6 +93,22 @@ class VectorStore:
         request = identity.segment(self.encoder, hashlib.sha256(keys[order].tobytes()).hexdigest())
         build(**request, root=self.folder, make=make, force=force)
 
+    def add_missing(self, texts: Sequence[str], embed: Embed, *, size: int, force: bool = False) -> int:
+        """Encodes those of some distinct texts that are not here, so many in a segment; returns how many these were.
+
+        Args:
+            texts: Distinct texts.
+            embed: Gives a vector for each text.
+            size: Of a segment, at most; what a killed job does again.
+            force: Encode those too that are here.
+        """
+        keys = text_keys(texts)
+        missing = np.arange(len(keys)) if force else np.flatnonzero(self.missing(keys))
+        for start in range(0, len(missing), size):
+            part = missing[start : start + size]
+            self.add([texts[at] for at in part], keys[part], embed, force=force)
+        return len(missing)
+
     def vectors(self, keys: Keys) -> Float16[np.ndarray, "texts dim"]:
         """Vectors of keys that are all here."""
         found = np.empty((len(keys), self.dim), dtype=VECTOR_DTYPE)

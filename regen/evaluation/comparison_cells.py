@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 
+from regen.data.tables import NEXT_ITEM
 from regen.evaluation.comparison_blocks import Status
 from regen.evaluation.scoring import EXAMPLES
 from regen.runtime.costs import TRAINED, read_costs
@@ -50,6 +51,11 @@ class Cell:
     def features(self) -> list[str]:
         """The features that the settings name."""
         return [name.strip(" '\"") for name in self.settings.get("feature", "").strip("[]").split(",") if name.strip()]
+
+    @property
+    def recommends(self) -> bool:
+        """Whether its task is to find the next item."""
+        return self.features == [NEXT_ITEM]
 
     def identity(self, varying: Sequence[str]) -> str:
         """What tells this cell from the others, "purchase_reason, adapter=mlp, encoder=cf, seed=0"."""

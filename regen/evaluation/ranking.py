@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from regen.data.next_item import NEXT_ITEM
+from regen.data.tables import NEXT_ITEM
 from regen.evaluation.text_metrics import CUTS
 
 

@@ -133,9 +133,8 @@ def score_ranking(predictions: pl.DataFrame, loaded: LoadedRun, folder: Path, op
         items = np.load(run.inputs.encoded["content"].path / "vectors.npy").astype(np.float32)
         users = {name: data.splits[name].examples for name in ("validation", "test")}
         candidates = content_neighbours(items)
-        ranks["content kNN"] = best_of(candidates, users, test.item_of, exclude_bought=run.config.task.exclude_bought)[
-            1
-        ]
+        exclude = run.config.task.exclude_bought
+        _, ranks["content kNN"] = best_of(candidates, users, test.item_of, exclude_bought=exclude)
     targets = np.array([test.items(index)[-1] for index in range(len(test))])
     names, items_bought = predictions["user_id"].to_list(), predictions["item_id"].to_list()
     cold = data.bought[targets] == 0

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from regen.data.next_item import NEXT_ITEM, NextItemBatch
+from regen.data.next_item import NextItemBatch
 from regen.data.prepare import load_tables
+from regen.data.tables import NEXT_ITEM
 from regen.embeddings.content import embed_texts
 from regen.embeddings.encode import load_cf
 from regen.embeddings.vector_store import VECTOR_DTYPE

@@ -15,11 +15,10 @@ from hydra.utils import get_class
 from regen.config.objects import Component
 from regen.config.schema import SHARDED, TrainConfig
 from regen.data.splits import check_shares, described, split_narratives
-from regen.data.tables import ITEM_FEATURES, DataError
+from regen.data.tables import ITEM_FEATURES, NEXT_ITEM, DataError
 from regen.embeddings.parts import CONTROLS, OURS, TEXT
 from regen.generation.checks import check_decoding, check_option_names
 
-NEXT_ITEM = "next_item"  # the feature of task=recommend
 FOUR_BITS = 0.52  # bytes of a weight in 4 bits, with its share of the scales
 EXTRAS = {  # package and extra that a choice needs, by its `_target_`
     "lightning.pytorch.loggers.WandbLogger": ("wandb", "wandb"),

@@ -14,7 +14,6 @@ from regen.data.critiques import Critiques
 from regen.data.datamodule import NarrativeDataModule
 from regen.data.histories import Example
 from regen.data.next_item import (
-    NEXT_ITEM,
     NextItemBatch,
     NextItemDataset,
     catalogue_rows,
@@ -22,6 +21,7 @@ from regen.data.next_item import (
     purchase_sequences,
 )
 from regen.data.prepare import load_tables
+from regen.data.tables import NEXT_ITEM
 from regen.embeddings.fusion import InteractionVectors, item_vectors
 from regen.generation.lm_check import fast_path_of
 from regen.models.closed_form import ClosedForm
