@@ -63,13 +63,9 @@ class EncodeShard:
     def __call__(self, rows: tuple[int, int]) -> tuple[int, int]:
         """Takes interactions from the first to before the second; counts their texts, and those that were encoded."""
         texts = shard_texts(self.prepared, rows, pretrained=self.pretrained).texts
-        keys = text_keys(texts)
+        embed = partial(embed_texts, pretrained=self.pretrained, batch_size=self.batch_size)
         store = VectorStore(self.root, self.encoder)
-        missing = np.arange(len(keys)) if self.force else np.flatnonzero(store.missing(keys))
-        if len(missing):
-            embed = partial(embed_texts, pretrained=self.pretrained, batch_size=self.batch_size)
-            store.add([texts[at] for at in missing], keys[missing], embed, force=self.force)
-        return len(texts), len(missing)
+        return len(texts), store.add_missing(texts, embed, size=max(1, len(texts)), force=self.force)
 
 
 def encode_content(
