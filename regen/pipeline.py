@@ -57,7 +57,7 @@ def encoder_part(config: schema.EncodeConfig, entry: str | Component) -> Part:
         return part
     if entry == "cf":
         return CFPart(config.cf.model.build(), plain(config.cf), config.cf.alpha, config.split)
-    if _recommends(config):
+    if isinstance(config, schema.TrainConfig) and config.task.ranks:
         return ItemContentPart(config.content.pretrained, config.content.batch_size)
     return ContentPart(config.content.pretrained, config.content.batch_size, config.engine.build())
 
@@ -333,10 +333,6 @@ def _check(config: schema.TrainConfig) -> None:
 
     check_config(config)
     check_monitor(config)
-
-
-def _recommends(config: schema.EncodeConfig) -> bool:
-    return isinstance(config, schema.TrainConfig) and config.task.name == "recommend"
 
 
 def _part_name(entry: str | Component) -> str:

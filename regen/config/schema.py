@@ -271,6 +271,7 @@ class Feature(Settings):
 class TaskName(StrEnum):
     narrate = "narrate"
     recommend = "recommend"
+    converse = "converse"
 
 
 @dataclass
@@ -284,6 +285,12 @@ class Task(Settings):
     )
     item_ridge: float = number(0, 1_000_000, "the same over items", above=True, default=0.003)
     folds: int = number(2, 1000, "parts of the training users", default=5)
+    narrative_weight: float = number(0, 1, "share of the narrative in the loss of task=converse", default=0.5)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether items are ranked."""
+        return self.name != TaskName.narrate
 
 
 @dataclass

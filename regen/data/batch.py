@@ -1,7 +1,8 @@
 """What one training or generation step reads."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,8 +28,22 @@ class Layout:
         return Layout(self.order.pin_memory(), self.predicts.pin_memory(), self.targets.pin_memory())
 
 
+class Rows:
+    """Base of the batches: dataclasses of tensors with a row per example."""
+
+    def on(self, device: torch.device) -> Any:
+        """The same on that device, without a layout. (Lightning moves whatever has a `to` by it.)"""
+        moved = {name: value.to(device) if isinstance(value, Tensor) else None for name, value in vars(self).items()}
+        return type(self)(**moved)
+
+    def pin_memory(self) -> Any:
+        """A copy from which a GPU can read while it computes (called by the loader)."""
+        pinned = {name: value.pin_memory() for name, value in vars(self).items() if value is not None}
+        return type(self)(**pinned)
+
+
 @dataclass
-class Batch:
+class Batch(Rows):
     """Examples padded to common lengths: histories and prompts on the left, narratives on the right.
 
     Attributes:
@@ -50,15 +65,6 @@ class Batch:
     target: Int[Tensor, "batch target"]
     target_mask: Bool[Tensor, "batch target"]
     layout: Layout | None = None
-
-    def on(self, device: torch.device) -> "Batch":
-        """The same on that device, for generation: without a layout. (Lightning moves whatever has a `to` by it.)"""
-        moved = {name: value.to(device) for name, value in vars(self).items() if name != "layout"}
-        return Batch(**moved)
-
-    def pin_memory(self) -> "Batch":
-        """A copy from which a GPU can read while it computes (called by the loader)."""
-        return replace(self, **{name: value.pin_memory() for name, value in vars(self).items() if value is not None})
 
 
 def pad_rows(rows: Sequence[Tensor], value: int, *, left: bool) -> tuple[Tensor, Tensor]:

@@ -52,17 +52,17 @@ class NarrativeDataset(Dataset[int]):
         self.examples = list(examples)
         self.vectors = vectors
         self.pad = int(tokenizer.pad_token_id)
-        instructions = {name: _ids(tokenizer, [text])[0] for name, text in prompts.items()}
+        instructions = {name: token_ids(tokenizer, [text])[0] for name, text in prompts.items()}
         end = np.array([tokenizer.eos_token_id])
         texts = [example.text for example in self.examples]
-        self.targets = [np.concatenate([ids[:max_narrative_tokens], end]) for ids in _ids(tokenizer, texts)]
+        self.targets = [np.concatenate([ids[:max_narrative_tokens], end]) for ids in token_ids(tokenizer, texts)]
         self.draw = EVALUATION_DRAW
         self.prompts = [instructions[example.feature] for example in self.examples]
         if words is not None:
             longest = max(map(len, self.targets), default=0)  # the room must not depend on an example's own reference
             for at, prompt in enumerate(self.prompts):
                 room = min(max_words, window - 1 - len(prompt) - longest)
-                told = _newest(_ids(tokenizer, words(self.examples[at])), room)
+                told = _newest(token_ids(tokenizer, words(self.examples[at])), room)
                 self.prompts[at] = np.concatenate([*told, prompt])
         soft = [0 if words is not None else len(example.rows) for example in self.examples]
         self.lengths = [
@@ -262,7 +262,8 @@ class NarrativeDataModule(L.LightningDataModule):
         return ResumableLoader(dataset, batches, num_workers=self.num_workers)
 
 
-def _ids(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of each text, without special tokens."""
     if not texts:
         return []
     return [np.asarray(ids, dtype=np.int64) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]

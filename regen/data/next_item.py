@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from regen.data.batch import pad_rows
+from regen.data.batch import Rows, pad_rows
 from regen.data.critiques import Critiques
 from regen.data.datamodule import EVALUATION_DRAW
 from regen.data.histories import Example
@@ -60,7 +60,7 @@ def purchase_sequences(
 
 
 @dataclass
-class NextItemBatch:
+class NextItemBatch(Rows):
     """Histories padded to a common length at their ends.
 
     Attributes:
@@ -84,14 +84,6 @@ class NextItemBatch:
     prompt: Int[Tensor, "batch prompt"]
     words: Int[Tensor, "batch history words"]
     words_mask: Bool[Tensor, "batch history words"]
-
-    def on(self, device: torch.device) -> "NextItemBatch":
-        """The same on that device."""
-        return NextItemBatch(**{name: value.to(device) for name, value in vars(self).items()})
-
-    def pin_memory(self) -> "NextItemBatch":
-        """A copy from which a GPU can read while it computes (called by the loader)."""
-        return NextItemBatch(**{name: value.pin_memory() for name, value in vars(self).items()})
 
 
 class NextItemDataset(Dataset[int]):

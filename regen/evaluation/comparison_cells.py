@@ -14,7 +14,7 @@ import polars as pl
 
 from regen.data.tables import NEXT_ITEM
 from regen.evaluation.comparison_blocks import Status
-from regen.evaluation.scoring import EXAMPLES
+from regen.evaluation.scoring import EXAMPLES, with_own_columns
 from regen.runtime.costs import TRAINED, read_costs
 
 MOST_EMPTY = 0.05  # share of empty texts above which a table warns
@@ -54,8 +54,8 @@ class Cell:
 
     @property
     def recommends(self) -> bool:
-        """Whether its task is to find the next item."""
-        return self.features == [NEXT_ITEM]
+        """Whether items are ranked."""
+        return NEXT_ITEM in self.features
 
     def identity(self, varying: Sequence[str]) -> str:
         """What tells this cell from the others, "purchase_reason, adapter=mlp, encoder=cf, seed=0"."""
@@ -116,7 +116,7 @@ class Run:
     def frame(self, feature: str, system: str) -> pl.DataFrame:
         """The examples of one feature and system; no rows when there are none."""
         assert self.examples is not None
-        return self.examples.filter(pl.col("feature") == feature, pl.col("system") == system)
+        return with_own_columns(self.examples.filter(pl.col("feature") == feature, pl.col("system") == system))
 
 
 def empty_share(examples: pl.DataFrame) -> float:
@@ -136,8 +136,9 @@ def load(cell: Cell) -> Run:
     absent = [name for name in ("system", "user_id", "feature", "examples") if name not in examples.columns]
     if absent:
         return Run(cell, None, f"{path} has no column {absent[0]!r}; evaluate the run again.")
-    if bad := _not_finite(examples):
-        return Run(cell, None, f"{path} has NaN, infinity or nothing in {bad}; evaluate the run again.")
+    for _, of_feature in examples.group_by("feature", maintain_order=True):
+        if bad := _not_finite(with_own_columns(of_feature)):
+            return Run(cell, None, f"{path} has NaN, infinity or nothing in {bad}; evaluate the run again.")
     if examples.filter(pl.col("system") == "model").is_empty():
         return Run(cell, None, f"{path} has 0 rows of the system 'model'; evaluate the run again.")
     return Run(cell, examples, None)

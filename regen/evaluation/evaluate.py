@@ -15,8 +15,9 @@ from regen.config.schema import Evaluation
 from regen.data.datamodule import NarrativeDataset
 from regen.data.prepare import load_tables
 from regen.embeddings.content import embed_texts
-from regen.evaluation.recommend import rank_test_users, score_ranking
-from regen.evaluation.scoring import EXAMPLES, SCORES, Scores, ScoringOptions, score_run_files
+from regen.evaluation.converse import conversation_statistics, converse_with_test_users
+from regen.evaluation.recommend import rank_test_users, ranking_parts
+from regen.evaluation.scoring import EXAMPLES, SCORES, Scores, ScoringOptions, score_run_files, write_scores
 from regen.runtime.costs import EVALUATED, KEY, PeakMemory, Stopwatch
 from regen.runtime.device import described, out_of_memory_named, waiting_for
 from regen.runtime.shards import RayEngine
@@ -50,26 +51,33 @@ def evaluate_run(loaded: LoadedRun, loggers: Sequence[Any] = (), *, reopen: Call
     (run.folder / EVALUATION).unlink(missing_ok=True)
     watch, memory = Stopwatch(waiting_for(loaded.model.device)), PeakMemory()
     asked = f"evaluation.batch_size={evaluation.batch_size}, {evaluation.generation['max_new_tokens']} new tokens a row"
-    recommends = run.config.task.name == "recommend"
+    task, scoring = run.config.task.name, options(evaluation)
     with out_of_memory_named(asked, "Lower evaluation.batch_size or evaluation.generation.max_new_tokens."):
-        predictions = rank_test_users(loaded, watch) if recommends else _generate(loaded, watch, reopen)
+        if task == "converse":
+            predictions = converse_with_test_users(loaded, watch)
+        elif task == "recommend":
+            predictions = rank_test_users(loaded, watch)
+        else:
+            predictions = _generate(loaded, watch, reopen)
     costs: dict[str, float | None] = {
         f"{name}_ms": 1000 * seconds / len(predictions) for name, seconds in watch.seconds.items()
     }
     costs["memory_gib"] = memory.gib()
     write_atomically(run.folder / PREDICTIONS, predictions.write_ndjson)
-    if recommends:
-        scores = score_ranking(predictions, loaded, run.folder, options(evaluation))
+    if task == "recommend":
+        scores = write_scores(ranking_parts(predictions, loaded), run.folder, scoring)
     else:
-        scores = score_run_files(
-            predictions,
-            run.folder,
-            train=_narratives(loaded.data.splits["train"]),
-            validation=_narratives(loaded.data.splits["validation"]),
-            embed=embedder(evaluation),
-            planted=load_tables(run.inputs.prepared.path).planted,
-            options=options(evaluation),
-        )
+        about: dict[str, Any] = {
+            "train": _narratives(loaded.data.splits["train"]),
+            "validation": _narratives(loaded.data.splits["validation"]),
+            "embed": embedder(evaluation),
+        }
+        if task == "converse":
+            examples = conversation_statistics(predictions, loaded, scoring, **about)
+            scores = write_scores(examples, run.folder, scoring)
+        else:
+            planted = load_tables(run.inputs.prepared.path).planted
+            scores = score_run_files(predictions, run.folder, planted=planted, options=scoring, **about)
     computed = {"device": described(loaded.model.device), "precision": str(evaluation.precision or "float32")}
     record = json.dumps(
         {"fingerprint": _evaluation_recipe(run), "settings": plain(evaluation), KEY: costs, **computed}, indent=2

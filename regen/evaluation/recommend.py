@@ -119,16 +119,18 @@ def catalogue(run: Run) -> list[str]:
     return pl.read_parquet(path, columns=["item_id"], glob=False)["item_id"].to_list()
 
 
-def score_ranking(predictions: pl.DataFrame, loaded: LoadedRun, folder: Path, options: ScoringOptions) -> Scores:
-    """Scores the ranks of `rank_test_users` and of other recommenders; writes them as `score_run_files` does."""
+def ranking_parts(predictions: pl.DataFrame, loaded: LoadedRun) -> pl.DataFrame:
+    """Rows of `examples.parquet`: the ranks of `rank_test_users` and those of other recommenders for the same users."""
     data, run = loaded.data, loaded.run
     assert isinstance(data, NextItemData)
     test = data.splits["test"]
     ranks = {"model": predictions["rank"].to_numpy(), CLOSED_FORM: predictions["closed_form_rank"].to_numpy()}
     others = pl.read_parquet(baselines(run.config, run.inputs.prepared).path / "ranks.parquet", glob=False)
+    keys = predictions.select("user_id", "item_id")
     for (system,), rows in others.group_by("system", maintain_order=True):
-        assert rows["user_id"].to_list() == predictions["user_id"].to_list()
-        ranks[str(system)] = rows["rank"].to_numpy()
+        joined = keys.join(rows, on=["user_id", "item_id"], how="left", maintain_order="left")["rank"]
+        if joined.null_count() == 0:  # a narrative may speak of an item before the last, which others do not look for
+            ranks[str(system)] = joined.to_numpy()
     if "content" in run.inputs.encoded:
         items = np.load(run.inputs.encoded["content"].path / "vectors.npy").astype(np.float32)
         users = {name: data.splits[name].examples for name in ("validation", "test")}
@@ -151,4 +153,4 @@ def score_ranking(predictions: pl.DataFrame, loaded: LoadedRun, folder: Path, op
             critiques=run.config.data.critiques,
             exclude_bought=run.config.task.exclude_bought,
         )
-    return write_scores(pl.concat(parts, how="diagonal").fill_null(0.0), folder, options)
+    return pl.concat(parts, how="diagonal").fill_null(0.0)

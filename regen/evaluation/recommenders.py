@@ -46,7 +46,7 @@ def baselines(config: TrainConfig, prepared: Artefact) -> Artefact:
         prepared: Its data.
 
     Returns:
-        An artefact with `ranks.parquet`: `system`, `user_id`, `rank`, and `chosen`, the setting; and with
+        An artefact with `ranks.parquet`: `system`, `user_id`, `item_id`, `rank`, and `chosen`, the setting; and with
         `sequences.parquet`: `user_id`, `split`, `items`, for recommenders that run elsewhere (`benchmarks/sasrec.py`).
     """
     task, history = config.task, config.data.max_history
@@ -78,7 +78,8 @@ def baselines(config: TrainConfig, prepared: Artefact) -> Artefact:
         parts = []
         for system, candidates in systems.items():
             chosen, ranks = best_of(candidates, users, item_of, exclude_bought=task.exclude_bought)
-            columns = {"user_id": [one.user_id for one in users["test"]], "rank": ranks}
+            tested = [(one.user_id, one.item_id) for one in users["test"]]
+            columns = dict(zip(("user_id", "item_id"), zip(*tested, strict=True), strict=True)) | {"rank": ranks}
             parts.append(pl.DataFrame({"system": system, **columns, "chosen": chosen}))
         pl.concat(parts).write_parquet(folder / "ranks.parquet")
         ids = tables.items["item_id"].to_list()

@@ -86,11 +86,19 @@ def score_run_files(
         ValueError: when a text, column or split is missing; the message says which.
     """
     options = options or ScoringOptions()
+    systems = with_floors(predictions, train=train, validation=validation, options=options)
+    return _score_and_write(systems, folder, embed=embed, planted=planted, options=options)
+
+
+def with_floors(
+    predictions: pl.DataFrame, *, train: pl.DataFrame, validation: pl.DataFrame, options: ScoringOptions
+) -> dict[str, pl.DataFrame]:
+    """A run's predictions and those of its floors, by system; arguments as for `score_run_files`."""
     check_predictions(predictions)
     systems = {"model": predictions}
     systems |= _shuffled_where_possible(predictions, options)
     systems["constant"] = constant(train, validation, predictions, stemmer=options.stemmer, seed=options.seed)
-    return _score_and_write(systems, folder, embed=embed, planted=planted, options=options)
+    return systems
 
 
 def score_predictions_file(
@@ -187,13 +195,25 @@ def _score_and_write(
     notes: dict[str, str] | None = None,
 ) -> Scores:
     """Statistics of every system's rows, estimates per feature, and both files."""
+    return write_scores(statistics_of(systems, embed=embed, planted=planted, options=options), folder, options, notes)
+
+
+def statistics_of(
+    systems: dict[str, pl.DataFrame], *, embed: Embed | None, planted: pl.DataFrame | None, options: ScoringOptions
+) -> pl.DataFrame:
+    """Statistics of the predictions of several systems; arguments as for `score_run_files`."""
     if embed is not None:
         embed = _embedded_once(embed, systems)
     parts = []
     for system, rows in tqdm(systems.items(), desc="score", unit="system", leave=False, disable=None):
         scored = score_examples(rows, embed=embed, planted=planted, stemmer=options.stemmer, own=options.own)
         parts.append(scored.select(pl.lit(system).alias("system"), pl.all()))
-    return write_scores(pl.concat(parts), folder, options, notes)
+    return pl.concat(parts)
+
+
+def with_own_columns(examples: pl.DataFrame) -> pl.DataFrame:
+    """Rows of one feature without the statistics that belong to other features."""
+    return examples.select(column for column in examples.columns if examples[column].null_count() < len(examples))
 
 
 def write_scores(
@@ -223,9 +243,10 @@ def estimates(examples: pl.DataFrame, options: ScoringOptions, notes: dict[str, 
         options: resamples and seed.
         notes: per feature what to add to `model_rest` and `constant`.
     """
-    metrics = metrics_for(examples.columns)
     scores: Scores = {}
-    for (feature, system), rows in examples.group_by("feature", "system", maintain_order=True):
+    for (feature, system), every in examples.group_by("feature", "system", maintain_order=True):
+        rows = with_own_columns(every)
+        metrics = metrics_for(rows.columns)
         bootstrap = Bootstrap(rows["user_id"], resamples=options.resamples, seed=options.seed)
         run = bootstrap.resample(rows)
         for name, metric in metrics.items():

@@ -128,6 +128,10 @@ METRICS: dict[str, Metric] = {
         *(_ranking(f"recall_{k}", f"Recall@{k}") for k in CUTS),
         _ranking("ndcg_10", "NDCG@10"),
         _ranking("mrr", "MRR"),
+        _recovery("item_traits", "Traits of its item", "item_trait"),
+        Metric("nearest_item", "Nearest to its item", 3, ("nearest_item", "examples"), ratio, is_share=True),
+        Metric("similarity_hit", "Similarity, right item", 3, ("similarity_hit", "hits"), ratio, limits=(-1.0, 1.0)),
+        Metric("similarity_miss", "Similarity, another", 3, ("similarity_miss", "misses"), ratio, limits=(-1.0, 1.0)),
         _ranking("cold_recall_10", "Recall@10, cold items", of="cold_examples"),
     )
 }

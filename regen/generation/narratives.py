@@ -9,10 +9,11 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from regen.data.batch import Batch
-from regen.data.datamodule import LengthBatches, NarrativeDataset
+from regen.data.datamodule import LengthBatches
+from regen.data.histories import Example
 from regen.generation.checks import check_option_names
 from regen.generation.native_decoder import greedy_decoder
+from regen.generation.prepared import Prefixes
 from regen.generation.row_decoder import row_bytes
 from regen.generation.vllm_decoder import VLLMServer, decode_at_vllm
 from regen.models.soft_token_lm import SoftTokenLM
@@ -22,6 +23,16 @@ from regen.runtime.packed_weights import packed_weights
 
 CACHE_BYTES = 2 << 30  # of keys and values; longer rows are decoded fewer at a time
 PREDICTION_COLUMNS = dict.fromkeys(("user_id", "feature", "item_id", "prediction", "reference"), pl.String())
+
+
+class Narratives(Prefixes, Protocol):
+    """A split with references."""
+
+    examples: list[Example]
+    lengths: list[int]
+
+    def __len__(self) -> int:
+        """How many narratives there are."""
 
 
 def generation_config(options: Mapping[str, Any], tokenizer: Any) -> GenerationConfig:
@@ -38,7 +49,7 @@ def generation_config(options: Mapping[str, Any], tokenizer: Any) -> GenerationC
 
 def generate_narratives(
     model: SoftTokenLM,
-    dataset: NarrativeDataset,
+    dataset: Narratives,
     *,
     tokenizer: Any,
     generation: Mapping[str, Any],
@@ -105,17 +116,6 @@ def generate_narratives(
     )
 
 
-class Prefixes(Protocol):
-    """What narratives are decoded from: a split, or histories that someone gave."""
-
-    @property
-    def prefixes(self) -> Sequence[int]:
-        """Positions before each narrative."""
-
-    def collate(self, indices: Sequence[int]) -> Batch:
-        """Pads the rows of one step."""
-
-
 def decode_rows(
     model: SoftTokenLM,
     dataset: Prefixes,
@@ -165,7 +165,7 @@ def decode_rows(
 
 
 def _sampled(
-    model: SoftTokenLM, dataset: NarrativeDataset, config: GenerationConfig, rows: int, watch: Stopwatch
+    model: SoftTokenLM, dataset: Narratives, config: GenerationConfig, rows: int, watch: Stopwatch
 ) -> Iterator[tuple[int, list[int]]]:
     """Text by any other rule, through `transformers`, a batch of similar lengths at a time."""
     for indices in LengthBatches(dataset.lengths, rows, shuffle=False):

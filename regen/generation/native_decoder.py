@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 import torch
 from transformers import GenerationConfig
 
-from regen.data.batch import Batch
+from regen.data.batch import Rows
 from regen.generation.row_decoder import RowDecoder, Token
 from regen.models.soft_token_lm import SoftTokenLM
 
@@ -48,7 +48,7 @@ class NativeDecoder:
         return self.slots - len(self._waiting)
 
     @torch.no_grad()
-    def add(self, batch: Batch, keys: Sequence[int], limits: Sequence[int]) -> list[Token]:
+    def add(self, batch: Rows, keys: Sequence[int], limits: Sequence[int]) -> list[Token]:
         """Writes the texts of a batch and returns the first token of each. Arguments as for `RowDecoder.add`.
 
         Raises:

@@ -1,12 +1,14 @@
-"""A history that is ready to be narrated."""
+"""What narratives are decoded from, and a history that is ready to be narrated."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from regen.data.batch import Batch, pad_rows
+from regen.data.batch import Batch, Rows, pad_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +30,17 @@ class Prepared:
     prefix: int
     confidence: float
     unknown_items: tuple[str, ...]
+
+
+class Prefixes(Protocol):
+    """What narratives are decoded from: a split, or histories that someone gave."""
+
+    @property
+    def prefixes(self) -> Sequence[int]:
+        """Positions before each narrative."""
+
+    def collate(self, indices: Sequence[int]) -> Rows:
+        """Pads the rows of one step."""
 
 
 def collate(prepared: list[Prepared], *, pad: int) -> Batch:

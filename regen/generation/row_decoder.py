@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from regen.data.batch import Batch
+from regen.data.batch import Rows
 from regen.models.attention import own_attention
 from regen.models.head_loss import lm_head
 from regen.models.soft_token_lm import SoftTokenLM, flush_order
@@ -62,7 +62,7 @@ class RowDecoder:
         return self.slots - len(self.keys)
 
     @torch.no_grad()
-    def add(self, batch: Batch, keys: Sequence[int], limits: Sequence[int]) -> list[Token]:
+    def add(self, batch: Rows, keys: Sequence[int], limits: Sequence[int]) -> list[Token]:
         """Reads the rows of a batch and writes the first token of each.
 
         Args:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from regen.data.datamodule import NarrativeDataset
 from regen.generation.merged_lm import merged_folder
+from regen.generation.prepared import Prefixes
 from regen.generation.vllm_client import VLLMClient, VLLMError
 from regen.models.soft_token_lm import SoftTokenLM
 
@@ -50,7 +50,7 @@ def server_of(model: SoftTokenLM, base_url: str, *, tokenizer: Any, lm: str, run
 def decode_at_vllm(
     server: VLLMServer,
     model: SoftTokenLM,
-    dataset: NarrativeDataset,
+    dataset: Prefixes,
     *,
     limits: Sequence[int],
     stop_ids: Collection[int],

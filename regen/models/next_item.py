@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from regen.data.next_item import NextItemBatch
@@ -61,8 +61,10 @@ class NextItemLM(SoftTokenLM):
             return fused
         return self.positions[: fused.shape[1]].expand(len(fused), -1, -1)
 
-    def queries(self, batch: NextItemBatch) -> Float[Tensor, "batch history in_dim"]:
-        """What the model looks for after each purchase."""
+    def turns(
+        self, batch: NextItemBatch
+    ) -> tuple[Float[Tensor, "batch length lm_dim"], Bool[Tensor, "batch length"], Int[Tensor, "batch history"]]:
+        """Embeddings of prompt and turns, their mask, and how many positions lie before the end of each turn."""
         assert self.adapter is not None
         embed = self.lm.get_input_embeddings()
         prompt = batch.prompt
@@ -72,13 +74,26 @@ class NextItemLM(SoftTokenLM):
         turns = torch.cat([soft[:, :, None], embed(batch.words)], dim=2)  # a purchase, then what was said about it
         there = torch.cat([batch.history_mask[..., None], batch.words_mask], dim=2)
         mask = torch.cat([torch.ones_like(prompt, dtype=torch.bool), there.flatten(1)], dim=1)
+        ends = prompt.shape[1] + there.sum(dim=2).cumsum(dim=1) - 1
+        return torch.cat([embed(prompt), turns.flatten(1, 2)], dim=1), mask, ends
+
+    def queries(self, batch: NextItemBatch) -> Float[Tensor, "batch history in_dim"]:
+        """What the model looks for after each purchase."""
+        embeds, mask, ends = self.turns(batch)
         order, _ = flush_order(mask)
-        embeds = torch.cat([embed(prompt), turns.flatten(1, 2)], dim=1).take_along_dim(order[..., None], dim=1)
-        hidden = self.hidden(embeds, mask.take_along_dim(order, dim=1))
-        ends = prompt.shape[1] + there.sum(dim=2).cumsum(dim=1) - 1  # of each turn
+        hidden = self.hidden(embeds.take_along_dim(order[..., None], dim=1), mask.take_along_dim(order, dim=1))
+        return self.read(hidden, ends, batch)
+
+    def read(
+        self,
+        hidden: Float[Tensor, "batch length hidden_dim"],
+        ends: Int[Tensor, "batch history"],
+        batch: NextItemBatch,
+    ) -> Float[Tensor, "batch history in_dim"]:
+        """The closed form's queries with what the hidden state at the end of each turn adds."""
         hidden = hidden.take_along_dim(ends[..., None], dim=1).float()
-        read = nn.functional.layer_norm(hidden, hidden.shape[-1:])
-        return batch.queries + self.readout(read) / hidden.shape[-1]  # so that one step of Adam moves a query little
+        normal = nn.functional.layer_norm(hidden, hidden.shape[-1:])
+        return batch.queries + self.readout(normal) / hidden.shape[-1]  # so that one step of Adam moves a query little
 
     def scores(
         self, queries: Float[Tensor, "rows in_dim"], bought: Int[Tensor, "rows history"]
@@ -95,9 +110,13 @@ class NextItemLM(SoftTokenLM):
 
     def forward(self, batch: Any) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
         """Summed cross-entropy over the whole catalogue, and how many purchases were looked for."""
+        return self.ranking_loss(self.queries(batch), batch), (batch.targets >= 0).sum()
+
+    def ranking_loss(self, queries: Float[Tensor, "batch history in_dim"], batch: NextItemBatch) -> Float[Tensor, ""]:
+        """Summed cross-entropy of the items that came next, over the whole catalogue."""
         wanted = batch.targets >= 0
-        scores = self.scores(self.queries(batch)[wanted], bought_before(batch)[wanted])
-        return nn.functional.cross_entropy(scores, batch.targets[wanted], reduction="sum"), wanted.sum()
+        scores = self.scores(queries[wanted], bought_before(batch)[wanted])
+        return nn.functional.cross_entropy(scores, batch.targets[wanted], reduction="sum")
 
 
 def bought_before(batch: NextItemBatch) -> Int[Tensor, "batch history history"]:

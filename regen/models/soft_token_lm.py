@@ -65,7 +65,7 @@ class SoftTokenLM(nn.Module):
             return fused
         return self.positions[-fused.shape[1] :].expand(len(fused), -1, -1)
 
-    def prefix(self, batch: Batch) -> tuple[Float[Tensor, "batch prefix lm_dim"], Bool[Tensor, "batch prefix"]]:
+    def prefix(self, batch: Any) -> tuple[Float[Tensor, "batch prefix lm_dim"], Bool[Tensor, "batch prefix"]]:
         """Embeddings and mask of everything before the narrative. Padding lies before histories and prompts."""
         embed = self.lm.get_input_embeddings()
         prompt = embed(batch.prompt)

@@ -162,7 +162,8 @@ def run(
     if not config["data"]["critiques"]:
         recipe["data"] = _without(config["data"], "critiques", "shared_category")
     if config["task"]["name"] != "narrate":
-        recipe["task"] = config["task"]
+        unread = () if config["task"]["name"] == "converse" else ("narrative_weight",)
+        recipe["task"] = _without(config["task"], *unread)
     recipe["lm"] = _without(config["lm"], "pretrained", "revision")
     recipe["feature"] = {
         name: _without(of, "epochs") for name, of in config["feature"].items()

@@ -42,7 +42,7 @@ def build_data(
     Raises:
         DataError: If history, prompt and narrative do not fit into the LM's window.
     """
-    if config.task.name == "recommend":
+    if config.task.ranks:
         critiques = load_critiques(inputs.encoded[CRITIQUES]) if config.data.critiques else None
         return build_next_item_data(config, inputs.prepared.path, vectors, lm, critiques)
     tables = load_tables(inputs.prepared.path)

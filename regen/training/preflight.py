@@ -60,20 +60,22 @@ def check_data(config: TrainConfig, prepared: Path) -> None:
     from regen.data.prepare import load_tables
 
     tables = load_tables(prepared)
-    if config.task.name == "recommend":
+    if config.task.ranks:
         from regen.data.next_item import purchase_sequences
 
         history, exclude = config.data.max_history, config.task.exclude_bought
         purchase_sequences(tables, config.split, max_history=history, exclude_bought=exclude)
+    told = [name for name in config.feature if name != NEXT_ITEM]
+    if not told:
         return
     narratives = tables.narratives.select("user_id", "feature")
     known = narratives["feature"].unique().sort().to_list()
     if not known:
         raise DataError(
-            f"These data have no narratives, so there is no {next(iter(config.feature))} to train on. "
+            f"These data have no narratives, so there is no {told[0]} to train on. "
             "Choose what writes them: narrator=template or narrator=openai."
         )
-    for feature in config.feature:
+    for feature in told:
         if feature not in known:
             raise DataError(f"feature={feature}: these data have no such narrative; they have {', '.join(known)}.")
         if config.split.name == "time" and feature not in ITEM_FEATURES:
@@ -82,7 +84,7 @@ def check_data(config: TrainConfig, prepared: Path) -> None:
                 f"{', '.join(ITEM_FEATURES)}."
             )
     narratives = narratives.with_columns(split_narratives(tables, config.split))
-    for feature in config.feature:
+    for feature in told:
         of_feature = narratives.filter(narratives["feature"] == feature)
         for name, least in (("train", 1), ("validation", 1), ("test", 2)):
             if (count := of_feature.filter(of_feature["split"] == name)["user_id"].n_unique()) < least:
@@ -126,27 +128,37 @@ def _check_combinations(config: TrainConfig) -> None:
 
 
 def _check_task(config: TrainConfig) -> None:
-    """What `task=recommend` cannot be combined with."""
-    recommends = config.task.name == "recommend"
-    if (list(config.feature) == [NEXT_ITEM]) != recommends:
-        raise ValueError(
-            f"task={config.task.name} with feature={','.join(config.feature)}: feature={NEXT_ITEM} belongs to "
-            "task=recommend, which sets it, and the others to task=narrate."
-        )
-    if config.data.critiques and not recommends:
-        raise ValueError("data.critiques=true belongs to task=recommend; a narrative is written without one.")
-    if not recommends:
+    """What `task=recommend` and `task=converse` cannot be combined with."""
+    task, told = f"task={config.task.name}", [name for name in config.feature if name != NEXT_ITEM]
+    allowed = {
+        "narrate": ("those that are narratives", NEXT_ITEM not in config.feature),
+        "recommend": (NEXT_ITEM, not told),
+        "converse": (
+            f"[{NEXT_ITEM},X], where X is one of {', '.join(ITEM_FEATURES)}",
+            NEXT_ITEM in config.feature and len(told) == 1 and told[0] in ITEM_FEATURES,
+        ),
+    }
+    takes, kept = allowed[config.task.name]
+    if not kept:
+        raise ValueError(f"{task} with feature={','.join(config.feature)}: it takes feature={takes}.")
+    if not config.task.ranks:
+        if config.data.critiques:
+            raise ValueError("data.critiques=true belongs to task=recommend; a narrative is written without one.")
         return
     if config.encoder.name == TEXT:
-        raise ValueError("task=recommend reads soft tokens, and encoder=text has none. Choose another encoder.")
+        raise ValueError(f"{task} reads soft tokens, and encoder=text has none. Choose another encoder.")
     if config.split.name == "time":
-        raise ValueError("task=recommend holds out the last purchase of unseen users. Use split=users or split=file.")
+        raise ValueError(f"{task} holds out the last purchase of unseen users. Use split=users or split=file.")
     if config.training.narratives_at_validation:
-        raise ValueError("training.narratives_at_validation: task=recommend writes no narratives. Set it to 0.")
+        raise ValueError(f"training.narratives_at_validation: {task} writes no narratives at validation. Set it to 0.")
+    if told and config.evaluation.endpoint is not None:
+        raise ValueError(f"evaluation.endpoint: {task} writes in this process only. Leave it out.")
+    if told and config.engine.target.endswith(".RayEngine"):
+        raise ValueError(f"{task} writes in this process only. Use engine=local.")
     if not getattr(get_class(config.adapter.target), "per_interaction", True):
         raise ValueError(
             f"adapter={config.adapter.name} reads a history as a whole, so that a soft token would know the purchases "
-            "after it, which task=recommend has to find. Use adapter=linear or mlp."
+            f"after it, which {task} has to find. Use adapter=linear or mlp."
         )
 
 

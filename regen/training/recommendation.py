@@ -1,15 +1,18 @@
-"""From a typed config to the parts of a run of `task=recommend`: data and model."""
+"""From a typed config to the parts of a run that ranks items (`task=recommend`, `converse`): data and model."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from tqdm import tqdm
 
-from regen.config.schema import TrainConfig
+from regen.config.schema import Task, TrainConfig
+from regen.data.conversation import ConversationDataset, told_purchases
 from regen.data.critiques import Critiques
 from regen.data.datamodule import NarrativeDataModule
 from regen.data.histories import Example
@@ -25,6 +28,7 @@ from regen.data.tables import NEXT_ITEM
 from regen.embeddings.fusion import InteractionVectors, item_vectors
 from regen.generation.lm_check import fast_path_of
 from regen.models.closed_form import ClosedForm
+from regen.models.conversation import ConversationLM
 from regen.models.language_model import LanguageModel
 from regen.models.next_item import NextItemLM
 from regen.models.warm_start import initialise
@@ -63,7 +67,7 @@ def build_next_item_data(
     lm: LanguageModel,
     critiques: Critiques | None = None,
 ) -> NextItemData:
-    """Users by split, the catalogue, and the closed form.
+    """Examples by split, the catalogue, and the closed form.
 
     Args:
         config: The run's config.
@@ -76,55 +80,40 @@ def build_next_item_data(
         DataError: If a split has no user with two purchases, or a history does not fit into the LM's window.
     """
     task, tables = config.task, load_tables(prepared)
-    item_of = catalogue_rows(tables)
-    sequences = purchase_sequences(
-        tables, config.split, max_history=config.data.max_history, exclude_bought=task.exclude_bought
-    )
-    train, unseen = sequences["train"], sequences["validation"]
-    bought = np.bincount(np.concatenate([item_of[one.rows] for one in train]), minlength=len(tables.items))
-    ids = tables.items["item_id"].to_list()
+    item_of, ids = catalogue_rows(tables), tables.items["item_id"].to_list()
+    which: dict[str, Any] = {"max_history": config.data.max_history, "exclude_bought": task.exclude_bought}
+    sequences = purchase_sequences(tables, config.split, **which)
+    train = sequences["train"]
+    bought = np.bincount(np.concatenate([item_of[one.rows] for one in train]), minlength=len(ids))
     rng = np.random.default_rng(config.seed)
-    folds = rng.permutation(len(train)) % task.folds
-    chosen = rng.permutation(len(train))[: task.train_users]
-
-    def read(one: Example) -> Read:
-        said = None
-        if critiques is not None:
-            said = critiques.vectors[critiques.rows(one.user_id, [ids[row] for row in item_of[one.rows[1:]]])]
-        return history_vectors(one, vectors, draw=0), said, item_of[one.rows[1:]]
-
-    catalogue = item_vectors(vectors, len(tables.items))
-    form = _best_form(
-        [
-            ClosedForm(catalogue, bought, decay=decay, ridge=RIDGES[0], item_ridge=task.item_ridge)
-            for decay in (DECAYS if task.decay is None else [task.decay])
-        ],
-        RIDGES if task.ridge is None else [task.ridge],
-        train=lambda: map(read, train),
-        folds=folds.tolist(),
-        unseen=[read(one) for one in unseen],
-        bought=[item_of[one.rows[:-1]] if task.exclude_bought else item_of[:0] for one in unseen],
-    )
-
-    def dataset(examples: list[Example], **options: object) -> NextItemDataset:
-        return NextItemDataset(
-            examples,
-            vectors,
-            item_of=item_of,
-            queries=form.queries,
-            tokenizer=lm.tokenizer,
-            prompt=config.feature[NEXT_ITEM].prompt,
-            window=lm.window,
-            critiques=critiques,
-            item_ids=ids,
-            **options,  # type: ignore[arg-type]
-        )
-
-    watched = unseen[:VALIDATION_USERS]
+    folds = (rng.permutation(len(train)) % task.folds).tolist()
+    read = partial(_read, vectors=vectors, critiques=critiques, item_of=item_of, ids=ids)
+    form = _fitted_form(task, item_vectors(vectors, len(ids)), bought, sequences, folds, read, item_of)
+    about = next((name for name in config.feature if name != NEXT_ITEM), None)
+    if about is None:
+        examples = sequences | {"validation": sequences["validation"][:VALIDATION_USERS]}
+    else:
+        examples = told_purchases(tables, config.split, feature=about, **which)
+    chosen = [examples["train"][at] for at in rng.permutation(len(examples["train"]))[: task.train_users]]
+    options: dict[str, Any] = {
+        "vectors": vectors,
+        "item_of": item_of,
+        "queries": form.queries,
+        "tokenizer": lm.tokenizer,
+        "prompt": config.feature[NEXT_ITEM].prompt,
+        "window": lm.window,
+        "critiques": critiques,
+        "item_ids": ids,
+    }
+    make: Callable[..., NextItemDataset] = partial(NextItemDataset, **options)
+    if about is not None:
+        asked, longest = config.feature[about].prompt, config.data.max_narrative_tokens
+        make = partial(ConversationDataset, **options, asked=asked, max_narrative_tokens=longest)
+    fold_of = dict(zip([one.user_id for one in train], folds, strict=True))
     splits = {
-        "train": dataset([train[at] for at in chosen], every=True, fold=folds[chosen].tolist()),
-        "validation": dataset(watched, every=False),
-        "test": dataset(sequences["test"], every=False),
+        "train": make(chosen, every=True, fold=[fold_of[one.user_id] for one in chosen]),
+        "validation": make(examples["validation"], every=False),
+        "test": make(examples["test"], every=False),
     }
     counts = ", ".join(f"{len(one):,} {name}" for name, one in sequences.items())
     logger.info("users: %s; the LM is trained on %s", counts, f"{len(chosen):,}")
@@ -137,6 +126,39 @@ def build_next_item_data(
         eval_batch_size=config.evaluation.batch_size,
         num_workers=config.training.num_workers or 0,
         seed=config.seed,
+    )
+
+
+def _read(
+    one: Example, *, vectors: InteractionVectors, critiques: Critiques | None, item_of: np.ndarray, ids: list[str]
+) -> Read:
+    said = None
+    if critiques is not None:
+        said = critiques.vectors[critiques.rows(one.user_id, [ids[row] for row in item_of[one.rows[1:]]])]
+    return history_vectors(one, vectors, draw=0), said, item_of[one.rows[1:]]
+
+
+def _fitted_form(
+    task: Task,
+    items: Float[np.ndarray, "items dim"],
+    bought: np.ndarray,
+    sequences: dict[str, list[Example]],
+    folds: list[int],
+    read: Callable[[Example], Read],
+    item_of: np.ndarray,
+) -> ClosedForm:
+    """The closed form of the training users, chosen on the validation users where the config leaves it open."""
+    train, unseen = sequences["train"], sequences["validation"]
+    return _best_form(
+        [
+            ClosedForm(items, bought, decay=decay, ridge=RIDGES[0], item_ridge=task.item_ridge)
+            for decay in (DECAYS if task.decay is None else [task.decay])
+        ],
+        RIDGES if task.ridge is None else [task.ridge],
+        train=lambda: map(read, train),
+        folds=folds,
+        unseen=[read(one) for one in unseen],
+        bought=[item_of[one.rows[:-1]] if task.exclude_bought else item_of[:0] for one in unseen],
     )
 
 
@@ -170,7 +192,7 @@ def _best_form(
 
 
 def build_next_item_model(config: TrainConfig, data: NextItemData, lm: LanguageModel, *, start: bool) -> NextItemLM:
-    """Adapter, tuned LM and readout over the catalogue.
+    """Adapter, tuned LM and readout over the catalogue; with a narrative, where the data have one.
 
     Args:
         config: The run's config.
@@ -179,26 +201,34 @@ def build_next_item_model(config: TrainConfig, data: NextItemData, lm: LanguageM
         start: Whether to initialise the adapter; a model whose weights are loaded next needs no start.
     """
     torch.manual_seed(config.seed)
-    items = data.closed_form.items
+    items, train = data.closed_form.items, data.splits["train"]
     adapter = config.adapter.build(items.shape[1], lm.width)
-    model = NextItemLM(
-        config.tuning.build(lm.working_copy(trainable=config.tuning.name == "full").model),
-        adapter,
-        items=items,
-        bias=data.closed_form.bias,
-        exclude_bought=config.task.exclude_bought,
-        bos_token_id=lm.tokenizer.bos_token_id,
-        learned_positions=config.data.max_history if config.encoder.name == "none" else None,
-        fast_path=fast_path_of(lm),
-    )
+    tells = isinstance(train, ConversationDataset)
+    options: dict[str, Any] = {
+        "items": items,
+        "bias": data.closed_form.bias,
+        "exclude_bought": config.task.exclude_bought,
+        "bos_token_id": lm.tokenizer.bos_token_id,
+        "learned_positions": config.data.max_history + tells if config.encoder.name == "none" else None,
+        "fast_path": fast_path_of(lm),
+    }
+    tuned = config.tuning.build(lm.working_copy(trainable=config.tuning.name == "full").model)
+    if tells:
+        model: NextItemLM = ConversationLM(tuned, adapter, weight=config.task.narrative_weight, **options)
+    else:
+        model = NextItemLM(tuned, adapter, **options)
     if start:
         titled = [row for row, title in enumerate(data.titles) if title]
+        inputs, texts = items[titled], [data.titles[row] for row in titled]
+        if isinstance(train, ConversationDataset):
+            inputs = torch.from_numpy(np.stack([train.mean(row) for row in range(len(train))]))
+            texts = [one.text for one in train.examples]
         initialise(
             adapter,
             init=config.adapter.init,
             strength=config.adapter.ridge,
-            inputs=items[titled],
-            targets=_title_embeddings(lm, [data.titles[row] for row in titled]),
+            inputs=inputs,
+            targets=_text_embeddings(lm, texts),
             interactions=items[titled],
             norm=lm.embedding_norm(),
         )
@@ -206,8 +236,8 @@ def build_next_item_model(config: TrainConfig, data: NextItemData, lm: LanguageM
 
 
 @torch.no_grad()
-def _title_embeddings(lm: LanguageModel, titles: list[str]) -> Float[torch.Tensor, "titles lm_dim"]:
-    """Mean input embedding of each title's tokens: what a soft token starts to say."""
+def _text_embeddings(lm: LanguageModel, texts: list[str]) -> Float[torch.Tensor, "texts lm_dim"]:
+    """Mean input embedding of each text's tokens: what a soft token starts to say."""
     embed = lm.model.get_input_embeddings()
-    ids = lm.tokenizer(titles, add_special_tokens=False)["input_ids"]
+    ids = lm.tokenizer(texts, add_special_tokens=False)["input_ids"]
     return torch.stack([embed(torch.tensor(one or [lm.tokenizer.eos_token_id])).float().mean(dim=0) for one in ids])

@@ -148,10 +148,10 @@ def test_another_setting_of_the_task_is_another_run(small_config):
 
 
 REFUSED = [
-    (["feature=purchase_reason"], "task=recommend with feature=purchase_reason: feature=next_item belongs to"),
+    (["feature=purchase_reason"], "task=recommend with feature=purchase_reason: it takes feature=next_item"),
     (["encoder=text"], "task=recommend reads soft tokens, and encoder=text has none"),
     (["split=time", "split.validation_from=2017-01-01", "split.test_from=2017-06-01"], "Use split=users or split=file"),
-    (["training.narratives_at_validation=4"], "task=recommend writes no narratives. Set it to 0"),
+    (["training.narratives_at_validation=4"], "task=recommend writes no narratives at validation. Set it to 0"),
     (["adapter=transformer"], "adapter=transformer reads a history as a whole"),
 ]
 
@@ -167,7 +167,7 @@ def test_what_does_not_go_with_it_is_refused_before_any_work(small_config, tmp_p
 
 def test_the_feature_belongs_to_the_task(small_config):
     with pytest.raises(
-        ValueError, match="task=narrate with feature=next_item: feature=next_item belongs to task=recommend"
+        ValueError, match="task=narrate with feature=next_item: it takes feature=next_item task=recommend"
     ):
         train_and_evaluate(small_config("feature=next_item"))
 

@@ -1,0 +1,155 @@
+"""`task=converse` from the config to the table: one model ranks the next item and writes about it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from small import SMALL, quick_embeddings
+
+from regen.config.objects import compose
+from regen.data.conversation import ConversationDataset, told_purchases
+from regen.data.prepare import load_tables
+from regen.data.tables import DataError
+from regen.evaluation.cells import run_cells
+from regen.evaluation.comparison import compare
+from regen.pipeline import build, build_inputs, load_folder, plan, train_and_evaluate
+
+pytestmark = pytest.mark.usefixtures("no_sentence_encoder")
+TASK = ["task=converse", "task.decay=1.0", "task.ridge=0.1"]
+RIGHT, RECOMMENDED = "product_endorsement", "product_endorsement, recommended item"
+
+
+def of(small_config, *overrides):
+    return small_config(*TASK, *overrides, without="encoder=")
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    """Folders of two finished runs."""
+    folder = tmp_path_factory.mktemp("cells")
+    paths = [f"paths.data_dir={folder}/data", f"paths.runs_dir={folder}/runs"]
+    with quick_embeddings():
+        return [
+            train_and_evaluate(compose([*SMALL, *TASK, *paths, f"encoder={encoder}"]))[0] for encoder in ("cf", "both")
+        ]
+
+
+def test_a_grid_of_conversations_ends_in_a_table(cells):
+    table = compare(run_cells(cells[0].parent), resamples=100).to_markdown()
+    ranking, right, recommended = table.split("\n### ")[-3:]
+    shown = {"| Recall@10 |": ranking, "closed form |": ranking, "| BLEU |": right, "shuffled | constant": right}
+    shown |= {"| Traits of its item |": recommended, "| Nearest to its item |": recommended}
+    assert {text for text, block in shown.items() if text not in block} == set()
+    assert "BLEU" not in ranking
+    assert "Recall@10" not in right + recommended
+    scores = json.loads((cells[1] / "scores.json").read_text())
+    assert set(scores) == {"next_item", RIGHT, RECOMMENDED}
+    assert {"popularity", "item kNN", "ALS", "content kNN", "perfect reader of both"} <= set(scores["next_item"]["mrr"])
+
+
+def test_narratives_about_the_recommended_item_are_scored_by_hit_and_miss(cells):
+    predictions = pl.read_ndjson(cells[1] / "predictions.jsonl")
+    hit = (predictions["rank"] == 1).to_numpy()
+    same = (predictions["prediction"] == predictions["recommended_prediction"]).to_numpy()
+    assert same[hit].all()  # the recommended item is the right one
+    scores = json.loads((cells[1] / "scores.json").read_text())[RECOMMENDED]
+    share = hit.mean()
+    parts = [(scores[f"similarity_{case}"]["model"]["value"] or 0) for case in ("hit", "miss")]
+    assert share * parts[0] + (1 - share) * parts[1] == pytest.approx(scores["similarity"]["model"]["value"])
+
+
+def test_a_finished_run_loads_and_ranks_as_it_did(cells):
+    loaded = load_folder(cells[1])
+    batch = loaded.data.splits["test"].collate([0, 1, 2])
+    with torch.no_grad():
+        scores = loaded.model.scores(loaded.model.queries(batch)[batch.targets >= 0], batch.items[:, :1])
+    assert torch.isfinite(scores).any(dim=1).all()
+
+
+@pytest.fixture
+def built(small_config):
+    return build(of(small_config, "encoder=both"))
+
+
+def test_ranking_does_not_see_the_item_or_the_narrative(built):
+    data, module = built
+    batch = data.splits["train"].collate([0, 1, 2, 3])
+    other = data.splits["train"].collate([0, 1, 2, 3])
+    other.item, other.target = other.item + 1, torch.full_like(other.target, 7)
+    with torch.no_grad():
+        module.model.readout.weight.normal_()
+        queries = module.model.queries(batch)
+        assert torch.equal(queries, module.model.queries(other))
+        module.model.weight = 0.0
+        ranking, count = module.model(batch)
+        assert ranking == pytest.approx(float(module.model.ranking_loss(queries, batch)), rel=1e-4)
+        assert count == (batch.targets >= 0).sum()
+        assert float(module.model(other)[0]) == pytest.approx(float(ranking), rel=1e-4)
+
+
+def test_the_narrative_reads_the_item_and_padding_changes_nothing(built):
+    data, module = built
+    train = data.splits["train"]
+    module.model.weight = 1.0
+    with torch.no_grad():
+        together = float(module.model(train.collate([0, 1, 2, 3]))[0])
+        alone = sum(float(module.model(train.collate([row]))[0]) for row in range(4))
+        assert together == pytest.approx(alone, rel=1e-4)
+        other = train.collate([0, 1, 2, 3])
+        other.item = other.item + 1
+        assert float(module.model(other)[0]) != pytest.approx(together, rel=1e-4)
+
+
+def test_without_vectors_the_item_says_nothing(small_config):
+    data, module = build(of(small_config, "encoder=none"))
+    batch = data.splits["train"].collate([0, 1])
+    with torch.no_grad():
+        before, _ = module.model.prefix(batch)
+        batch.item = batch.item + 1
+        assert torch.equal(before, module.model.prefix(batch)[0])
+
+
+def test_what_is_spoken_of_can_be_another_item(built):
+    data, _ = built
+    test = data.splits["test"]
+    assert isinstance(test, ConversationDataset)
+    items = data.closed_form.items.numpy()
+    about = test.about(items[: len(test)])
+    assert np.array_equal(about.item(1), items[1])
+    assert np.array_equal(test.item(1), items[test.items(1)[-1]])  # and else it is what was bought
+
+
+def test_a_narrative_about_a_repeated_or_first_purchase_is_left_out(small_config):
+    config = of(small_config, "encoder=both")
+    tables = load_tables(build_inputs(config).prepared.path)
+    which = {"feature": "product_endorsement", "max_history": 50, "exclude_bought": True}
+    before = told_purchases(tables, config.split, **which)
+    one = before["train"][0]
+    rows = tables.interactions.with_row_index("row")
+    repeated = rows.with_columns(
+        item_id=pl.when(pl.col("row") == int(one.rows[0])).then(pl.lit(one.item_id)).otherwise("item_id")
+    ).drop("row")
+    after = told_purchases(replace(tables, interactions=repeated), config.split, **which)
+    assert one.user_id not in {example.user_id for example in after["train"]}
+    assert len(after["train"]) == len(before["train"]) - 1
+    with pytest.raises(DataError, match="has no purchase_reason about an item"):
+        told_purchases(tables, config.split, **which | {"feature": "purchase_reason", "max_history": 0})
+
+
+REFUSED = {
+    "a narrative about the user": ("feature=[next_item,user_profile]", r"takes feature=\[next_item,X\], where X is one of"),
+    "no narrative": ("feature=next_item", r"takes feature=\[next_item,X\]"),
+    "words": ("encoder=text", "task=converse reads soft tokens"),
+    "a server": ("evaluation.endpoint=http://127.0.0.1:1/v1", "writes in this process only"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_is_refused_before_any_work(small_config, tmp_path, kind):
+    override, says = REFUSED[kind]
+    with pytest.raises(Exception, match=says):
+        plan(of(small_config, *([] if "encoder" in override else ["encoder=both"]), override))
+    assert not (tmp_path / "data").exists()
