@@ -158,6 +158,13 @@ def test_a_number_is_a_time_however_small(write):
     assert tables.interactions["timestamp"].to_list() == [2018]
 
 
+def test_what_is_noted_of_rows_is_noted_of_those_that_are_kept(write):
+    noted = {"timestamp": 1519948800_000, "rating": 0}
+    rows = [{"user_id": "u1", "item_id": item, **noted} for item in ("b1", "nowhere")]
+    _, counts = write(interactions=rows, narratives=[], on_bad_row="skip").read()
+    assert (counts["interactions.times_in_milliseconds"], counts["interactions.rating_of_zero"]) == (1, 1)
+
+
 def test_a_rating_of_zero_is_none_and_other_scales_are_brought_to_five(write):
     rows = [{"user_id": f"u{rating}", "item_id": "b1", "rating": rating} for rating in (0, 1, 10)]
     tables, counts = write(interactions=rows, narratives=[], max_rating=10).read()
