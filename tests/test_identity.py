@@ -40,7 +40,8 @@ CHANGES_NOTHING = {
     *("training.num_workers", "training.checkpoint_seconds", "training.gradient_checkpointing"),
     "training.narratives_at_validation",  # unless what they give is monitored: see the test below
     *(
-        f"task.{name}" for name in ("exclude_bought", "train_users", "decay", "ridge", "item_ridge", "folds", "narrative_weight")
+        f"task.{name}"
+        for name in ("exclude_bought", "train_users", "decay", "ridge", "item_ridge", "folds", "narrative_weight")
     ),  # of recommend
     "data.shared_category",  # unless there are critiques
     "callbacks.progress.refresh_rate",

@@ -18,7 +18,7 @@ from regen.data.cleaning import clean_text, clean_titles, join_categories, parse
 from regen.data.download import fetch
 from regen.data.json_lines import JsonLines, whole_lines
 from regen.data.tables import INTERACTIONS, ITEMS, NARRATIVES, DataError, sort_interactions
-from regen.data.times import read_times
+from regen.data.times import read_times, times_in_units
 
 logger = logging.getLogger(__name__)
 
@@ -145,10 +145,12 @@ class AmazonSource:
             "interactions.without_text": rows["review_text"].null_count(),
             "interactions.without_time": rows["timestamp"].null_count(),
             "interactions.without_rating": rows["rating"].null_count(),
+            "interactions.with_bad_time": int(rows["bad_time"].sum()),
+            **times_in_units("interactions", rows["time_unit"]),
         }
         for name, count in noted.items():
             counts[name] = counts.get(name, 0) + count
-        return rows
+        return rows.select(INTERACTIONS.names())
 
 
 class UserRanges:
@@ -185,15 +187,20 @@ class UserRanges:
         each = max(1, math.ceil(users["rows"].sum() / self.count))
         ranges = users.select("user_id", range=before // each)
         for at, path in enumerate(self._chunks):
-            chunk = pl.read_ipc(path).join(ranges, on="user_id", maintain_order="left")
+            chunk = _read_rows(path).join(ranges, on="user_id", maintain_order="left")
             for (number,), part in chunk.partition_by("range", as_dict=True, include_key=False).items():
                 part.write_ipc(self.folder / f"{number:05}-{at:06}.arrow", compression="lz4")
             path.unlink()
         for number in ranges["range"].unique().sort():
             files = sorted(self.folder.glob(f"{number:05}-*.arrow"))
-            yield pl.concat([pl.read_ipc(file) for file in files])
+            yield pl.concat([_read_rows(file) for file in files])
             for file in files:
                 file.unlink()
+
+
+def _read_rows(path: Path) -> pl.DataFrame:
+    with path.open("rb") as file:  # Polars would take a path with brackets in it for a pattern
+        return pl.read_ipc(file)
 
 
 class ParquetParts:
@@ -248,16 +255,11 @@ def _check_layout(path: Path) -> None:
 
 
 def _read_reviews(path: Path, counts: dict[str, int]) -> Iterator[pl.DataFrame]:
-    """Interactions with plain texts; counts what is dropped and what is missing."""
+    """Interactions with plain texts, and `bad_time` and `time_unit` of each; counts what is dropped."""
     lines = JsonLines(path, _REVIEWS)
     dropped = dict.fromkeys(("no_user_id", "no_item_id"), 0)
-    units: dict[str, int] = {}
-    bad_times = 0
     for chunk in lines.chunks():
-        seconds, bad, found = read_times(chunk["unixReviewTime"])
-        bad_times += int(bad.sum())
-        for unit, count in found.items():
-            units[unit] = units.get(unit, 0) + count
+        seconds, bad, units = read_times(chunk["unixReviewTime"])
         rows = chunk.select(
             user_id=pl.col("reviewerID").str.strip_chars(),
             item_id=pl.col("asin").str.strip_chars(),
@@ -265,6 +267,8 @@ def _read_reviews(path: Path, counts: dict[str, int]) -> Iterator[pl.DataFrame]:
             rating=pl.when(pl.col("overall").is_between(1, 5)).then("overall"),
             review_title=clean_text(chunk["summary"]),
             review_text=clean_text(chunk["reviewText"]),
+            bad_time=bad,
+            time_unit=units,
         )
         for column in ("user_id", "item_id"):
             kept = rows.filter(pl.col(column).is_not_null() & (pl.col(column) != ""))
@@ -275,8 +279,6 @@ def _read_reviews(path: Path, counts: dict[str, int]) -> Iterator[pl.DataFrame]:
     counts["interactions.read"] = lines.lines
     counts["interactions.dropped.malformed_line"] = lines.malformed
     counts.update({f"interactions.dropped.{name}": count for name, count in dropped.items()})
-    counts["interactions.with_bad_time"] = bad_times
-    counts.update({f"interactions.times_in_{unit}": count for unit, count in units.items()})
 
 
 def _read_items(path: Path, seen: set[str], counts: dict[str, int]) -> pl.DataFrame:

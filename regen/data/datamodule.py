@@ -32,6 +32,8 @@ class NarrativeDataset(Dataset[int]):
         max_narrative_tokens: Longer narratives are cut there; without it they are an error when the window is full.
         words: Gives a line of words per interaction, which then stand before the prompt (`encoder=text`).
         max_words: Tokens of these words; the newest interactions that fit are kept.
+        reserved: Positions that words leave to the narrative, the same for every example: the room for a history must
+            not depend on the text that is to be written.
 
     Raises:
         DataError: If history, prompt and narrative do not fit into the LM's window.
@@ -48,6 +50,7 @@ class NarrativeDataset(Dataset[int]):
         max_narrative_tokens: int | None = None,
         words: Callable[[Example], list[str]] | None = None,
         max_words: int = 0,
+        reserved: int = 0,
     ) -> None:
         self.examples = list(examples)
         self.vectors = vectors
@@ -59,9 +62,8 @@ class NarrativeDataset(Dataset[int]):
         self.draw = EVALUATION_DRAW
         self.prompts = [instructions[example.feature] for example in self.examples]
         if words is not None:
-            longest = max(map(len, self.targets), default=0)  # the room must not depend on an example's own reference
             for at, prompt in enumerate(self.prompts):
-                room = min(max_words, window - 1 - len(prompt) - longest)
+                room = min(max_words, window - 1 - len(prompt) - reserved)
                 told = _newest(token_ids(tokenizer, words(self.examples[at])), room)
                 self.prompts[at] = np.concatenate([*told, prompt])
         soft = [0 if words is not None else len(example.rows) for example in self.examples]
@@ -260,6 +262,11 @@ class NarrativeDataModule(L.LightningDataModule):
                 world,
             )
         return ResumableLoader(dataset, batches, num_workers=self.num_workers)
+
+
+def longest_narrative(texts: Sequence[str], *, tokenizer: Any, max_narrative_tokens: int | None) -> int:
+    """Positions of the longest narrative with its end."""
+    return 1 + max((len(ids[:max_narrative_tokens]) for ids in token_ids(tokenizer, texts)), default=0)
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:

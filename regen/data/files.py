@@ -57,8 +57,9 @@ def read_jsonl(
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON ({error.msg}): {line.strip()[:80]!r}") from error
+        except (ValueError, RecursionError) as error:  # also thousands of digits, or of nested lists
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
+            raise DataError(f"{path}:{number}: not JSON ({reason}): {line.strip()[:80]!r}") from error
         if not isinstance(record, dict):
             raise DataError(f"{path}:{number}: a JSON object is needed, this is {line.strip()[:80]!r}")
         if missing := [key for key in required if key not in record]:
@@ -125,8 +126,10 @@ def _number_as_text(value: Any) -> Any:
 def _column(path: Path, rows: list[dict[str, Any]], name: str, dtype: pl.DataType) -> pl.Series:
     """A typed column; ids that are whole numbers become text; anything else of a wrong type is refused."""
     if dtype == pl.List(pl.String):
-        if bad := next((row for row in rows if not _is_texts(row[name])), None):
-            raise DataError(f"{path}:{bad[LINE]}: {name}={str(bad[name])[:80]} is no list of texts.")
+        for row in rows:
+            if not _is_texts(row[name]):
+                raise DataError(f"{path}:{row[LINE]}: {name}={str(row[name])[:80]} is no list of texts.")
+            _refuse_half_characters(path, row[LINE], name, "".join(row[name]))
         return pl.Series(name, [row[name] for row in rows], dtype=dtype)
     accepted: tuple[type, ...] = (str,) if dtype == pl.String else (int, float)
     values: list[Any] = []
@@ -136,14 +139,17 @@ def _column(path: Path, rows: list[dict[str, Any]], name: str, dtype: pl.DataTyp
             value = str(value)
         if value is not None and (isinstance(value, bool) or not isinstance(value, accepted)):
             raise DataError(f"{path}:{row[LINE]}: {name}={value!r} is no {'text' if dtype == pl.String else 'number'}.")
+        if isinstance(value, str):
+            _refuse_half_characters(path, row[LINE], name, value)
         try:
             values.append(float(value) if isinstance(value, int | float) else value)
-            if isinstance(value, str):
-                value.encode()
         except OverflowError:
             raise DataError(f"{path}:{row[LINE]}: {name} is a number of too many digits.") from None
-        except UnicodeEncodeError:
-            raise DataError(
-                f"{path}:{row[LINE]}: {name}={value!r:.80} holds half of a character (a surrogate)."
-            ) from None
     return pl.Series(name, values, dtype=dtype, strict=False)
+
+
+def _refuse_half_characters(path: Path, line: int, name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{path}:{line}: {name}={text!r:.80} holds half of a character (a surrogate).") from None

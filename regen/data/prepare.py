@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from regen.data.source import Source
 from regen.data.tables import Tables
@@ -52,7 +53,7 @@ def load_tables(folder: Path, *, texts: bool = True) -> Tables:
 
     def read(name: str) -> pl.DataFrame:
         path = folder / f"{name}.parquet"
-        columns = [column for column in pl.read_parquet_schema(path) if column not in long]
+        columns = [column for column in pq.read_schema(path).names if column not in long]
         return pl.read_parquet(path, columns=columns, glob=False)
 
     return Tables(

@@ -14,7 +14,7 @@ _YEAR = re.compile(r"\d{4}")  # a text with a year alone is no time
 _DATE = re.compile(r"\d{4}-?\d\d-?\d\d")
 
 
-def read_times(times: pl.Series) -> tuple[pl.Series, pl.Series, dict[str, int]]:
+def read_times(times: pl.Series) -> tuple[pl.Series, pl.Series, pl.Series]:
     """Seconds since 1970 of a column that holds numbers, or texts with numbers or ISO 8601 dates.
 
     A number that would lie beyond the year 5000 as seconds is taken for milliseconds, microseconds or nanoseconds, by
@@ -24,15 +24,20 @@ def read_times(times: pl.Series) -> tuple[pl.Series, pl.Series, dict[str, int]]:
         times: Numbers or texts; null where a time is unknown.
 
     Returns:
-        The seconds, whether each value is no time before 2100, and how many values had which unit but seconds.
+        The seconds, whether each value is no time before 2100, and the unit of each value, null for seconds.
     """
     if times.dtype.is_float():
         times = times.fill_nan(math.inf)
     read = {value: _seconds(value) for value in times.unique()}  # far fewer than rows: days, or unknown
     seconds = pl.Series(times.name, [read[value][0] for value in times], dtype=pl.Int64)
-    units = pl.Series([read[value][1] for value in times], dtype=pl.String)
+    units = pl.Series("time_unit", [read[value][1] for value in times], dtype=pl.String)
     bad = times.is_not_null() & seconds.is_null()
-    return seconds, bad, {unit: count for unit in UNITS if (count := int((units == unit).sum()))}
+    return seconds, bad, units
+
+
+def times_in_units(table: str, units: pl.Series) -> dict[str, int]:
+    """Counts of a table's rows by the unit of their times; seconds are not counted."""
+    return {f"{table}.times_in_{unit}": count for unit in UNITS if (count := int((units == unit).sum()))}
 
 
 def _seconds(value: float | str | None) -> tuple[int | None, str | None]:

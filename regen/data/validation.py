@@ -22,7 +22,7 @@ from regen.data.tables import (
     nearest,
     sort_interactions,
 )
-from regen.data.times import read_times
+from regen.data.times import read_times, times_in_units
 
 
 def validate(
@@ -46,8 +46,8 @@ def validate(
 
     Returns:
         The tables, which no longer depend on the order of the files, and counts: `<table>.read`, `<table>.kept`,
-        `<table>.dropped.<reason>`, `items.added`, and what was noticed: `<table>.times_in_<unit>`,
-        `interactions.rating_of_zero`.
+        `<table>.dropped.<reason>`, `items.added`, and what was noticed in the rows that are kept:
+        `<table>.times_in_<unit>`, `interactions.rating_of_zero`.
 
     Raises:
         DataError: If a row is bad and `on_bad_row` is `error`, or if there is no interaction.
@@ -70,6 +70,10 @@ def validate(
         )
     narratives = judge.open("narratives", tables.narratives, NARRATIVES)
     narratives = _check_narratives(narratives, interactions, judge)
+    for name, rows in (("interactions", interactions), ("narratives", narratives)):  # of the rows that are kept
+        judge.counts |= times_in_units(name, rows["time_unit"])
+    if zeros := int(interactions["rating_of_zero"].sum()):
+        judge.counts["interactions.rating_of_zero"] = zeros
     checked = Tables(
         items=items.select(ITEMS.names()).sort("item_id"),
         interactions=sort_interactions(interactions).select(INTERACTIONS.names()),
@@ -114,10 +118,9 @@ class _Judge:
 
     def _with_times(self, table: str, rows: pl.DataFrame) -> pl.DataFrame:
         seconds, bad, units = read_times(rows["timestamp"])
-        self.counts |= {f"{table}.times_in_{unit}": count for unit, count in units.items()}
         good = self.reject(
             table,
-            rows.with_columns(seconds.alias("seconds"), bad.alias("bad")),
+            rows.with_columns(seconds.alias("seconds"), bad.alias("bad"), units),
             pl.col("bad"),
             reason="bad_time",
             says="have a timestamp that is no time before 2100",
@@ -198,9 +201,7 @@ def _check_ratings(interactions: pl.DataFrame, judge: _Judge, most: float) -> pl
             "if your scale is another."
         ),
     )
-    if zeros := rows.select((number == 0).sum()).item():
-        judge.counts["interactions.rating_of_zero"] = zeros
-    return rows.with_columns(rating=pl.when(number > 0).then(number * (MAX_RATING / most)))
+    return rows.with_columns(rating=pl.when(number > 0).then(number * (MAX_RATING / most)), rating_of_zero=number == 0)
 
 
 def _check_interactions(interactions: pl.DataFrame, items: pl.DataFrame, judge: _Judge) -> pl.DataFrame:

@@ -6,11 +6,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 import torch
 from jaxtyping import Float
 
 from regen.config.schema import TrainConfig
-from regen.data.datamodule import NarrativeDataModule, NarrativeDataset
+from regen.data.datamodule import NarrativeDataModule, NarrativeDataset, longest_narrative
 from regen.data.histories import Example, build_examples
 from regen.data.history_words import HistoryWords
 from regen.data.prepare import load_tables
@@ -65,6 +66,11 @@ def dataset_maker(
 ) -> Callable[[Sequence[Example]], NarrativeDataset]:
     """Makes datasets of examples as a run reads them."""
     as_words = config.encoder.name == TEXT
+    reserved = 0
+    if as_words:  # over all splits, so that each of them, and any part of one, has the same room for histories
+        told = tables.narratives.filter(pl.col("feature").is_in(list(config.feature)))["text"].drop_nulls().to_list()
+        most = config.data.max_narrative_tokens
+        reserved = longest_narrative(told, tokenizer=lm.tokenizer, max_narrative_tokens=most)
     return partial(
         NarrativeDataset,
         vectors=vectors,
@@ -74,6 +80,7 @@ def dataset_maker(
         max_narrative_tokens=config.data.max_narrative_tokens,
         words=HistoryWords(tables) if as_words else None,
         max_words=config.encoder.max_tokens or 0 if as_words else 0,
+        reserved=reserved,
     )
 
 

@@ -70,7 +70,8 @@ class Run:
     def limits(self) -> list[str]:
         """Settings with which it sees a part of the data only, for debugging; it is then never taken for finished."""
         values = {name: getattr(self.config.trainer, name) for name in LIMITS}
-        return [f"trainer.{name}={value}" for name, value in values.items() if value and repr(value) != "1.0"]
+        set_to = {name: value for name, value in values.items() if value or (value == 0 and name.startswith("limit_"))}
+        return [f"trainer.{name}={value}" for name, value in set_to.items() if repr(value) != "1.0"]
 
     @property
     def last_checkpoint(self) -> Path:
@@ -180,6 +181,12 @@ def fit(run: Run, vectors: InteractionVectors, loggers: Sequence[Any], callbacks
     )
     with packed, out_of_memory_named(asked, LESS_MEMORY):
         trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    if trainer.global_step == 0:
+        limits = ", ".join(run.limits) or "trainer.max_time"
+        raise ValueError(
+            f"{run.folder}: training of {len(data.splits['train']):,} examples ended without a single step, so nothing "
+            f"is saved or scored. Raise {limits}."
+        )
     if module.sharded or narrow:  # every process gives its part; what follows wants one model in float32
         state = model.trained_state()
         model = build_model(config, data, lm, start=False)

@@ -10,6 +10,7 @@ import pytest
 
 from regen.commands.prepare import counts_table
 from regen.data import amazon, json_lines
+from regen.data import prepare as stage
 from regen.data.amazon import AmazonSource
 from regen.data.tables import INTERACTIONS, ITEMS, NARRATIVES, DataError
 
@@ -134,6 +135,14 @@ def test_several_ranges_give_the_same_rows_as_one(prepare, monkeypatch, range_by
     assert one.counts == several.counts
 
 
+def test_a_folder_with_brackets_in_its_name_is_written_and_read(prepare, tmp_path):
+    source = prepare(REVIEWS, METADATA).source
+    root = tmp_path / "data[1]*"
+    made = stage.prepare(source, {}, root=root)
+    tables = [stage.load_tables(made.path, texts=texts) for texts in (True, False)]
+    assert [len(table.interactions) for table in tables] == [made.manifest["counts"]["interactions"]] * 2
+
+
 def test_a_file_that_is_sorted_by_user_gives_even_ranges(tmp_path):
     ranges = amazon.UserRanges(tmp_path, count=4)
     for first in range(0, 2000, 50):
@@ -168,6 +177,18 @@ def test_prices_that_cannot_be_read_and_times_that_are_none_are_counted(prepare)
     assert dict(done.items.select("item_id", "price").rows()) == {"b1": None, "b2": None, "b3": 5.0}
     assert (done.counts["items.with_unreadable_price"], done.counts["items.without_price"]) == (1, 2)
     assert (done.counts["interactions.with_bad_time"], done.counts["interactions.without_time"]) == (1, 1)
+
+
+def test_what_is_noted_of_times_is_noted_of_what_is_kept(prepare):
+    bad, thousands = {"unixReviewTime": 10**20}, {"unixReviewTime": DAY * 1_000_000_0}
+    rows = [
+        review(user, item, **time)
+        for user, item in (("u1", "b1"), ("u1", "nowhere"), (None, "b1"))
+        for time in (bad, thousands)
+    ]
+    counts = prepare(rows, [product("b1")]).counts
+    assert counts["interactions.kept"] == 2
+    assert (counts["interactions.with_bad_time"], counts["interactions.times_in_milliseconds"]) == (1, 1)
 
 
 def test_the_first_lines_may_hold_no_interaction_at_all(prepare, monkeypatch):

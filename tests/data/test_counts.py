@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from regen.commands.prepare import counts_table
 from regen.config.schema import CONF
 from regen.data.amazon import AmazonSource
+from regen.data.item_sequences import ItemSequencesSource
 from regen.data.jsonl import JsonlSource
 from regen.data.regen_release import ReleaseSource
 from regen.data.xrec import XRecSource
@@ -93,6 +94,19 @@ def xrec(folder, chance):
     return XRecSource(folder=str(folder), on_bad_row="skip")
 
 
+def sequences(folder, chance):
+    items = [{"asin": f"b{at}", "title": f"Thing {at}"} for at in range(20)]
+    users = [
+        {"reviewerID": f"u{at}", "asin_sequence": [f"b{chance.randrange(20)}" for _ in range(8)]} for at in range(30)
+    ]
+    lines(folder / "meta.json", damaged(items, chance, asin=["", "b1"], title=[None]))
+    lines(
+        folder / "sequences.json",
+        damaged(users, chance, reviewerID=["", None], asin_sequence=[["zz", "b1"], [" "], []]),
+    )
+    return ItemSequencesSource(folder=str(folder), metadata="meta.json", sequences="sequences.json", on_bad_row="skip")
+
+
 def amazon2018(folder, chance):
     reviews = [
         {"reviewerID": user, "asin": item, "unixReviewTime": day * 86_400, "overall": 5.0, "reviewText": text}
@@ -110,7 +124,9 @@ def amazon2018(folder, chance):
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("source", [jsonl, regen_release, xrec, amazon2018], ids=lambda source: source.__name__)
+@pytest.mark.parametrize(
+    "source", [jsonl, regen_release, xrec, sequences, amazon2018], ids=lambda source: source.__name__
+)
 def test_read_is_kept_and_dropped_by_reason(source, seed, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "out").mkdir()
@@ -123,6 +139,6 @@ def test_read_is_kept_and_dropped_by_reason(source, seed, tmp_path):
         if f"{table}.kept" in counts:
             assert counts[f"{table}.read"] + added == counts[f"{table}.kept"] + dropped, (table, counts)
     assert sum(count for name, count in counts.items() if ".dropped." in name) > 0
-    noted = [count for name, count in counts.items() if name.startswith("items.with")]
-    assert all(0 <= count <= counts["items.kept"] for count in noted)
+    noted = {name: count for name, count in counts.items() if ".with" in name or ".times_in_" in name}
+    assert all(0 <= count <= counts[f"{name.partition('.')[0]}.kept"] for name, count in noted.items()), noted
     assert "kept" in counts_table(counts)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from regen.data.datamodule import LengthBatches, NarrativeDataset, ResumableLoader
+from regen.data.datamodule import LengthBatches, NarrativeDataModule, NarrativeDataset, ResumableLoader
 from regen.data.histories import Example
 
 LENGTHS = np.random.default_rng(0).integers(5, 120, size=203).tolist()
@@ -38,6 +38,14 @@ def test_ranks_share_every_batch(examples, batch, world, shuffle):
     assert all(part for share in shares for part in share)
     seen = [index for share in shares for part in share for index in part]
     assert len(set(seen)) == len(seen) == (examples - examples % world if shuffle else examples)
+
+
+@pytest.mark.parametrize(("processes", "left_out"), [(1, 0), (2, 0), (4, 2)])
+def test_examples_that_processes_cannot_share_are_told_of(processes, left_out, caplog):
+    module = NarrativeDataModule({"train": dataset(58, max_narrative_tokens=5)}, batch_size=4, eval_batch_size=4)
+    module.trainer = SimpleNamespace(global_rank=0, world_size=processes, overfit_batches=0)
+    module.train_dataloader()
+    assert (f"{left_out} of 58 training examples are left out of each epoch" in caplog.text) == (left_out > 0)
 
 
 @pytest.mark.parametrize("shuffle", [True, False])

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from regen.data.datamodule import NarrativeDataset
+from regen.data.datamodule import NarrativeDataset, longest_narrative
 from regen.data.histories import Example
 from regen.data.history_words import HistoryWords
 from regen.data.tables import INTERACTIONS, ITEMS, NARRATIVES, Tables
@@ -93,16 +93,21 @@ def test_of_one_line_that_is_too_long_the_beginning_is_told(tables, tiny_lm):
 
 def test_the_room_of_a_history_does_not_depend_on_the_reference(tables, tiny_lm):
     """A window that holds two lines beside the longest narrative: a short one leaves no more room than a long one."""
-    examples = [replace(example(), text=text) for text in ("Draws.", "Draws with a ruler every day. " * 4)]
-    dataset = NarrativeDataset(
-        examples,
-        WordsOnly(),
-        tokenizer=tiny_lm.tokenizer,
-        prompts={"user_profile": "Profile:"},
-        window=75,
-        words=HistoryWords(tables),
-        max_words=1000,
-    )
-    assert len(dataset.targets[0]) < len(dataset.targets[1]) - 10
-    assert dataset.prompts[0].tolist() == dataset.prompts[1].tolist()
-    assert max(dataset.lengths) <= 75
+    short, long = (replace(example(), text=text) for text in ("Draws.", "Draws with a ruler every day. " * 4))
+
+    def dataset(*examples):
+        return NarrativeDataset(
+            examples,
+            WordsOnly(),
+            tokenizer=tiny_lm.tokenizer,
+            prompts={"user_profile": "Profile:"},
+            window=75,
+            words=HistoryWords(tables),
+            max_words=1000,
+            reserved=longest_narrative([long.text], tokenizer=tiny_lm.tokenizer, max_narrative_tokens=None),
+        )
+
+    both, alone = dataset(short, long), dataset(short)
+    assert len(both.targets[0]) < len(both.targets[1]) - 10
+    assert both.prompts[0].tolist() == both.prompts[1].tolist() == alone.prompts[0].tolist()
+    assert max(both.lengths) <= 75

@@ -7,6 +7,7 @@ import random
 import polars as pl
 import pytest
 
+from regen.data.files import read_jsonl
 from regen.data.jsonl import JsonlSource
 from regen.data.tables import DataError
 from regen.data.xrec import XRecSource
@@ -106,6 +107,8 @@ def test_bad_rows_are_errors_or_left_out(write, rows, message):
         ({"items": [*ITEMS, "[1]"]}, r"items.jsonl:4: a JSON object is needed"),
         ({"items": [{"title": "x"}]}, r"items.jsonl:1: no key 'item_id'; it has 'title'"),
         ({"items": [{"item_id": "b1", "price": "cheap"}]}, r"items.jsonl:1: price='cheap' is no number"),
+        ({"items": [*ITEMS, '{"item_id": "b4", "price": 1%s}' % ("0" * 5000)]}, r"items.jsonl:4: not JSON \(.* 5001 digits"),
+        ({"items": [*ITEMS, "[" * 100_000]}, r"items.jsonl:4: not JSON \(maximum recursion depth"),
     ],
 )  # fmt: skip
 def test_lines_that_cannot_be_read(write, rows, message):
@@ -118,6 +121,15 @@ def test_half_a_character_and_too_many_digits_are_named(write):
         write(items=[{"item_id": "b1", "title": "Pen \ud800"}]).read()
     with pytest.raises(DataError, match=r"items.jsonl:1: price is a number of too many digits"):
         write(items=[{"item_id": "b1", "price": 10**400}]).read()
+    with pytest.raises(DataError, match=r"items.jsonl:1: category='Ink . Pen .ud800' holds half of a character"):
+        write(items=[{"item_id": "b1", "category": ["Ink", "Pen \ud800"]}]).read()
+
+
+def test_half_a_character_in_a_list_is_named(tmp_path):
+    (tmp_path / "sequences.json").write_text('{"user": "u1", "bought": ["a"]}\n{"user": "u2", "bought": ["b\\ud800"]}')
+    schema = pl.Schema({"user": pl.String(), "bought": pl.List(pl.String())})
+    with pytest.raises(DataError, match=r"sequences.json:2: bought='b.ud800' holds half of a character"):
+        read_jsonl(tmp_path / "sequences.json", required=schema.names(), schema=schema)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +156,13 @@ def test_times_are_read_as_people_write_them(write, time, unit):
 def test_a_number_is_a_time_however_small(write):
     tables, _ = write(interactions=[{"user_id": "u1", "item_id": "b1", "timestamp": 2018}], narratives=[]).read()
     assert tables.interactions["timestamp"].to_list() == [2018]
+
+
+def test_what_is_noted_of_rows_is_noted_of_those_that_are_kept(write):
+    noted = {"timestamp": 1519948800_000, "rating": 0}
+    rows = [{"user_id": "u1", "item_id": item, **noted} for item in ("b1", "nowhere")]
+    _, counts = write(interactions=rows, narratives=[], on_bad_row="skip").read()
+    assert (counts["interactions.times_in_milliseconds"], counts["interactions.rating_of_zero"]) == (1, 1)
 
 
 def test_a_rating_of_zero_is_none_and_other_scales_are_brought_to_five(write):

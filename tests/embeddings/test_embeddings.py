@@ -102,6 +102,12 @@ def test_confidence_grows_with_the_rating_and_null_counts_as_full():
     assert matrix.toarray().tolist() == [[3.0, 0, 11.0, 0], [0, 0, 11.0, 0]]
 
 
+def test_factors_that_are_not_finite_are_refused(monkeypatch):
+    monkeypatch.setattr(ALS, "fit_items", lambda self, confidence: np.full((confidence.shape[1], 2), np.nan))
+    with pytest.raises(ValueError, match="CF gave factors that are not finite; lower cf.alpha"):
+        item_vectors(ALS(factors=2, regularization=0.1, iterations=1, seed=0), sp.csr_matrix(np.ones((2, 3))))
+
+
 def test_cf_without_interactions_is_an_error():
     with pytest.raises(ValueError, match="CF has nothing to fit on"):
         item_vectors(ALS(factors=4, regularization=0.1, iterations=1, seed=0), sp.csr_matrix((0, 5), dtype=np.float32))

@@ -16,6 +16,7 @@ import pytest
 from regen.data.prepare import prepare
 from regen.embeddings import content, encode_content
 from regen.embeddings.encode_content import load_content, shard_texts, user_shards
+from regen.embeddings.interaction_texts import InteractionTexts
 from regen.embeddings.vector_store import VectorStore, text_keys
 from regen.pipeline import encoded_artefacts, prepared_artefact
 from regen.runtime.shards import LocalEngine
@@ -105,6 +106,40 @@ def test_many_shards_give_what_one_gives(small_config, encoder):
         assert np.array_equal(many.vectors[rows[rows >= 0]], one.vectors[of_one[of_one >= 0]])
     assert isinstance(many.vectors, np.memmap)
     assert many.vectors.dtype == np.float16
+
+
+def test_vectors_that_are_not_finite_are_refused_where_they_are_made(encoder, tmp_path, monkeypatch):
+    alive = encoder.encode
+
+    def encode(texts, **options):
+        return np.where([["u0007 likes" in text] for text in texts], np.nan, alive(texts, **options))
+
+    monkeypatch.setattr(encoder, "encode", encode)
+    with pytest.raises(
+        ValueError, match=r"content.pretrained=minilm: the vectors of 5 of \d+ texts are not finite, .*u0007"
+    ):
+        encoded(100, tmp_path)
+    assert not list(tmp_path.glob("content-*"))
+
+
+def test_what_reaches_the_vectors_is_counted_and_printed(encoder, tmp_path, caplog, monkeypatch):
+    """Of 20 reviews those of one user are cut in half."""
+
+    def cut(items, reviews, *, pretrained):
+        before = np.array([len(review) for review in reviews])
+        kept = np.where(["u0002" in review for review in reviews], before // 2, before)
+        return InteractionTexts(list(reviews), before, kept)
+
+    monkeypatch.setattr(encode_content, "interaction_texts", cut)
+    with caplog.at_level(logging.INFO):
+        made, _ = encoded(4, tmp_path)
+    counts = made.manifest["counts"]
+    assert (counts["reviews"], counts["reviews_cut"]) == (20, 5)
+    each = len("u0002 likes item 0")
+    assert (counts["review_characters"], counts["review_characters_kept"]) == (20 * each, 20 * each - 5 * each // 2)
+    assert (
+        "87.5% of the reviews' characters reach the vectors; the encoder's window cuts 5 of 20 reviews" in caplog.text
+    )
 
 
 def test_one_percent_more_rows_encode_one_percent(encoder, tmp_path):

@@ -167,7 +167,7 @@ def test_what_does_not_go_with_it_is_refused_before_any_work(small_config, tmp_p
 
 def test_the_feature_belongs_to_the_task(small_config):
     with pytest.raises(
-        ValueError, match="task=narrate with feature=next_item: it takes feature=next_item task=recommend"
+        ValueError, match="task=narrate with feature=next_item: it takes feature=those that are narratives"
     ):
         train_and_evaluate(small_config("feature=next_item"))
 

@@ -135,6 +135,19 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(small_config, monkeyp
         train_and_evaluate(small_config())
 
 
+def test_a_run_without_a_step_is_an_error(small_config, tmp_path):
+    with pytest.raises(ValueError, match=r"ended without a single step, .* Raise trainer.limit_train_batches=0"):
+        train_and_evaluate(small_config("trainer.limit_train_batches=0"))
+    assert not list((tmp_path / "runs").glob("*/model.safetensors"))
+
+
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
+def test_a_run_without_a_validation_is_no_finished_run(small_config):
+    run = pipeline.open_run(small_config("trainer.limit_val_batches=0", "trainer.max_steps=1"))
+    assert run.limits == ["trainer.limit_val_batches=0"]
+    assert pipeline.open_run(small_config("trainer.limit_val_batches=1.0")).limits == []
+
+
 def test_weights_that_are_not_finite_are_not_saved(small_config, tmp_path, monkeypatch):
     alive, bias = SoftTokenLM.load_trained_state, "adapter.projection.bias"
     monkeypatch.setattr(
