@@ -147,20 +147,22 @@ def load_folder(folder: Path) -> "LoadedRun":
     return load_run(read_run(folder))
 
 
-def check_task(config: schema.TrainConfig, folder: Path, task: str = "narrate") -> None:
+def check_task(config: schema.TrainConfig, folder: Path, tasks: Sequence[str] = ("narrate",)) -> None:
     """Refuses a run of another task than what is to be done takes.
 
     Raises:
         ValueError: If its task is another one.
     """
-    if config.task.name != task:
-        lacks = "writes no narratives" if task == "narrate" else "does not recommend"
-        raise ValueError(f"{folder}: a run of task={config.task.name}, which {lacks}. Give one of task={task}.")
+    if config.task.name not in tasks:
+        lacks = "writes no narratives of given histories" if "narrate" in tasks else "does not recommend"
+        raise ValueError(
+            f"{folder}: a run of task={config.task.name}, which {lacks}. Give one of task={' or '.join(tasks)}."
+        )
 
 
 @contextmanager
-def opened_run(folder: Path, *, task: str = "narrate") -> "Iterator[Run]":
-    """A finished run of a task, inside the folder from which it was started: there its config's relative paths hold.
+def opened_run(folder: Path, *, tasks: Sequence[str] = ("narrate",)) -> "Iterator[Run]":
+    """A finished run of one of these tasks, inside the folder from which it was started: there its relative paths hold.
 
     Raises:
         FileNotFoundError: If the folder holds no run.
@@ -172,7 +174,7 @@ def opened_run(folder: Path, *, task: str = "narrate") -> "Iterator[Run]":
     folder = folder.resolve()
     with chdir(started_in(folder)):
         run = read_run(folder)
-        check_task(run.config, folder, task)
+        check_task(run.config, folder, tasks)
         if run.limits:
             raise ValueError(f"{folder}: made with {', '.join(run.limits)}, which is for debugging. Train it without.")
         if not run.finished:

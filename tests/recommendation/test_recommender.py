@@ -52,7 +52,7 @@ def test_it_scores_as_the_model_does(run, recommender):
     (best, *_) = recommender.recommend([{"item_id": item}], text, k=3)
     words = test.tokens[test.said[0][-1]].tolist()
     vector = test.critiques.vectors[test.said[0][-1]]
-    batch = recommender._batch(recommender.data.closed_form.items[row : row + 1].numpy(), words, vector)
+    batch = recommender._batch(recommender.data.closed_form.items[row : row + 1].numpy(), [words], vector[None])
     with torch.no_grad():
         scores = recommender.model.scores(recommender.model.queries(batch)[:, -1], torch.tensor([[row]]))
     assert best.item_id == recommender.items.table["item_id"][int(scores.argmax())]
