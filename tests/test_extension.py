@@ -13,7 +13,7 @@ from small import SMALL
 REPOSITORY = Path(__file__).parent.parent
 
 EXTENSION = REPOSITORY / "examples" / "extension"
-PUBLIC = {  # what the example's README names, and what an artefact takes
+PUBLIC = {  # what docs/extend.md names, and what an artefact takes
     "regen.data.histories",
     "regen.data.prepare",
     "regen.data.source",
