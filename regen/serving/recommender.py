@@ -24,10 +24,10 @@ from regen.pipeline import load_run, opened_run
 from regen.serving.history_encoder import SERVED, HistoryEncoder
 from regen.serving.interactions import Interaction, RequestError, read_history, shown
 from regen.serving.items import Items
+from regen.serving.requests import LONGEST
 from regen.training.recommendation import NextItemData
 from regen.training.run import LoadedRun
 
-LONGEST = 500  # characters of a critique
 MOST = 1000  # items of one answer
 
 
@@ -85,6 +85,11 @@ class Recommender:
 
     Args:
         loaded: A finished run of `task=recommend` or `task=converse`.
+
+    Attributes:
+        run: Name of the run.
+        data_fingerprint: Of the data that it was trained on.
+        items: Those that the model knows.
     """
 
     def __init__(self, loaded: LoadedRun) -> None:
@@ -97,6 +102,7 @@ class Recommender:
             factors = np.asarray(load_cf(inputs.encoded["cf"], tables).vectors, dtype=np.float32)
         self.model, self.data, self.config = loaded.model, loaded.data, config
         self.items = Items(tables.items, factors)
+        self.run, self.data_fingerprint = loaded.run.folder.name, inputs.prepared.fingerprint
         self._tokenizer, self._window = loaded.lm.tokenizer, loaded.lm.window
         self._reads_content = "content" in inputs.encoded
         self._encode = HistoryEncoder(

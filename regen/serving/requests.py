@@ -10,6 +10,9 @@ from regen.serving.interactions import MOST, Interaction
 
 MOST_NARRATIVES = 32  # of one request
 MOST_PURCHASES = 1_000  # of one history; models read far fewer
+MOST_TURNS = 50  # of one conversation
+MOST_RECOMMENDED = 100  # items of one answer
+LONGEST = 500  # characters of a critique
 OF_USER, OF_HISTORY = "of_user", "of_history"  # which of the two a narrative is; they show in places of errors
 IDENTIFIER = 200  # characters of an id or a query
 _SOMETHING = r"[^\s\x00-\x1f\x7f-\x9f]"  # neither blank nor control characters
@@ -88,6 +91,48 @@ class NarrativesRequest(Sent):
 
     narratives: list[OfUser | OfHistory] = Field(min_length=1, max_length=MOST_NARRATIVES, fail_fast=True)
     stream: bool = Field(False, description="Send the texts as server-sent events while they are written.")
+
+
+class SentTurn(Sent):
+    """An item that was recommended, and what the user said about it."""
+
+    item_id: Identifier
+    critique: str = Field(max_length=LONGEST)
+
+
+class RecommendationsRequest(Sent):
+    """What to recommend to whom; the client keeps the turns of its conversation and sends them all."""
+
+    history: list[Purchase] = Field(
+        min_length=1, max_length=MOST_PURCHASES, fail_fast=True, description="Purchases, oldest first."
+    )
+    critique: str | None = Field(None, max_length=LONGEST, description="What the user says about the last purchase.")
+    turns: list[SentTurn] = Field(
+        [],
+        max_length=MOST_TURNS,
+        fail_fast=True,
+        description="What was recommended since then, oldest first.",
+    )
+    k: int = Field(10, ge=1, le=MOST_RECOMMENDED, description="How many items.")
+    narrative: bool = Field(False, description="Write about the first item, too; for a model of task=converse.")
+    stream: bool = Field(False, description="Send server-sent events: items first, then the text as it is written.")
+
+
+class RecommendedItem(BaseModel):
+    """An item and how well it fits; scores compare within one answer only."""
+
+    item_id: str
+    title: str
+    score: float
+
+
+class RecommendationsResponse(BaseModel):
+    """Items, the best first, and what there is to say about the first one."""
+
+    model: str
+    data: str = Field(description="Fingerprint of the data that the model was trained on.")
+    items: list[RecommendedItem]
+    narrative: str | None = None
 
 
 def request_model(features: tuple[str, ...], *, places: int) -> type[NarrativesRequest]:

@@ -6,12 +6,15 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from regen.config.schema import BackendName, DeviceName, ServeConfig
+from regen.config.objects import read_run_config
+from regen.config.schema import BackendName, DeviceName, ServeConfig, TaskName
 from regen.generation.checks import check_precision
 from regen.generation.vllm_client import is_loopback
 from regen.runtime.device import device_of
@@ -21,6 +24,8 @@ from regen.serving.backend import Backend, BackendError
 from regen.serving.connection import Connection
 from regen.serving.gate import LOOPBACK
 from regen.serving.model import NarrativeModel
+from regen.serving.recommendation_service import create_recommendation_app
+from regen.serving.recommender import Recommender
 from regen.serving.service import create_app
 from regen.serving.transformers_backend import TransformersBackend
 from regen.serving.users import Users
@@ -38,6 +43,9 @@ def serve(config: ServeConfig) -> None:
         FileNotFoundError: If the checkpoint or the data are not there.
     """
     key = service_key(config.host, config.api_key_env)
+    if task_of(config.checkpoint) != TaskName.narrate:
+        serve_recommender(config, key)
+        return
     model = load_model(config.checkpoint)
     users = None
     if config.data is not None:
@@ -47,8 +55,45 @@ def serve(config: ServeConfig) -> None:
     if config.dry_run:
         logger.info("serve: start first: %s", backend.needs or "nothing; dry_run=false serves the model")
         return
+    _run_until_stopped(_listen(config, backend, users, key))
+
+
+def _run_until_stopped(listening: Coroutine[Any, Any, None]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it once more after its own, graceful end
-    asyncio.run(_listen(config, backend, users, key))
+    asyncio.run(listening)
+
+
+def task_of(checkpoint: str) -> str:
+    """The task of a run's folder; an exported model writes narratives."""
+    folder = Path(checkpoint)
+    return read_run_config(folder).task.name if (folder / RUN_CONFIG).is_file() else TaskName.narrate
+
+
+def serve_recommender(config: ServeConfig, key: str | None) -> None:
+    """`serve` for a run of `task=recommend` or `task=converse`.
+
+    Raises:
+        ValueError: If a setting is given that belongs to narratives, or the run cannot be used.
+    """
+    for name, value in (("data", config.data), ("precision", config.precision)):
+        if value is not None:
+            raise ValueError(f"{name}={value} belongs to models that write narratives of given users. Leave it out.")
+    if config.backend != BackendName.transformers:
+        raise ValueError(f"backend={config.backend}: a recommender is served in this process. Leave it out.")
+    recommender = Recommender.from_run(config.checkpoint)
+    recommender.model.to(device_of(config.device))
+    if config.dry_run:
+        logger.info("serve: start first: nothing; dry_run=false serves the model")
+        return
+    app = create_recommendation_app(
+        recommender,
+        places=config.rows + config.queue,
+        key=key,
+        timeout=config.timeout,
+        max_body_bytes=config.max_body_bytes,
+        hosts=[*LOOPBACK, config.host],
+    )
+    _run_until_stopped(Server(app).serve(sockets=[_bound(config.host, config.port)]))
 
 
 def service_key(host: str, variable: str) -> str | None:

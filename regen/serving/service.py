@@ -15,8 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from regen.serving.answers import NarrativesAnswer, Wanted
 from regen.serving.backend import Backend, BackendError, QueueFullError
-from regen.serving.gate import DOCS_FILES, LOOPBACK, Gate
+from regen.serving.gate import DOCS_FILES, LOOPBACK, OPEN, Gate
 from regen.serving.interactions import RequestError
+from regen.serving.items import Items
 from regen.serving.metrics import Metrics
 from regen.serving.requests import (
     IDENTIFIER,
@@ -64,14 +65,23 @@ def create_app(
             machine by a name of its own (DNS rebinding).
     """
     metrics = Metrics(lambda: backend.under_way)
-    app = FastAPIOffline(
-        title="regen",
-        summary="Narratives from purchase histories.",
-        description=f"Model `{backend.model.spec.run}` on data `{backend.model.data_fingerprint}`.",
-        redoc_url=None,
-        static_url=DOCS_FILES,
-    )
+    app = new_app("Narratives from purchase histories.", backend.model.spec.run, backend.model.data_fingerprint)
     _add_routes(app, backend, users, metrics, timeout)
+    add_items(app, backend.model.items)
+    add_metrics(app, metrics)
+    return guarded(app, metrics, timeout=timeout, key=key, max_body_bytes=max_body_bytes, hosts=hosts)
+
+
+def new_app(summary: str, run: str, data: str) -> FastAPI:
+    """An app without routes, for the model of a run."""
+    described = f"Model `{run}` on data `{data}`."
+    return FastAPIOffline(title="regen", summary=summary, description=described, redoc_url=None, static_url=DOCS_FILES)
+
+
+def guarded(
+    app: FastAPI, metrics: Metrics, *, timeout: float, key: str | None, max_body_bytes: int, hosts: Sequence[str]
+) -> ASGIApp:
+    """An app with its routes behind key, limits and counters; arguments as for `create_app`."""
     _add_refusals(app, timeout)
     if key is not None:
         _tell_of_key(app)
@@ -83,7 +93,7 @@ def create_app(
 
 def _add_routes(app: FastAPI, backend: Backend, users: Users | None, metrics: Metrics, timeout: float) -> None:
     wanted_of: Any = request_model(backend.model.features, places=backend.places)
-    problems = _problems(400, 404, 408, 413, 422, 429, 503, 504)
+    problems = problems_of(400, 404, 408, 413, 422, 429, 503, 504)
 
     @app.post("/v1/narratives", response_model=NarrativesResponse, responses={200: EVENTS, **problems})
     async def narratives(body: wanted_of) -> Response:
@@ -91,15 +101,7 @@ def _add_routes(app: FastAPI, backend: Backend, users: Users | None, metrics: Me
         wanted = [_wanted(at, one, backend, users) for at, one in enumerate(body.narratives)]
         return NarrativesAnswer(backend, wanted, stream=body.stream, timeout=timeout, metrics=metrics)
 
-    @app.get("/v1/items", responses=_problems(422))
-    def items(
-        query: Annotated[str, Query(min_length=1, max_length=IDENTIFIER, description="Words or parts of words.")],
-        limit: Annotated[int, Query(ge=1, le=MOST_ITEMS)] = 20,
-    ) -> ItemsResponse:
-        """Items whose title, brand or category hold every word."""
-        return ItemsResponse(items=[KnownItem(**vars(item)) for item in backend.model.items.search(query, limit)])
-
-    @app.get("/health", responses=_problems(503))
+    @app.get("/health", responses=problems_of(503))
     async def health() -> Health:
         """Whether narratives can be written."""
         try:
@@ -108,6 +110,22 @@ def _add_routes(app: FastAPI, backend: Backend, users: Users | None, metrics: Me
             logger.warning("%s", error)
             raise HTTPException(503, "Nothing can be written now; the service's log says why.") from error
         return Health(status="ok")
+
+
+def add_items(app: FastAPI, known: Items) -> None:
+    """The search among a model's items."""
+
+    @app.get("/v1/items", responses=problems_of(422))
+    def items(
+        query: Annotated[str, Query(min_length=1, max_length=IDENTIFIER, description="Words or parts of words.")],
+        limit: Annotated[int, Query(ge=1, le=MOST_ITEMS)] = 20,
+    ) -> ItemsResponse:
+        """Items whose title, brand or category hold every word."""
+        return ItemsResponse(items=[KnownItem(**vars(item)) for item in known.search(query, limit)])
+
+
+def add_metrics(app: FastAPI, metrics: Metrics) -> None:
+    """The counters."""
 
     @app.get("/metrics", response_class=PlainTextResponse)
     def counters() -> Response:
@@ -158,7 +176,8 @@ def _problem(status: int, detail: str, headers: dict[str, str] | None = None) ->
     return JSONResponse(Problem(detail=told).model_dump(), status, headers)
 
 
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def problems_of(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Descriptions of these statuses."""
     return {status: {"model": Problem} for status in statuses}
 
 
@@ -166,7 +185,7 @@ def _tell_of_key(app: FastAPI) -> None:
     """Describes the key that `Gate` asks for."""
     document = app.openapi()
     document["components"]["securitySchemes"] = KEY
-    for path in ("/v1/narratives", "/v1/items", "/metrics"):
+    for path in document["paths"].keys() - OPEN:
         for operation in document["paths"][path].values():
             operation["security"] = [{"Key": []}]
             operation["responses"]["401"] = {"description": "No key, or another one."}
