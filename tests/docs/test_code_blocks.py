@@ -120,13 +120,14 @@ def composed(command, overrides, config_dir):
 
 def asks(arguments):
     """Checks the address and the body of a request to the service."""
-    from regen.serving.requests import request_model
+    from regen.serving.requests import RecommendationsRequest, request_model
 
     (path,) = (found[1] for one in arguments if (found := re.match(r"http://127.0.0.1:8080(/[^?]*)", one)))
-    assert path in ("/v1/narratives", "/v1/items", "/health", "/metrics"), f"no route {path}"
+    assert path in ("/v1/narratives", "/v1/recommendations", "/v1/items", "/health", "/metrics"), f"no route {path}"
     if "-d" in arguments:
         body = json.loads(arguments[arguments.index("-d") + 1])
-        request_model(("purchase_reason",), places=160).model_validate(body)
+        narratives = request_model(("purchase_reason",), places=160)
+        (RecommendationsRequest if path == "/v1/recommendations" else narratives).model_validate(body)
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +145,7 @@ def workplace(tmp_path_factory):
         NarrativeModel.from_run(train_and_evaluate(narrate)[0]).save_pretrained("office")
         recommend = ["task=recommend", "task.train_users=20", "task.ridge=0.1", "data.critiques=true"]
         train_and_evaluate(compose([*SMALL, *recommend, "trainer.max_steps=2"]))
+        train_and_evaluate(compose([*SMALL, "task=converse", "task.ridge=0.1", "trainer.max_steps=2"]))
         data = data_artefact(narrate)
         users = load_tables(data.path).interactions["user_id"].unique()
         split_of = dict.fromkeys(users, "train")
@@ -161,7 +163,7 @@ PYTHON = [(page, code) for page in PAGES for code in blocks(page, "python") if O
 def test_python_runs(page, code, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     monkeypatch.setattr("regen.config.objects.compose", lambda overrides: compose([*SMALL, *overrides]))
-    full = partial(re.sub, r"[\w/-]+-…", lambda begun: next(Path().glob(f"{begun[0][:-1]}*")).as_posix())
+    full = partial(re.sub, r"[\w/+-]+-…", lambda begun: next(Path().glob(f"{begun[0][:-1]}*")).as_posix())
     with quick_embeddings():
         exec(compile(full(code), page.name, "exec"), {})  # "outputs/runs/next_item-both-…" is the run that begins so
 
