@@ -137,6 +137,11 @@ class Recommender:
         """What it writes about an item; None where it only recommends."""
         return next((name for name in self.config.feature if name != NEXT_ITEM), None)
 
+    @property
+    def reads_critiques(self) -> bool:
+        """Whether it was trained with what users said."""
+        return self.config.data.critiques
+
     @torch.no_grad()
     def recommend(
         self,

@@ -67,10 +67,8 @@ def build_app(shown: Shown, *, hosts: Sequence[str]) -> FastAPI:
         shown: Models and data.
         hosts: Names by which the page may be asked for; others are refused, so that no other site can pose as it.
     """
-    app = FastAPI(title="regen demo", openapi_url=None)  # its documentation pages would load from a network
-    app.add_middleware(Guard)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    app.add_exception_handler(RequestValidationError, _say_what_is_invalid)
+    app = new_app(hosts)
+    add_users(app, shown.users)
     limit = next(iter(next(iter(shown.models.values())).values())).spec.max_history
     one_at_a_time = anyio.CapacityLimiter(1)  # the models share cores, and requests take turns word by word
 
@@ -83,17 +81,6 @@ def build_app(shown: Shown, *, hosts: Sequence[str]) -> FastAPI:
             "runs": shown.runs,
             "data": shown.data,
         }
-
-    @app.get("/api/users")
-    def users(query: Words = "", limit: Limit = 20) -> dict[str, Any]:
-        found, total = shown.users.search(query, limit)
-        return {"found": found, "total": total}
-
-    @app.get("/api/user")
-    def user(user_id: str) -> dict[str, Any]:
-        if user_id not in shown.users:
-            raise HTTPException(404, f"user_id={user_id!r:.80}: no user of these data has that id and narratives.")
-        return shown.users.open(user_id)
 
     @app.get("/api/items")
     def items(query: Words = "", limit: Limit = 20) -> dict[str, Any]:
@@ -129,6 +116,30 @@ def build_app(shown: Shown, *, hosts: Sequence[str]) -> FastAPI:
 
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
+
+
+def new_app(hosts: Sequence[str]) -> FastAPI:
+    """An app without routes that keeps its page to itself; arguments as for `build_app`."""
+    app = FastAPI(title="regen demo", openapi_url=None)  # its documentation pages would load from a network
+    app.add_middleware(Guard)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.add_exception_handler(RequestValidationError, _say_what_is_invalid)
+    return app
+
+
+def add_users(app: FastAPI, known: NarratedUsers) -> None:
+    """The search among users, and their histories."""
+
+    @app.get("/api/users")
+    def users(query: Words = "", limit: Limit = 20) -> dict[str, Any]:
+        found, total = known.search(query, limit)
+        return {"found": found, "total": total}
+
+    @app.get("/api/user")
+    def user(user_id: str) -> dict[str, Any]:
+        if user_id not in known:
+            raise HTTPException(404, f"user_id={user_id!r:.80}: no user of these data has that id and narratives.")
+        return known.open(user_id)
 
 
 def narrate_side_by_side(

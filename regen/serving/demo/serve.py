@@ -1,29 +1,33 @@
 """From a folder of runs to the demo's page on this machine."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from regen.config.objects import read_run_config
 from regen.data.prepare import load_tables
 from regen.generation.vllm_client import is_loopback
+from regen.pipeline import opened_run
 from regen.runtime.device import device_of
 from regen.serving import NarrativeModel
 from regen.serving.connection import Connection
 from regen.serving.demo.app import Shown, build_app, withholds_review
+from regen.serving.demo.conversation import Talk, build_conversation_app
 from regen.serving.demo.narrated_users import NarratedUsers
 from regen.serving.demo.runs import newest_grid
 from regen.serving.gate import LOOPBACK
+from regen.serving.recommender import Recommender
 
 
 def serve(runs: Path, *, device: str = "auto", host: str, port: int, ready: Callable[[str], None]) -> None:
     """Serves the page until it is interrupted.
 
     Args:
-        runs: Folder of runs, or of a grid.
+        runs: Folder of runs, or of a grid; or of one run of `task=converse`, which then holds a conversation.
         device: `auto`, `cpu` or `cuda`.
         host: A loopback address, because the page has no key.
         port: To listen on; 0 takes a free one.
@@ -34,11 +38,25 @@ def serve(runs: Path, *, device: str = "auto", host: str, port: int, ready: Call
         ValueError: If the address is no loopback one, the port is taken, or the runs cannot be shown.
     """
     with _listening(host, port) as listening:  # first, because models take longer to load than this takes to fail
-        app = build_app(load_shown(runs, device), hosts=[*LOOPBACK, host])
+        app = load_app(runs, device, hosts=[*LOOPBACK, host])
         ready(f"http://{host}:{listening.getsockname()[1]}")
         with suppress(KeyboardInterrupt):  # how a reader ends it
             config = uvicorn.Config(app, http=Connection, log_level="warning", lifespan="off")
             uvicorn.Server(config).run(sockets=[listening])
+
+
+def load_app(runs: Path, device: str, *, hosts: Sequence[str]) -> FastAPI:
+    """The service of the page for these runs; arguments as for `serve`."""
+    if not (runs / "config.yaml").is_file():
+        return build_app(load_shown(runs, device), hosts=hosts)
+    with opened_run(runs, tasks=("converse",)) as run:
+        config, tables = run.config, load_tables(run.inputs.prepared.path)
+    recommender = Recommender.from_run(runs)
+    recommender.model.to(device_of(device))
+    users = NarratedUsers(
+        tables, withhold={str(recommender.feature): True}, max_history=config.data.max_history, split=config.split
+    )
+    return build_conversation_app(Talk(recommender, users), hosts=hosts)
 
 
 def load_shown(runs: Path, device: str = "auto") -> Shown:

@@ -3,7 +3,7 @@ import { find } from "./finder.js";
 import { drawHistory, drawShares, focusPurchase } from "./history.js";
 import { Narratives, show } from "./narratives.js";
 import { edit } from "./review.js";
-import { ask, narrate } from "./server.js";
+import { ask, stream } from "./server.js";
 
 const SENT = ["item_id", "rating", "review_title", "review"]; // the server knows the rest of an item
 const MET = { test: "not met in training", validation: "met only to pick the checkpoint", train: "met in training" };
@@ -179,7 +179,7 @@ async function write() {
 
 async function writeOne(name, history, { first, signal }) {
   const narratives = state.narratives.get(name);
-  for await (const event of narrate({ feature: name, history }, signal)) {
+  for await (const event of stream("narratives", { feature: name, history }, signal)) {
     if (signal.aborted) return;
     if (event.model) narratives.take(event);
     else if (first) drawShares(event.cf_shares);

@@ -8,13 +8,14 @@ export async function ask(path, parameters = {}) {
 }
 
 /**
- * The events of a narrative request, one by one, as the models write.
+ * The events of the answer to a request, one by one, as models write.
  *
- * @param {{feature: string, history: Object[]}} request
+ * @param {string} path
+ * @param {Object} request
  * @param {AbortSignal} signal
  */
-export async function* narrate(request, signal) {
-  const response = await reached("api/narratives", {
+export async function* stream(path, request, signal) {
+  const response = await reached(`api/${path}`, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(request),

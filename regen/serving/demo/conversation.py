@@ -1,0 +1,116 @@
+"""The demo of a run of `task=converse`: a user's purchases, a recommended item with its narrative, turn by turn."""
+
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import anyio.to_thread
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import Field
+
+from regen.data.critiques import critique
+from regen.serving import RequestError
+from regen.serving.demo.app import PAGE, add_users, new_app
+from regen.serving.demo.narrated_users import NarratedUsers
+from regen.serving.recommender import Recommender, Turn
+from regen.serving.requests import LONGEST, MOST_PURCHASES, MOST_TURNS, Sent
+
+SHOWN = 5  # items of a turn
+CONSIDERED = 50  # items after the first, to which suggested critiques lead
+SUGGESTED = 3
+ATTRIBUTES = ("item_id", "title", "brand", "category", "price")
+
+
+@dataclass(frozen=True)
+class Talk:
+    """What the page shows.
+
+    Attributes:
+        recommender: Of a run of `task=converse`.
+        users: Of the data that it was trained on.
+    """
+
+    recommender: Recommender
+    users: NarratedUsers
+
+
+class SaidTurn(Sent):
+    """An item that was recommended, and what the reader said about it."""
+
+    item_id: str = Field(max_length=200)
+    critique: str = Field(max_length=LONGEST)
+
+
+class Asked(Sent):
+    """A history of item ids, oldest first, and the turns so far."""
+
+    history: list[str] = Field(min_length=1, max_length=MOST_PURCHASES, fail_fast=True)
+    turns: list[SaidTurn] = Field([], max_length=MOST_TURNS, fail_fast=True)
+
+
+def build_conversation_app(talk: Talk, *, hosts: Sequence[str]) -> FastAPI:
+    """The service of the page; arguments as for `build_app`."""
+    app, recommender = new_app(hosts), talk.recommender
+    one_at_a_time = anyio.CapacityLimiter(1)
+    add_users(app, talk.users)
+
+    @app.get("/api/about")
+    def about() -> dict[str, Any]:
+        return {"run": recommender.run, "data": recommender.data_fingerprint, "longest": LONGEST}
+
+    @app.post("/api/converse")
+    async def converse(asked: Asked) -> StreamingResponse:
+        events = conversation_events(recommender, asked)
+
+        async def next_line() -> str | None:
+            event = await anyio.to_thread.run_sync(next, events, None, limiter=one_at_a_time)
+            return None if event is None else json.dumps(event) + "\n"
+
+        async def lines(line: str | None) -> AsyncIterator[str]:
+            while line is not None:
+                yield line
+                line = await next_line()
+
+        try:
+            first = await next_line()
+        except RequestError as error:
+            raise HTTPException(422, str(error)) from None
+        return StreamingResponse(lines(first), media_type="application/x-ndjson")
+
+    @app.get("/")
+    def page() -> FileResponse:
+        return FileResponse(PAGE / "conversation.html")
+
+    app.mount("/", StaticFiles(directory=PAGE))
+    return app
+
+
+def conversation_events(recommender: Recommender, asked: Asked) -> Iterator[dict[str, Any]]:
+    """One turn of a conversation.
+
+    Yields:
+        First `items`, the best first, and `suggested` critiques of the first one; then `piece` after `piece` of what
+        there is to say about it, None at the end.
+
+    Raises:
+        RequestError: At the first event, if the history or the turns cannot be read.
+    """
+    history = [{"item_id": item} for item in asked.history]
+    turns = [Turn(turn.item_id, turn.critique) for turn in asked.turns]
+    found = [recommender.items.get(one.item_id) for one in recommender.recommend(history, turns=turns, k=CONSIDERED)]
+    items = [{name: asdict(one)[name] for name in ATTRIBUTES} for one in found if one is not None]
+    if not items:
+        raise RequestError("Every item was bought or criticised; there is nothing left to recommend.")
+    yield {"items": items[:SHOWN], "suggested": suggested(items) if recommender.reads_critiques else []}
+    for piece in recommender.tell(history, items[0]["item_id"], turns=turns):
+        yield {"piece": piece}
+    yield {"piece": None}
+
+
+def suggested(items: Sequence[dict[str, Any]]) -> list[str]:
+    """Critiques of the first item that lead to the next ones, no two alike."""
+    texts = (critique(items[0], other) for other in items[1:])
+    return list(dict.fromkeys(text for text in texts if text))[:SUGGESTED]
