@@ -76,10 +76,10 @@ def test_what_cannot_be_is_said(ask, kind):
 
 def test_suggested_critiques_are_those_of_training_and_differ():
     first = {"item_id": "a", "title": "Blue pen", "brand": "X", "category": "Pens", "price": 9.0}
-    others = [{**first, "item_id": f"b{price}", "price": price} for price in (1.0, 2.0, 30.0)]
-    found = suggested([first, *others, {**first, "item_id": "c"}])
+    others = [{**first, "item_id": "b", "price": 1.0}, {**first, "item_id": "c", "brand": "Y"}]
+    found = suggested([first, *others, {**first, "item_id": "d", "price": 2.0}])
     assert set(found) <= {critique(first, one) for one in others}
-    assert len(found) == len(set(found)) > 0
+    assert len(found) == 2
     assert suggested([first]) == []
 
 

@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import Field
 
-from regen.data.critiques import critique
+from regen.data.critiques import critique, named
 from regen.serving import RequestError
 from regen.serving.demo.app import PAGE, add_users, new_app
 from regen.serving.demo.narrated_users import NarratedUsers
@@ -111,6 +111,9 @@ def conversation_events(recommender: Recommender, asked: Asked) -> Iterator[dict
 
 
 def suggested(items: Sequence[dict[str, Any]]) -> list[str]:
-    """Critiques of the first item that lead to the next ones, no two alike."""
-    texts = (critique(items[0], other) for other in items[1:])
-    return list(dict.fromkeys(text for text in texts if text))[:SUGGESTED]
+    """Critiques of the first item that lead to the next ones, no two about the same kinds of attributes."""
+    found: dict[frozenset[str], str] = {}
+    for other in items[1:]:
+        if text := critique(items[0], other):
+            found.setdefault(frozenset(named(items[0], other)), text)
+    return list(found.values())[:SUGGESTED]
