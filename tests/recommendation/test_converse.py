@@ -10,13 +10,15 @@ import torch
 from recommendation.conftest import CONVERSE
 from small import quick_embeddings
 
+from regen.analysis.report import write_report
+from regen.commands.rate import written_by
 from regen.data.conversation import ConversationDataset, told_purchases
 from regen.data.prepare import load_tables
 from regen.data.tables import DataError
 from regen.evaluation.cells import run_cells
 from regen.evaluation.comparison import compare
-from regen.pipeline import build, build_inputs, load_folder, plan
-from regen.serving import RequestError
+from regen.pipeline import build, build_inputs, diagnose, load_folder, plan
+from regen.serving import NarrativeModel, RequestError
 from regen.serving.recommender import Turn
 
 pytestmark = pytest.mark.usefixtures("no_sentence_encoder")
@@ -203,3 +205,15 @@ def test_when_everything_was_bought_there_is_nothing_left(talker, monkeypatch):
     monkeypatch.setattr(talker, "recommend", lambda *_, **__: [])
     with pytest.raises(RequestError, match="nothing left to recommend"):
         talker.converse([{"item_id": talker.items.table["item_id"][0]}])
+
+
+def test_the_report_shows_the_ranking(cells, tmp_path):
+    page = write_report(cells[0].parent, tmp_path / "report.html").read_text()
+    assert "Recall@10" in page
+    assert "product_endorsement, recommended item" in page
+
+
+def test_what_reads_narratives_of_given_histories_refuses_it(cells):
+    for takes in (diagnose, NarrativeModel.from_run, written_by):
+        with pytest.raises(ValueError, match="a run of task=converse, which writes no narratives of given histories"):
+            takes(cells[0])
