@@ -33,6 +33,7 @@ def trained(tmp_path_factory):
         with initialize_config_dir(str(CONF), version_base="1.3"):
             options = [f"adapter={adapter}", f"paths.runs_dir={runs}", f"paths.data_dir={data}"]
             train_and_evaluate(typed(compose("train", [*SMALL, *options])))
+            train_and_evaluate(typed(compose("train", [*SMALL, *options, "task=converse", "adapter=linear"])))
         return runs, data
 
     return folders

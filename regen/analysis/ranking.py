@@ -1,0 +1,127 @@
+"""What recommenders rank: recall by k, by the popularity of the item, and examples of single users."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from regen.analysis.figures import PALETTE
+from regen.config.objects import read_run_config
+from regen.data.splits import split_of
+from regen.data.tables import Tables
+from regen.evaluation.comparison_blocks import CLOSED_FORM
+from regen.evaluation.evaluate import PREDICTIONS
+
+DEEPEST = 100  # k of the curves
+EDGES = (1, 5, 10, 20, 50)  # training users of an item, from which a slice begins
+LINES = ("-", "--", "-.", ":")
+
+
+def ranked_runs(runs: Path) -> dict[str, Path]:
+    """Folders of the scored runs that rank items, by encoder and seed.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    found = {}
+    for path in sorted(runs.glob(f"*/{PREDICTIONS}")):
+        config = read_run_config(path.parent)
+        if config.task.ranks:
+            found[f"{config.encoder.name}, seed {config.seed}"] = path.parent
+    if not found:
+        raise FileNotFoundError(f"{runs}: no scored run that ranks items. Train one: train.py task=recommend")
+    return found
+
+
+def recall_curves(runs: Mapping[str, Path]) -> Figure:
+    """Recall@k of each run for k up to 100; of the closed form of the last one, too.
+
+    Args:
+        runs: From `ranked_runs`.
+    """
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axis = figure.subplots()
+    depths = np.arange(1, DEEPEST + 1)
+    ranks = {name: pl.read_ndjson(folder / PREDICTIONS) for name, folder in runs.items()}
+    curves = {name: of["rank"].to_numpy() for name, of in ranks.items()}
+    last = list(ranks)[-1]
+    curves[f"{CLOSED_FORM} ({last})"] = ranks[last]["closed_form_rank"].to_numpy()
+    for at, (name, of) in enumerate(curves.items()):
+        recall = [(of <= depth).mean() for depth in depths]
+        axis.plot(depths, recall, LINES[at % len(LINES)], color=PALETTE[at % len(PALETTE)], label=name)
+    axis.set(xscale="log", xlabel="k (items shown)", ylabel="Recall@k (users)", ylim=(0, None), xlim=(1, DEEPEST))
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    return figure
+
+
+def recall_by_popularity(run: Path, tables: Tables, *, k: int = 10) -> pl.DataFrame:
+    """Recall@k by how many training users bought the item; items that none bought are the first slice.
+
+    Args:
+        run: Folder of a scored run.
+        tables: The prepared data that it was trained on.
+        k: Items shown.
+
+    Returns:
+        A row per slice that holds anything: `training users`, `test users`, `recall`, `closed form`.
+    """
+    bought = tables.interactions.select("user_id", "item_id").unique()
+    trained = bought.filter(split_of(bought["user_id"], read_run_config(run).split) == "train")
+    counts = trained.group_by("item_id").agg(users=pl.len())
+    ranked = (
+        pl.read_ndjson(run / PREDICTIONS)
+        .join(counts, on="item_id", how="left")
+        .with_columns(pl.col("users").fill_null(0))
+    )
+    lows = [0, *EDGES]
+    names = [f"{low}" if high == low + 1 else f"{low} to {high - 1}" for low, high in zip(lows, EDGES, strict=False)]
+    names.append(f"{EDGES[-1]} or more")
+    slices = np.digitize(ranked["users"].to_numpy(), EDGES)
+    return (
+        ranked.with_columns(order=pl.Series(slices))
+        .group_by("order")
+        .agg(
+            pl.len().alias("test users"),
+            (pl.col("rank") <= k).mean().alias("recall"),
+            (pl.col("closed_form_rank") <= k).mean().alias(CLOSED_FORM),
+        )
+        .sort("order")
+        .select(
+            pl.col("order")
+            .map_elements([*names, f"{EDGES[-1]} or more"].__getitem__, pl.String)
+            .alias("training users"),
+            pl.exclude("order"),
+        )
+    )
+
+
+def examples(run: Path, tables: Tables, *, users: int = 5, shown: int = 3) -> pl.DataFrame:
+    """What single test users bought, what was recommended, and what was written about it.
+
+    Args:
+        run: Folder of a scored run.
+        tables: The prepared data that it was trained on.
+        users: How many, the first of the test split.
+        shown: Recommended items of each.
+    """
+    title_of = dict(tables.items.select("item_id", "title").iter_rows())
+    rows = pl.read_ndjson(run / PREDICTIONS).head(users)
+    bought = tables.interactions.filter(pl.col("user_id").is_in(rows["user_id"].to_list()))
+    titles = {
+        user: [title_of[item] for item in items]
+        for user, items in bought.group_by("user_id").agg("item_id").iter_rows()
+    }
+    found = {
+        "bought before": ["; ".join(filter(None, titles[user][-4:-1])) for user in rows["user_id"]],
+        "bought next": [title_of[item] for item in rows["item_id"]],
+        "rank": rows["rank"],
+        "recommended": ["; ".join(title_of[one] or one for one in items[:shown]) for items in rows["recommended"]],
+    }
+    if "recommended_prediction" in rows.columns:
+        found["about the first one"] = rows["recommended_prediction"]
+    return pl.DataFrame(found)
