@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from regen.evaluation.controls import best_constant, constant, shuffled
 from regen.evaluation.prediction_files import read_predictions
+from regen.evaluation.similarity import Embed
 from regen.evaluation.statistics import Bootstrap, Estimate
-from regen.evaluation.text_metrics import METRICS, Embed, OwnMetric, check_predictions, metrics_for, score_examples
+from regen.evaluation.text_metrics import METRICS, OwnMetric, check_predictions, metrics_for, score_examples
 from regen.storage.artefacts import write_atomically
 
 __all__ = [
@@ -191,7 +192,14 @@ def _score_and_write(
         embed = _embedded_once(embed, systems)
     parts = []
     for system, rows in tqdm(systems.items(), desc="score", unit="system", leave=False, disable=None):
-        scored = score_examples(rows, embed=embed, planted=planted, stemmer=options.stemmer, own=options.own)
+        scored = score_examples(
+            rows,
+            embed=embed,
+            planted=planted,
+            stemmer=options.stemmer,
+            own=options.own,
+            candidates=systems["model"],
+        )
         parts.append(scored.select(pl.lit(system).alias("system"), pl.all()))
     return write_scores(pl.concat(parts), folder, options, notes)
 
