@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -20,6 +20,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics.bleu import BLEU, MAX_NGRAM_ORDER
 
+from regen.data.grounding import ungrounded
 from regen.evaluation.identification import ALL, CANDIDATES, OF_ITEM, OF_USER, RECIPROCAL, identification_columns
 from regen.evaluation.recovery import NEED, recovery_columns
 from regen.evaluation.similarity import Embed, similarity_column, unit_vectors
@@ -53,7 +54,7 @@ class Metric:
         aggregate: maps sums of shape `(..., k)` to values `(...)`; nan where a denominator is zero.
         is_share: a share of narratives, compared by percentage points rather than by a relative difference.
         limits: the least and the greatest value, where an interval is cut off; 0 and 1 for a share.
-        higher_is_better: False for length and variety: neither more nor less of them is better in itself.
+        higher_is_better: False where less is better, and for length and variety, where neither is.
         is_planted: recovery of a planted label, which has a verdict of the non-inferiority test.
         chance: which chance a table's caption states, see `regen.evaluation.identification.chance`; None for none.
     """
@@ -124,6 +125,15 @@ METRICS: dict[str, Metric] = {
         _identification(RECIPROCAL, "MRR of all users"),
         _identification(CANDIDATES[0], f"Item identification@{CANDIDATES[0]}", stem=OF_ITEM),
         Metric("similarity", "Similarity", 3, ("similarity", "examples"), ratio, limits=(-1.0, 1.0)),
+        Metric(
+            "ungrounded",
+            "Ungrounded names and numbers",
+            3,
+            ("ungrounded", "examples"),
+            ratio,
+            is_share=True,
+            higher_is_better=False,
+        ),
         Metric("bleu", "BLEU", 2, _BLEU_COLUMNS, corpus_bleu, limits=PERCENT),
         *(Metric(name, display, 2, (name, "examples"), percent, limits=PERCENT) for name, display in ROUGE.items()),
         Metric(
@@ -240,18 +250,21 @@ def score_examples(
     stemmer: bool = True,
     own: Mapping[str, OwnMetric] | None = None,
     candidates: pl.DataFrame | None = None,
+    brands: Collection[str] = (),
 ) -> pl.DataFrame:
     """Scores every prediction against its reference.
 
     Args:
         predictions: columns `user_id, feature, item_id` (nullable), `prediction, reference`; optionally `category`, of
-            the item, for identification among items.
+            the item, for identification among items, and `history`, of `regen.data.grounding.history_texts`, for the
+            share of texts with ungrounded names and numbers.
         embed: sentence embeddings for similarity and identification; None leaves these metrics out.
         planted: the truth of a `synthetic` world (see `recovery_columns`), None for other sources.
         stemmer: Porter-stem words for ROUGE.
         own: metrics of the user's own, by name.
         candidates: rows whose references are the candidates of identification; None for the predictions' own. Give
             all rows where `predictions` are a part of them.
+        brands: of the catalogue, which are names wherever they stand.
 
     Returns:
         `user_id, feature, item_id` and the statistic columns, a row per prediction in the given order.
@@ -271,6 +284,9 @@ def score_examples(
         vectors = unit_vectors([*predicted, *referenced, *known["reference"]], embed)
         columns["similarity"] = similarity_column(predicted, referenced, vectors)
         columns |= identification_columns(predictions, known, vectors)
+    if "history" in predictions.columns:
+        found = zip(predicted, predictions["history"], strict=True)
+        columns["ungrounded"] = [float(bool(ungrounded(text, history, brands))) for text, history in found]
     columns["predicted_words"] = [float(len(text.split())) for text in predicted]
     columns["empty"] = [float(not text.strip()) for text in predicted]
     columns["reference_words"] = [float(len(text.split())) for text in referenced]

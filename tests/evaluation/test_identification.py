@@ -63,11 +63,11 @@ def test_a_constant_text_is_exactly_at_chance(text):
 
 def test_texts_that_have_nothing_to_do_with_the_users_are_at_chance():
     values = [
-        scored(OWN.with_columns(prediction=pl.Series([f"{at} {turn}" for at in range(USERS)]))) for turn in range(20)
+        scored(OWN.with_columns(prediction=pl.Series([f"{at} {turn}" for at in range(USERS)]))) for turn in range(8)
     ]
     mean = {name: np.mean([value[name] for value in values]) for name in values[0]}
-    assert mean["identified_10"] == pytest.approx(0.1, abs=0.02)
-    assert mean["identified_50"] == pytest.approx(0.02, abs=0.01)
+    assert mean["identified_10"] == pytest.approx(0.1, abs=0.03)
+    assert mean["identified_50"] == pytest.approx(0.02, abs=0.012)
 
 
 def test_own_references_shuffled_are_below_chance_because_each_names_another_candidate():
