@@ -1,7 +1,7 @@
 """Grounding: which names and numbers of a text occur nowhere in its user's history. No language model takes part.
 
-The check reads words only. It finds an invented brand, price or year. It does not see a wrong claim in common words, and
-it may flag a true name that the history does not spell out, such as a holiday. So a single flag is a hint; compare shares.
+The check compares words. It finds an invented brand, price or year. It does not see a wrong claim in common words, and
+it may flag a true name that the history does not spell out, such as a holiday. A single flag is a hint; compare shares.
 """
 
 import re

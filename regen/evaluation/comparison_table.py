@@ -44,7 +44,7 @@ class Comparison:
         return (
             f"Brackets: 95 % bootstrap intervals over users ({self.resamples:,} resamples), and over seeds where there "
             "are three or more. Differences are paired by user and by seed, relative to what stands behind 'vs' (%) "
-            "or, for shares of texts, in percentage points (pp). n.s.: the interval contains zero; *: it does not, and the "
+            "or, for shares, in percentage points (pp). n.s.: the interval contains zero; *: it does not, and the "
             f"difference holds at 5 % after Holm's correction for the {plural(self.differences, 'difference')} of this "
             "table; (*): only without the correction. Differences between trainings have no stars below three seeds. "
             f"{self._verdicts()}{self._identification()}{self._floors()}"
@@ -56,9 +56,10 @@ class Comparison:
             return ""
         return (
             "Identification@k: how often a text is nearer, by sentence embedding, to its own user's reference than to "
-            "those of k - 1 other users, in the mean over all sets of k; MRR: the mean reciprocal rank among all users. "
+            "those of k - 1 other users, in the mean over all sets of k; MRR: mean reciprocal rank among all users. "
             "A text that is the same for everyone is at chance, however typical it is, so identification is the "
-            "headline where no planted labels are known. "
+            "headline where no planted labels are known. Ungrounded names and numbers: texts with a name, brand or "
+            "number that occurs nowhere in the user's history; lower is better. "
         )
 
     def _floors(self) -> str:
