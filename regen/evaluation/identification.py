@@ -134,7 +134,7 @@ def _places(
     for start in range(0, len(said), _BLOCK):
         block = np.stack([vectors[text] for text in said[start : start + _BLOCK]])
         similarity = np.round(block @ matrix, _DECIMALS)
-        for row in np.flatnonzero((of_row >= start) & (of_row < start + _BLOCK)):
+        for row in np.flatnonzero((of_row >= start) & (of_row < start + _BLOCK)).tolist():
             of_text = similarity[of_row[row] - start]
             compared = of_text[of_others]
             compared[own[row]] = of_text[of_own[row]]
