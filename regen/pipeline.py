@@ -310,7 +310,7 @@ def diagnose(folder: Path) -> Path:
         ValueError: If its scores are not those of its weights.
     """
     from regen.evaluation.diagnosis import write_diagnosis
-    from regen.evaluation.evaluate import EVALUATION, evaluation_is_current
+    from regen.evaluation.evaluate import EVALUATION, predictions_are_current
     from regen.training.run import locked
 
     run = read_run(folder)
@@ -322,7 +322,7 @@ def diagnose(folder: Path) -> Path:
         )
     settings = build_object(schema.Evaluation, json.loads(evaluated.read_text(encoding="utf-8"))["settings"])
     run = replace(run, config=replace(run.config, evaluation=settings))
-    if not evaluation_is_current(run):
+    if not predictions_are_current(run):
         raise ValueError(f"{run.folder}: its scores were not made with its weights. Run: python evaluate.py run=FOLDER")
     with locked(run):
         return write_diagnosis(load_run(run))

@@ -13,6 +13,8 @@ os.environ.setdefault("WANDB_SILENT", "true")
 SHAPED = ["regen.models", "regen.embeddings", "regen.data.batch", "regen.data.datamodule", "regen.training.module"]
 SHAPED += [
     "regen.evaluation.text_metrics",
+    "regen.evaluation.similarity",
+    "regen.evaluation.identification",
     "regen.evaluation.statistics",
     "regen.evaluation.ranking",
     "regen.data.next_item",

@@ -80,7 +80,7 @@ def evaluate_from_config(config: EvaluateConfig) -> None:
         run = replace(run, config=settings)
         with locked(run):
             if config.force or not evaluation_is_current(run):
-                evaluate_run(load_run(run), reopen=load_folder)
+                evaluate_run(load_run(run), reopen=load_folder, anew=config.force)
         _show(f"{scores_to_text(json.loads((run.folder / SCORES).read_text()))}\n{run.folder / SCORES}")
         if config.diagnose:
             report = diagnose(run.folder)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from regen.evaluation.identification import chance
 from regen.evaluation.statistics import FEW_SEEDS, Estimate
 from regen.evaluation.text_metrics import METRICS, OWN, Metric
 from regen.runtime.costs import COSTS
@@ -20,6 +21,8 @@ CLOSED_FORM = "closed form"  # the column that tells whether the LM of a recomme
 FEW_USERS = 20
 ABSENT = "—"
 EMPTY = "empty"  # the metric of empty texts
+HEADLINES = ("need_recovery", "trait_recovery", "identified_10", "ndcg_10", "similarity")
+"""The metric that a table is read by is the first of these that has a value."""
 _MARK = "†"  # of a column that something is wrong with
 
 
@@ -109,6 +112,22 @@ class Block:
         return any(isinstance(estimate, Estimate) and estimate.value > 0 for estimate in estimates)
 
     @property
+    def headline(self) -> Metric | None:
+        """The metric to read the block by; None where no model has a value of any of `HEADLINES`."""
+        models = [column for column in self.columns if column.kind == "model"]
+        for metric in (self.metrics[name] for name in HEADLINES if name in self.metrics):
+            estimates = [column.estimate(metric) for column in models]
+            if any(isinstance(estimate, Estimate) and not math.isnan(estimate.value) for estimate in estimates):
+                return metric
+        return None
+
+    def chances(self) -> str:
+        """What a text that is the same for everyone scores, where the metrics say; empty otherwise."""
+        known = [(metric.display, metric.chance) for metric in self.rows if metric.chance is not None]
+        values = (f"{name} {chance(kind, self.users):.3f}" for name, kind in known)
+        return f"Chance: {', '.join(values)}." if known and self.users else ""
+
+    @property
     def models(self) -> int:
         """How many columns are models."""
         return sum(column.kind == "model" for column in self.columns)
@@ -131,7 +150,8 @@ class Block:
             counted = plural(seeds[0], "seed")
         else:
             counted = "seeds: " + (", ".join(f"{column.name} {column.seeds}" for column in encoders) or "none")
-        sentences = [f"{plural(self.users, 'user')}, {counted}.", *self.notes]
+        headline = f"Headline: {self.headline.display}." if self.headline else ""
+        sentences = [f"{plural(self.users, 'user')}, {counted}.", headline, self.chances(), *self.notes]
         if 0 < self.users < FEW_USERS:
             sentences.append(f"So few users ({self.users} of at least {FEW_USERS}) make intervals too narrow to trust.")
         if seeds and seeds[0] < FEW_SEEDS:
@@ -140,7 +160,7 @@ class Block:
         sentences += [
             f"{_MARK} {fault}." for fault in dict.fromkeys(f for column in self.columns for f in column.faults)
         ]
-        return " ".join(sentences)
+        return " ".join(filter(None, sentences))
 
     def estimate_notes(self) -> list[str]:
         """What the estimates of the table's rows have to say, for instance why one is not defined."""
@@ -172,7 +192,7 @@ def cell_texts(metric: Metric, column: Column) -> tuple[str, str, str]:
 def verdict(metric: Metric, column: Column) -> str:
     """Of the non-inferiority test, in a column that has them; empty otherwise, and for what is not a planted signal."""
     estimate = column.estimate(metric)
-    return estimate.verdict() if column.verdicts and metric.is_share and isinstance(estimate, Estimate) else ""
+    return estimate.verdict() if column.verdicts and metric.is_planted and isinstance(estimate, Estimate) else ""
 
 
 def _star(metric: Metric, column: Column, estimate: Estimate) -> str:

@@ -19,7 +19,6 @@ from regen.storage.artefacts import write_atomically
 
 _TERMINAL_WIDTH = 120
 MOST_COLUMNS = 12  # of models; beyond, each is a row
-HEADLINES = ("similarity", "ndcg_10")  # the metric of an overview over two swept settings: the first that there is
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,22 @@ class Comparison:
         return (
             f"Brackets: 95 % bootstrap intervals over users ({self.resamples:,} resamples), and over seeds where there "
             "are three or more. Differences are paired by user and by seed, relative to what stands behind 'vs' (%) "
-            "or, for recovery, in percentage points (pp). n.s.: the interval contains zero; *: it does not, and the "
+            "or, for shares, in percentage points (pp). n.s.: the interval contains zero; *: it does not, and the "
             f"difference holds at 5 % after Holm's correction for the {plural(self.differences, 'difference')} of this "
             "table; (*): only without the correction. Differences between trainings have no stars below three seeds. "
-            f"{self._verdicts()}{self._floors()}"
+            f"{self._verdicts()}{self._identification()}{self._floors()}"
+        )
+
+    def _identification(self) -> str:
+        """How to read identification, where the table has it."""
+        if not any(metric.chance for block in self.blocks for metric in block.rows):
+            return ""
+        return (
+            "Identification@k: how often a text is nearer, by sentence embedding, to its own user's reference than to "
+            "those of k - 1 other users, in the mean over all sets of k; MRR: mean reciprocal rank among all users. "
+            "A text that is the same for everyone is at chance, however typical it is, so identification is the "
+            "headline where no planted labels are known. Ungrounded names and numbers: texts with a name, brand or "
+            "number that occurs nowhere in the user's history; lower is better. "
         )
 
     def _floors(self) -> str:
@@ -99,9 +110,7 @@ class Comparison:
         found = []
         for feature in dict.fromkeys(block.feature for block in self.blocks):
             blocks = [block for block in self.blocks if block.feature == feature and len(block.settings) == 1]
-            metric = next(
-                (block.metrics[name] for block in blocks for name in HEADLINES if name in block.metrics), None
-            )
+            metric = next((block.headline for block in blocks if block.headline is not None), None)
             if len(blocks) < 2 or metric is None:
                 continue
             (setting,) = blocks[0].settings
@@ -195,7 +204,9 @@ def _head(column: Column) -> str:
 
 def _terminal_block(block: Block, width: int) -> str:
     if block.models > MOST_COLUMNS:
-        return "\n\n".join([block.title, *_terminal_panels(_values_as_rows(block), width), block.caption()])
+        return "\n\n".join(
+            [block.title, *_terminal_panels(_values_as_rows(block), width), fill(block.caption(), width)]
+        )
     labels = ["", "", *(text for metric in block.rows for text in (metric.display, "", ""))]
     selects = any(column.beside for column in block.columns)
     shown = [

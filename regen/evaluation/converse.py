@@ -13,7 +13,7 @@ from regen.embeddings.interaction_texts import item_parts
 from regen.evaluation.recommend import catalogue, rank_test_users, ranking_parts
 from regen.evaluation.recovery import NEED, LabelVocabulary
 from regen.evaluation.scoring import ScoringOptions, statistics_of, with_floors
-from regen.evaluation.text_metrics import Embed
+from regen.evaluation.similarity import Embed
 from regen.generation.narratives import generate_narratives
 from regen.runtime.costs import Stopwatch
 from regen.training.recommendation import NextItemData
@@ -69,7 +69,7 @@ def conversation_statistics(
     speaks of the right item, and by whether they speak of their own item.
 
     Args:
-        predictions: From `converse_with_test_users`.
+        predictions: From `converse_with_test_users`, with `category` of the item and `history`, its texts.
         loaded: The run.
         options: Of the scores.
         train: As for `score_run_files`.
@@ -79,9 +79,12 @@ def conversation_statistics(
     prepared = loaded.run.inputs.prepared.path
     tables = load_tables(prepared)
     scored: dict[str, Any] = {"embed": embed, "planted": tables.planted, "options": options}
-    told = predictions.select("user_id", "feature", "item_id", "prediction", "reference")
+    columns = ("user_id", "feature", "item_id", "prediction", "reference")
+    told = predictions.select(*columns, "category", "history")
     right = statistics_of(with_floors(told, train=train, validation=validation, options=options), **scored)
-    about = told.with_columns(pl.col("feature") + ", recommended item", prediction=predictions[RECOMMENDED])
+    about = told.select(columns).with_columns(
+        pl.col("feature") + ", recommended item", prediction=predictions[RECOMMENDED]
+    )
     recommended = statistics_of({"model": about}, **scored).with_columns(
         *_hits(predictions),
         *_own_item(predictions, _texts(tables.items), tables.planted, embed),

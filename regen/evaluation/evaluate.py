@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import polars as pl
 from regen.config.objects import plain
 from regen.config.schema import Evaluation
 from regen.data.datamodule import NarrativeDataset
+from regen.data.grounding import brand_names, history_texts
 from regen.data.prepare import load_tables
 from regen.embeddings.content import embed_texts
 from regen.evaluation.converse import conversation_statistics, converse_with_test_users
+from regen.evaluation.prediction_files import read_predictions
 from regen.evaluation.recommend import rank_test_users, ranking_parts
 from regen.evaluation.scoring import EXAMPLES, SCORES, Scores, ScoringOptions, score_run_files, write_scores
 from regen.runtime.costs import EVALUATED, KEY, PeakMemory, Stopwatch
@@ -30,28 +33,61 @@ PREDICTIONS = "predictions.jsonl"
 EVALUATION = EVALUATED  # written last: the settings that the predictions and scores beside it were made with
 
 
+METRICS_VERSION = 2  # raised when a metric is added: runs of an older one are scored again, not generated again
+
+
 def evaluation_is_current(run: Run) -> bool:
-    """Whether the run's folder holds scores made with its evaluation settings."""
-    path = run.folder / EVALUATION
-    files = (PREDICTIONS, EXAMPLES, SCORES)
-    if not (path.is_file() and all((run.folder / name).is_file() for name in files)):
+    """Whether the run's folder holds scores made with its evaluation settings and today's metrics."""
+    if not predictions_are_current(run):
         return False
-    return bool(json.loads(path.read_text())["fingerprint"] == _evaluation_recipe(run))
+    return run.config.task.name == "recommend" or _record(run).get("metrics") == METRICS_VERSION
 
 
-def evaluate_run(loaded: LoadedRun, loggers: Sequence[Any] = (), *, reopen: Callable[[Path], LoadedRun]) -> None:
+def predictions_are_current(run: Run) -> bool:
+    """Whether the run's folder holds predictions made with its evaluation settings, and scores of them."""
+    files = (EVALUATION, PREDICTIONS, EXAMPLES, SCORES)
+    if not all((run.folder / name).is_file() for name in files):
+        return False
+    return bool(_record(run)["fingerprint"] == _evaluation_recipe(run))
+
+
+def _record(run: Run) -> dict[str, Any]:
+    return dict(json.loads((run.folder / EVALUATION).read_text()))
+
+
+def evaluate_run(
+    loaded: LoadedRun, loggers: Sequence[Any] = (), *, reopen: Callable[[Path], LoadedRun], anew: bool = False
+) -> None:
     """Generates for the test users and scores; leaves predictions, per-example statistics and scores in the folder.
 
     Args:
         loaded: A finished run.
         loggers: Lightning's.
         reopen: Loads the run from its folder, for the processes of `engine=ray`.
+        anew: Generate even where only the scores are out of date.
     """
-    run, evaluation = loaded.run, loaded.run.config.evaluation
+    run, _evaluation = loaded.run, loaded.run.config.evaluation
+    kept = _record(run) if not (anew or run.config.task.ranks) and predictions_are_current(run) else None
     (run.folder / EVALUATION).unlink(missing_ok=True)
+    if kept is None:
+        predictions, record = _predict(loaded, reopen)
+        write_atomically(run.folder / PREDICTIONS, predictions.write_ndjson)
+    else:
+        predictions, record = read_predictions(run.folder / PREDICTIONS), kept
+    scores = _score(loaded, predictions)
+    text = json.dumps({**record, "metrics": METRICS_VERSION}, indent=2)
+    write_atomically(run.folder / EVALUATION, lambda path: path.write_text(text))
+    logger.info("scored: %s", run.folder)
+    for run_logger in loggers:
+        _log_to(run_logger, loaded, predictions, scores)
+
+
+def _predict(loaded: LoadedRun, reopen: Callable[[Path], LoadedRun]) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Narratives or ranks of the test users, and the record of how they were made."""
+    run, evaluation = loaded.run, loaded.run.config.evaluation
     watch, memory = Stopwatch(waiting_for(loaded.model.device)), PeakMemory()
     asked = f"evaluation.batch_size={evaluation.batch_size}, {evaluation.generation['max_new_tokens']} new tokens a row"
-    task, scoring = run.config.task.name, options(evaluation)
+    task = run.config.task.name
     with out_of_memory_named(asked, "Lower evaluation.batch_size or evaluation.generation.max_new_tokens."):
         if task == "converse":
             predictions = converse_with_test_users(loaded, watch)
@@ -63,29 +99,34 @@ def evaluate_run(loaded: LoadedRun, loggers: Sequence[Any] = (), *, reopen: Call
         f"{name}_ms": 1000 * seconds / len(predictions) for name, seconds in watch.seconds.items()
     }
     costs["memory_gib"] = memory.gib()
-    write_atomically(run.folder / PREDICTIONS, predictions.write_ndjson)
-    if task == "recommend":
-        scores = write_scores(ranking_parts(predictions, loaded), run.folder, scoring)
-    else:
-        about: dict[str, Any] = {
-            "train": _narratives(loaded.data.splits["train"]),
-            "validation": _narratives(loaded.data.splits["validation"]),
-            "embed": embedder(evaluation),
-        }
-        if task == "converse":
-            examples = conversation_statistics(predictions, loaded, scoring, **about)
-            scores = write_scores(examples, run.folder, scoring)
-        else:
-            planted = load_tables(run.inputs.prepared.path).planted
-            scores = score_run_files(predictions, run.folder, planted=planted, options=scoring, **about)
-    computed = {"device": described(loaded.model.device), "precision": str(evaluation.precision or "float32")}
-    record = json.dumps(
-        {"fingerprint": _evaluation_recipe(run), "settings": plain(evaluation), KEY: costs, **computed}, indent=2
+    return predictions, {
+        "fingerprint": _evaluation_recipe(run),
+        "settings": plain(evaluation),
+        KEY: costs,
+        "device": described(loaded.model.device),
+        "precision": str(evaluation.precision or "float32"),
+    }
+
+
+def _score(loaded: LoadedRun, predictions: pl.DataFrame) -> Scores:
+    """Scores of ranks and of narratives, the latter with what the data say of their items and histories."""
+    run, evaluation, splits = loaded.run, loaded.run.config.evaluation, loaded.data.splits
+    if run.config.task.name == "recommend":
+        return write_scores(ranking_parts(predictions, loaded), run.folder, options(evaluation))
+    tables = load_tables(run.inputs.prepared.path)
+    of_item = tables.items.select("item_id", "category")
+    known = predictions.join(of_item, on="item_id", how="left", maintain_order="left").with_columns(
+        history=pl.Series(history_texts(tables, [example.rows for example in splits["test"].examples]))
     )
-    write_atomically(run.folder / EVALUATION, lambda path: path.write_text(record))
-    logger.info("scored: %s", run.folder)
-    for run_logger in loggers:
-        _log_to(run_logger, loaded, predictions, scores)
+    scoring = replace(options(evaluation), brands=brand_names(tables.items))
+    about: dict[str, Any] = {
+        "train": _narratives(splits["train"]),
+        "validation": _narratives(splits["validation"]),
+        "embed": embedder(evaluation),
+    }
+    if run.config.task.name == "converse":
+        return write_scores(conversation_statistics(known, loaded, scoring, **about), run.folder, scoring)
+    return score_run_files(known, run.folder, planted=tables.planted, options=scoring, **about)
 
 
 def _generate(loaded: LoadedRun, watch: Stopwatch, reopen: Callable[[Path], LoadedRun]) -> pl.DataFrame:

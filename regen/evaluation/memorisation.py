@@ -17,7 +17,8 @@ from jaxtyping import Float
 
 from regen.evaluation.estimate_tables import estimate_table
 from regen.evaluation.shared_ngrams import longest_shared_ngrams, words_of
-from regen.evaluation.text_metrics import KEYS, Embed, Metric, check_predictions, ratio, similarity_column
+from regen.evaluation.similarity import Embed, similarity_column, unit_vectors
+from regen.evaluation.text_metrics import KEYS, Metric, check_predictions, ratio
 
 PREDICTIONS, REFERENCES, EXCESS = "predictions", "references", "excess"
 """Whose texts a row of the summary speaks of; `excess` is prediction less reference, paired by example."""
@@ -96,9 +97,8 @@ def memorisation(
     if embed is not None:
         vectors = embed(distinct)
         found = found.with_columns(pl.Series(NEAREST, nearest_similarity(vectors, embed(corpus))))
-        similarity = similarity_column(
-            texts[""], texts["reference_"], lambda asked: vectors[[row_of[text] for text in asked]]
-        )
+        of_text = unit_vectors(distinct, lambda _: vectors)
+        similarity = similarity_column(texts[""], texts["reference_"], of_text)
     for prefix, column in texts.items():
         own = found[[row_of[text] for text in column]]
         examples = examples.hstack(own.select(pl.all().name.prefix(prefix)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from regen.evaluation.controls import best_constant, constant, shuffled
 from regen.evaluation.prediction_files import read_predictions
+from regen.evaluation.similarity import Embed
 from regen.evaluation.statistics import Bootstrap, Estimate
-from regen.evaluation.text_metrics import METRICS, Embed, OwnMetric, check_predictions, metrics_for, score_examples
+from regen.evaluation.text_metrics import METRICS, OwnMetric, check_predictions, metrics_for, score_examples
 from regen.storage.artefacts import write_atomically
 
 __all__ = [
@@ -49,12 +50,14 @@ class ScoringOptions:
         resamples: bootstrap resamples of users.
         seed: of the bootstrap, the shuffled floor and the sample for the constant floor.
         own: metrics of the user's own, by name.
+        brands: of the catalogue, which count as names wherever they stand in a text.
     """
 
     stemmer: bool = True
     resamples: int = 2000
     seed: int = 0
     own: Mapping[str, OwnMetric] = field(default_factory=dict)
+    brands: Collection[str] = ()
 
 
 def score_run_files(
@@ -70,7 +73,8 @@ def score_run_files(
     """Scores a run's predictions and its floors, and writes `examples.parquet` and `scores.json` into its folder.
 
     Args:
-        predictions: columns `user_id, feature, item_id` (nullable), `prediction, reference`; the test users'.
+        predictions: columns `user_id, feature, item_id` (nullable), `prediction, reference`; the test users'. With
+            `category` and `history` there are more metrics, see `score_examples`.
         folder: the run folder.
         train: training narratives, columns `feature, text`: candidates of the constant floor.
         validation: validation narratives, the same columns: the constant is picked on them.
@@ -206,7 +210,15 @@ def statistics_of(
         embed = _embedded_once(embed, systems)
     parts = []
     for system, rows in tqdm(systems.items(), desc="score", unit="system", leave=False, disable=None):
-        scored = score_examples(rows, embed=embed, planted=planted, stemmer=options.stemmer, own=options.own)
+        scored = score_examples(
+            rows,
+            embed=embed,
+            planted=planted,
+            stemmer=options.stemmer,
+            own=options.own,
+            candidates=systems["model"],
+            brands=options.brands,
+        )
         parts.append(scored.select(pl.lit(system).alias("system"), pl.all()))
     return pl.concat(parts)
 

@@ -21,7 +21,8 @@ from regen.data.datamodule import NarrativeDataset
 from regen.data.histories import Example
 from regen.evaluation.estimate_tables import estimate_table
 from regen.evaluation.recovery import NEED, LabelVocabulary
-from regen.evaluation.text_metrics import Embed, Metric, ratio, similarity_column
+from regen.evaluation.similarity import Embed, similarity_column, unit_vectors
+from regen.evaluation.text_metrics import Metric, ratio
 from regen.generation.narratives import generate_narratives
 from regen.models.soft_token_lm import SoftTokenLM
 
@@ -180,13 +181,14 @@ def swap_test(
         parts.append(_swap_rows(examples, made, before, after))
     rows = pl.concat(parts)
     told, strangers, then = (rows[name].to_list() for name in ("before", "stranger", "after"))
-    stranger_before = np.array(similarity_column(told, strangers, embed))
+    vectors = unit_vectors([*told, *strangers, *then], embed)
+    stranger_before = np.array(similarity_column(told, strangers, vectors))
     rows = rows.with_columns(
         examples=pl.lit(1.0),
         changed=(pl.col("before") != pl.col("after")).cast(pl.Float64),
-        similarity=pl.Series(similarity_column(told, then, embed), dtype=pl.Float64),
+        similarity=pl.Series(similarity_column(told, then, vectors), dtype=pl.Float64),
         stranger_similarity=pl.Series(stranger_before, dtype=pl.Float64),
-        moved=pl.Series(np.array(similarity_column(then, strangers, embed)) - stranger_before, dtype=pl.Float64),
+        moved=pl.Series(np.array(similarity_column(then, strangers, vectors)) - stranger_before, dtype=pl.Float64),
     )
     if planted is not None:
         rows = rows.hstack(pl.DataFrame(_label_columns(rows, planted)))

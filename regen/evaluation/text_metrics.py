@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -20,14 +20,14 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics.bleu import BLEU, MAX_NGRAM_ORDER
 
+from regen.data.grounding import ungrounded
+from regen.evaluation.identification import ALL, CANDIDATES, OF_ITEM, OF_USER, RECIPROCAL, identification_columns
 from regen.evaluation.recovery import NEED, recovery_columns
+from regen.evaluation.similarity import Embed, similarity_column, unit_vectors
 
 OwnMetric = Callable[[str, str], float]
 """A metric of the user's own: a number for one prediction and its reference; its mean is a row of the table."""
 OWN = "own_"  # before the name of such a metric, the name of its column
-
-Embed = Callable[[list[str]], Float[np.ndarray, "texts dim"]]
-"""Gives one unit-norm row per text."""
 
 KEYS = ("user_id", "feature", "item_id")
 ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
@@ -54,7 +54,9 @@ class Metric:
         aggregate: maps sums of shape `(..., k)` to values `(...)`; nan where a denominator is zero.
         is_share: a share of narratives, compared by percentage points rather than by a relative difference.
         limits: the least and the greatest value, where an interval is cut off; 0 and 1 for a share.
-        higher_is_better: False for length and variety: neither more nor less of them is better in itself.
+        higher_is_better: False where less is better, and for length and variety, where neither is.
+        is_planted: recovery of a planted label, which has a verdict of the non-inferiority test.
+        chance: which chance a table's caption states, see `regen.evaluation.identification.chance`; None for none.
     """
 
     name: str
@@ -65,6 +67,8 @@ class Metric:
     is_share: bool = False
     limits: tuple[float, float] = (-math.inf, math.inf)
     higher_is_better: bool = True
+    is_planted: bool = False
+    chance: int | str | None = None
 
 
 def ratio(sums: Float[np.ndarray, "*batch 2"]) -> Float[np.ndarray, "*batch"]:
@@ -99,7 +103,13 @@ def corpus_bleu(sums: Float[np.ndarray, "*batch 10"]) -> Float[np.ndarray, "*bat
 
 
 def _recovery(name: str, display: str, stem: str) -> Metric:
-    return Metric(name, display, 3, (f"{stem}_right", f"{stem}_named"), ratio, is_share=True)
+    return Metric(name, display, 3, (f"{stem}_right", f"{stem}_named"), ratio, is_share=True, is_planted=True)
+
+
+def _identification(kind: int | str, display: str, *, stem: str = OF_USER) -> Metric:
+    name, is_share = f"{stem}_{kind}", kind != RECIPROCAL
+    columns = (name, f"{name}_of")
+    return Metric(name, display, 3, columns, ratio, is_share=is_share, limits=(0.0, 1.0), chance=kind)
 
 
 def _ranking(name: str, display: str, *, of: str = "examples") -> Metric:
@@ -109,9 +119,23 @@ def _ranking(name: str, display: str, *, of: str = "examples") -> Metric:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
+        _recovery("need_recovery", "Need recovery", f"recovery_{NEED}"),
+        _recovery("trait_recovery", "Trait recovery", "trait"),
+        *(_identification(k, f"Identification@{k}") for k in CANDIDATES),
+        _identification(RECIPROCAL, "MRR of all users"),
+        _identification(CANDIDATES[0], f"Item identification@{CANDIDATES[0]}", stem=OF_ITEM),
+        Metric("similarity", "Similarity", 3, ("similarity", "examples"), ratio, limits=(-1.0, 1.0)),
+        Metric(
+            "ungrounded",
+            "Ungrounded names and numbers",
+            3,
+            ("ungrounded", "examples"),
+            ratio,
+            is_share=True,
+            higher_is_better=False,
+        ),
         Metric("bleu", "BLEU", 2, _BLEU_COLUMNS, corpus_bleu, limits=PERCENT),
         *(Metric(name, display, 2, (name, "examples"), percent, limits=PERCENT) for name, display in ROUGE.items()),
-        Metric("similarity", "Similarity", 3, ("similarity", "examples"), ratio, limits=(-1.0, 1.0)),
         Metric(
             "length_ratio",
             "Length ratio",
@@ -123,8 +147,6 @@ METRICS: dict[str, Metric] = {
         ),
         Metric("empty", "Empty texts", 3, ("empty", "examples"), ratio, is_share=True, higher_is_better=False),
         Metric("distinct", "Distinct", 3, ("distinct", "examples"), ratio, limits=(0.0, 1.0), higher_is_better=False),
-        _recovery("need_recovery", "Need recovery", f"recovery_{NEED}"),
-        _recovery("trait_recovery", "Trait recovery", "trait"),
         *(_ranking(f"recall_{k}", f"Recall@{k}") for k in CUTS),
         _ranking("ndcg_10", "NDCG@10"),
         _ranking("mrr", "MRR"),
@@ -135,12 +157,18 @@ METRICS: dict[str, Metric] = {
         _ranking("cold_recall_10", "Recall@10, cold items", of="cold_examples"),
     )
 }
-"""The rows of a table, in order. `metrics_for` adds the recovery of each single trait."""
+"""The rows of a table, in order: what is about the user first. `metrics_for` adds those that the CSV alone has."""
+
+_CSV_ONLY = (
+    _identification(ALL, "Identification among all"),
+    *(_identification(kind, f"Item identification: {kind}", stem=OF_ITEM) for kind in (CANDIDATES[1], ALL, RECIPROCAL)),
+)
 
 
 def metrics_for(columns: Sequence[str]) -> dict[str, Metric]:
-    """The metrics that these statistic columns allow, table rows first, then single traits and own metrics."""
-    present = {name: metric for name, metric in METRICS.items() if set(metric.columns) <= set(columns)}
+    """The metrics that these statistic columns allow, table rows first, then those of the CSV and own metrics."""
+    known = (*METRICS.values(), *_CSV_ONLY)
+    present = {metric.name: metric for metric in known if set(metric.columns) <= set(columns)}
     labels = [c.removeprefix("recovery_").removesuffix("_right") for c in columns if c.startswith("recovery_")]
     for label in dict.fromkeys(label for label in labels if not label.endswith("_named") and label != NEED):
         present[f"recovery_{label}"] = _recovery(f"recovery_{label}", f"Recovery: {label}", f"recovery_{label}")
@@ -188,34 +216,6 @@ def rouge_columns(predictions: Sequence[str], references: Sequence[str], *, stem
     return {name: [float(score[name].fmeasure) for score in scores] for name in ROUGE}
 
 
-def similarity_column(predictions: Sequence[str], references: Sequence[str], embed: Embed) -> list[float]:
-    """Cosine of the sentence embeddings of prediction and reference; each distinct text is embedded once.
-
-    A blank prediction may have the zero vector, and then is similar to nothing.
-
-    Raises:
-        ValueError: when `embed` gives another number of rows, or rows that are not of unit norm.
-    """
-    texts = sorted({*predictions, *references})
-    vectors = np.asarray(embed(texts), dtype=np.float64)
-    if vectors.ndim != 2 or len(vectors) != len(texts):
-        raise ValueError(
-            f"embed gave an array of shape {vectors.shape} for {len(texts)} texts; it must be (texts, dim)."
-        )
-    norms = np.linalg.norm(vectors, axis=1)
-    unit = np.abs(norms - 1.0) < 1e-3  # nan is not
-    blank = np.array([not text.strip() for text in texts])
-    wrong = np.flatnonzero(~(unit | (blank & (norms == 0))))
-    if wrong.size:
-        raise ValueError(
-            f"embed gave a vector of norm {norms[wrong[0]]:.4g} for {texts[wrong[0]][:60]!r}; similarity needs "
-            "unit norm (within 0.001). Normalise the embeddings."
-        )
-    row = {text: index for index, text in enumerate(texts)}
-    left, right = vectors[[row[text] for text in predictions]], vectors[[row[text] for text in references]]
-    return [float(cosine) for cosine in np.einsum("nd,nd->n", left, right)]
-
-
 def distinct_column(predictions: Sequence[str], groups: Sequence[str]) -> list[float]:
     """1 / (number of predictions of the group with the same text): its mean is #distinct / #predictions."""
     keys = list(zip(groups, predictions, strict=True))
@@ -253,15 +253,22 @@ def score_examples(
     planted: pl.DataFrame | None = None,
     stemmer: bool = True,
     own: Mapping[str, OwnMetric] | None = None,
+    candidates: pl.DataFrame | None = None,
+    brands: Collection[str] = (),
 ) -> pl.DataFrame:
     """Scores every prediction against its reference.
 
     Args:
-        predictions: columns `user_id, feature, item_id` (nullable), `prediction, reference`.
-        embed: sentence embeddings for the similarity; None leaves that metric out.
+        predictions: columns `user_id, feature, item_id` (nullable), `prediction, reference`; optionally `category`, of
+            the item, for identification among items, and `history`, of `regen.data.grounding.history_texts`, for the
+            share of texts with ungrounded names and numbers.
+        embed: sentence embeddings for similarity and identification; None leaves these metrics out.
         planted: the truth of a `synthetic` world (see `recovery_columns`), None for other sources.
         stemmer: Porter-stem words for ROUGE.
         own: metrics of the user's own, by name.
+        candidates: rows whose references are the candidates of identification; None for the predictions' own. Give
+            all rows where `predictions` are a part of them.
+        brands: of the catalogue, which are names wherever they stand.
 
     Returns:
         `user_id, feature, item_id` and the statistic columns, a row per prediction in the given order.
@@ -271,10 +278,19 @@ def score_examples(
     """
     check_predictions(predictions)
     predicted, referenced = predictions["prediction"].to_list(), predictions["reference"].to_list()
-    columns = {"examples": [1.0] * predictions.height, **bleu_columns(predicted, referenced)}
+    columns: dict[str, Sequence[float] | Float[np.ndarray, " rows"]] = {
+        "examples": [1.0] * predictions.height,
+        **bleu_columns(predicted, referenced),
+    }
     columns |= rouge_columns(predicted, referenced, stemmer=stemmer)
     if embed is not None:
-        columns["similarity"] = similarity_column(predicted, referenced, embed)
+        known = predictions if candidates is None else candidates
+        vectors = unit_vectors([*predicted, *referenced, *known["reference"]], embed)
+        columns["similarity"] = similarity_column(predicted, referenced, vectors)
+        columns |= identification_columns(predictions, known, vectors)
+    if "history" in predictions.columns:
+        found = zip(predicted, predictions["history"], strict=True)
+        columns["ungrounded"] = [float(bool(ungrounded(text, history, brands))) for text, history in found]
     columns["predicted_words"] = [float(len(text.split())) for text in predicted]
     columns["empty"] = [float(not text.strip()) for text in predicted]
     columns["reference_words"] = [float(len(text.split())) for text in referenced]

@@ -532,7 +532,7 @@ def test_two_swept_settings_make_an_overview_of_rows_and_columns(tmp_path):
     comparison = compare(cells, columns=Columns("adapter"), resamples=100)
     assert [block.settings for block in comparison.blocks] == [{"cf.model.factors": "32"}, {"cf.model.factors": "128"}]
     [(title, rows)] = comparison.overviews()
-    assert title == "Similarity of f by cf.model.factors and adapter"
+    assert title == "Need recovery of f by cf.model.factors and adapter"
     assert [row[0] for row in rows] == ["cf.model.factors \\ adapter", "32", "128"]
     assert rows[0][1:] == ["linear", "mlp"]
     assert all(re.fullmatch(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", text) for row in rows[1:] for text in row[1:])
@@ -563,7 +563,7 @@ def test_many_columns_are_rows_instead(tmp_path):
     cells = [cell(write_run(tmp_path / rate, shift=shift), "mine", **{"lr": rate}) for rate, shift in rates.items()]
     comparison = compare(cells, resamples=100)
     table = comparison.to_markdown()
-    assert "|  | Similarity | Need recovery |" in table
+    assert "|  | Need recovery | Similarity |" in table
     assert len(re.findall(r"^\| 0\.\d+ \| 0\.\d{3} \[", table, re.MULTILINE)) == 14
     assert max(map(len, comparison.to_terminal().splitlines())) <= 120
     assert "0.14 vs 0.01" in comparison.to_csv()
