@@ -98,21 +98,7 @@ def build_app(shown: Shown, *, hosts: Sequence[str]) -> FastAPI:
             raise HTTPException(422, f"The history has {len(asked.history):,} items; the models read at most {limit}.")
         history = [purchase.model_dump() for purchase in asked.history]
         events = narrate_side_by_side(shown.models[asked.feature], history, asked.feature)
-
-        async def next_line() -> str | None:
-            event = await anyio.to_thread.run_sync(next, events, None, limiter=one_at_a_time)
-            return None if event is None else json.dumps(event) + "\n"
-
-        async def lines(line: str | None) -> AsyncIterator[str]:
-            while line is not None:
-                yield line
-                line = await next_line()
-
-        try:
-            first = await next_line()
-        except RequestError as error:
-            raise HTTPException(422, str(error)) from None
-        return StreamingResponse(lines(first), media_type="application/x-ndjson")
+        return await streamed(events, one_at_a_time)
 
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
@@ -140,6 +126,30 @@ def add_users(app: FastAPI, known: NarratedUsers) -> None:
         if user_id not in known:
             raise HTTPException(404, f"user_id={user_id!r:.80}: no user of these data has that id and narratives.")
         return known.open(user_id)
+
+
+async def streamed(events: Iterator[dict[str, Any]], limiter: anyio.CapacityLimiter) -> StreamingResponse:
+    """Events as lines of JSON, each as it comes; what is refused is refused before the first.
+
+    Args:
+        events: Of models, which compute in a thread.
+        limiter: Of these threads.
+    """
+
+    async def next_line() -> str | None:
+        event = await anyio.to_thread.run_sync(next, events, None, limiter=limiter)
+        return None if event is None else json.dumps(event) + "\n"
+
+    async def lines(line: str | None) -> AsyncIterator[str]:
+        while line is not None:
+            yield line
+            line = await next_line()
+
+    try:
+        first = await next_line()
+    except RequestError as error:
+        raise HTTPException(422, str(error)) from None
+    return StreamingResponse(lines(first), media_type="application/x-ndjson")
 
 
 def narrate_side_by_side(

@@ -1,19 +1,18 @@
 """The demo of a run of `task=converse`: a user's purchases, a recommended item with its narrative, turn by turn."""
 
-import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import anyio.to_thread
-from fastapi import FastAPI, HTTPException
+import anyio
+from fastapi import FastAPI
 from fastapi.responses import FileResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import Field
 
 from regen.data.critiques import critique, named
 from regen.serving import RequestError
-from regen.serving.demo.app import PAGE, add_users, new_app
+from regen.serving.demo.app import PAGE, add_users, new_app, streamed
 from regen.serving.demo.narrated_users import NarratedUsers
 from regen.serving.recommender import Recommender, Turn
 from regen.serving.requests import LONGEST, MOST_PURCHASES, MOST_TURNS, Sent
@@ -63,22 +62,7 @@ def build_conversation_app(talk: Talk, *, hosts: Sequence[str]) -> FastAPI:
 
     @app.post("/api/converse")
     async def converse(asked: Asked) -> StreamingResponse:
-        events = conversation_events(recommender, asked)
-
-        async def next_line() -> str | None:
-            event = await anyio.to_thread.run_sync(next, events, None, limiter=one_at_a_time)
-            return None if event is None else json.dumps(event) + "\n"
-
-        async def lines(line: str | None) -> AsyncIterator[str]:
-            while line is not None:
-                yield line
-                line = await next_line()
-
-        try:
-            first = await next_line()
-        except RequestError as error:
-            raise HTTPException(422, str(error)) from None
-        return StreamingResponse(lines(first), media_type="application/x-ndjson")
+        return await streamed(conversation_events(recommender, asked), one_at_a_time)
 
     @app.get("/")
     def page() -> FileResponse:
