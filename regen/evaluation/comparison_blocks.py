@@ -127,6 +127,20 @@ class Block:
         values = (f"{name} {chance(kind, self.users):.3f}" for name, kind in known)
         return f"Chance: {', '.join(values)}." if known and self.users else ""
 
+    def power(self) -> str:
+        """The smallest difference between models that the block could find; empty where none is compared."""
+        metric = self.headline
+        compared = [column for column in self.columns if column.kind == "difference"]
+        between = [column for column in compared if not column.name.endswith((f" vs {SHUFFLED}", f" vs {CLOSED_FORM}"))]
+        if metric is None or not between:
+            return ""
+        estimates = [estimate for c in between if isinstance(estimate := c.estimate(metric), Estimate)]
+        found = [estimate.detectable for estimate in estimates if not math.isnan(estimate.low)]
+        if not found:
+            return ""
+        unit = "pp" if metric.is_share else "%"
+        return f"A difference of {max(found):.1f} {unit} would be found in four of five such experiments."
+
     @property
     def models(self) -> int:
         """How many columns are models."""
@@ -151,7 +165,7 @@ class Block:
         else:
             counted = "seeds: " + (", ".join(f"{column.name} {column.seeds}" for column in encoders) or "none")
         headline = f"Headline: {self.headline.display}." if self.headline else ""
-        sentences = [f"{plural(self.users, 'user')}, {counted}.", headline, self.chances(), *self.notes]
+        sentences = [f"{plural(self.users, 'user')}, {counted}.", headline, self.power(), self.chances(), *self.notes]
         if 0 < self.users < FEW_USERS:
             sentences.append(f"So few users ({self.users} of at least {FEW_USERS}) make intervals too narrow to trust.")
         if seeds and seeds[0] < FEW_SEEDS:

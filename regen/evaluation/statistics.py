@@ -19,6 +19,7 @@ from scipy.special import ndtri, stdtrit
 from regen.evaluation.text_metrics import Metric
 
 _BLOCK_WEIGHTS = 8_000_000  # 64 MB of float64; a bootstrap larger than this is drawn again block by block
+POWER = 0.8
 _COVERAGE = (2.5, 97.5)
 _MOST_UNDEFINED = 0.05  # share of resamples without a value; above it the others are no fair sample
 FEW_SEEDS = 3  # with fewer, an interval covers users only, and says nothing of training
@@ -64,6 +65,15 @@ class Estimate:
         if math.isnan(self.low):
             return ""
         return "not worse" if self.low > -margin else "worse" if self.high < -margin else "open"
+
+    @property
+    def detectable(self) -> float:
+        """The difference that is told from zero in four of five experiments like this one; nan without an interval.
+
+        Its distance from zero is the interval's half-width plus what 80 % of a normal distribution lies above.
+        """
+        half = (self.high - self.low) / 2
+        return half * (1 + float(ndtri(POWER) / ndtri(_COVERAGE[1] / 100)))
 
     @classmethod
     def undefined(cls, note: str | None, users: int = 0) -> Estimate:
