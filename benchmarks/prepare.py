@@ -2,7 +2,7 @@
 
     python benchmarks/prepare.py                        400,000 reviews, both ways
     python benchmarks/prepare.py reviews=11000000 loop=false
-    python benchmarks/prepare.py year=2023              the layout of 2023; core=5 filters as that source does by default
+    python benchmarks/prepare.py year=2023              the layout of 2023; core=5 filters as its default does
 
 The loop: gzip, json.loads on each line, a pandas DataFrame, a merge with the titles, groupby; it ends with histories in
 memory and cleans nothing. The stage also cleans texts, drops copies and writes Parquet. Each runs in a process of its
