@@ -14,7 +14,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import ValidationError
+from omegaconf.errors import InterpolationResolutionError, ValidationError
 
 from regen.config.command_line import run_hydra
 from regen.config.errors import OutOfRangeError, check
@@ -75,15 +75,39 @@ def test_every_command_shows_its_help_and_config(name, flags, monkeypatch, capsy
 @pytest.mark.parametrize("path", VERTICALS, ids=lambda path: path.stem)
 def test_every_vertical_names_itself_and_its_files(path):
     vertical = yaml.safe_load(path.read_text())
-    assert vertical.keys() == {"name", "file"}
-    assert vertical["name"] == path.stem
-    assert vertical["file"].isascii()
+    assert {"name"} < vertical.keys() <= {"name", "file", "file_2023"}
+    assert vertical.pop("name") == path.stem
+    assert all(re.fullmatch(r"\w+", file, re.ASCII) for file in vertical.values())
+
+
+def test_each_year_has_its_verticals():
+    verticals = [yaml.safe_load(path.read_text()) for path in VERTICALS]
+    old, new = ({vertical.get(key) for vertical in verticals} - {None} for key in ("file", "file_2023"))
+    assert (len(old), len(new)) == (29, 33)
+    assert old - new == {"AMAZON_FASHION", "Luxury_Beauty", "Prime_Pantry"}
+    assert new - old == {
+        *("Amazon_Fashion", "Baby_Products", "Beauty_and_Personal_Care", "Handmade_Products"),
+        *("Health_and_Household", "Health_and_Personal_Care", "Subscription_Boxes"),
+    }
+
+
+@pytest.mark.parametrize("year", [2018, 2023])
+@pytest.mark.parametrize("path", VERTICALS, ids=lambda path: path.stem)
+def test_a_vertical_that_a_year_lacks_is_refused(path, year):
+    cfg = composed("prepare", [f"source=amazon{year}", f"vertical={path.stem}"])
+    lacks = not yaml.safe_load(path.read_text()).get("file" if year == 2018 else "file_2023")
+    says = f"source=amazon{year} has no files of vertical={path.stem}"
+    with pytest.raises(InterpolationResolutionError, match=says) if lacks else contextlib.nullcontext():
+        check(cfg)
 
 
 def test_a_vertical_decides_which_files_are_read():
     source = composed("prepare", ["source=amazon2018", "vertical=video_games"]).source
     assert source.reviews.endswith("/Video_Games_5.json.gz")
     assert source.metadata.endswith("/meta_Video_Games.json.gz")
+    source = composed("prepare", ["source=amazon2023", "vertical=fashion"]).source
+    assert source.reviews.endswith("/review_categories/Amazon_Fashion.jsonl.gz")
+    assert source.metadata.endswith("/meta_categories/meta_Amazon_Fashion.jsonl.gz")
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.relative_to(CONF).as_posix())

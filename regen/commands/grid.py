@@ -190,8 +190,9 @@ def _warn_of_idle_overrides(config: TrainConfig, overrides: list[str]) -> None:
     """Warns of an option that has no effect beside the others."""
     keys = [override.lstrip("+~").split("=")[0] for override in overrides]
     locations = " ".join(str(value) for value in config.source.node.values())
+    names = (config.vertical.name, config.vertical.file, config.vertical.file_2023)
     idle = {
-        "vertical": not any(word in locations for word in (config.vertical.name, config.vertical.file)),
+        "vertical": not any(word in locations for word in names if word),
         "adapter": config.encoder.name == "text",
         "cf": "cf" not in config.encoder.parts,
         "content": "content" not in config.encoder.parts,

@@ -186,6 +186,7 @@ def _node(error: OmegaConfBaseException, where: str, space: ConfigSpace) -> str:
         return f"{where}'{key}' has no value and no default. Set it: {key}=…"
     if isinstance(error, InterpolationResolutionError):
         found = re.match(r"Interpolation key '([^']+)' not found", first)
+        first = re.sub(r"^\w+ raised while resolving interpolation: ", "", first).removesuffix(".")
         return f"{where}'{key}': {first}." + (_did_you_mean(found[1], space.names(found[1])) if found else "")
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
         return _no_such_key(key, where, space, error)

@@ -48,13 +48,28 @@ def trials_left(study: str, wanted: int) -> int:
     return max(0, wanted - int(done))
 
 
+def vertical_file(source: str, key: str, *, _root_: Any) -> str:
+    """The name of a vertical's files in a source, for the YAML file of that source.
+
+    Args:
+        source: Its name, for the message.
+        key: Of the vertical.
+
+    Raises:
+        ValueError: If the source has no such vertical.
+    """
+    if not (file := _root_.vertical[key]):
+        raise ValueError(f"source={source} has no files of vertical={_root_.vertical.name}. Choose another vertical.")
+    return str(file)
+
+
 def _the_store(memo: dict[int, Any]) -> ConfigStore:
     return ConfigStore.instance()
 
 
 def register() -> None:
     """Puts each class of the schema where a YAML file's defaults list finds it: `/schema/<class>`."""
-    for resolver in (groups_help, numbers_help, trials_left):
+    for resolver in (groups_help, numbers_help, trials_left, vertical_file):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
     store = ConfigStore.instance()
     # Hydra copies its config sources, and the store in them, for every group that --help lists: seconds. A copy is

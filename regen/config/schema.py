@@ -92,6 +92,9 @@ class AmazonSource(Settings):
     metadata: str = MISSING
     max_history: int = number(1, 100_000, "latest interactions of a user that stay")
     collapse_copies: bool = MISSING
+    core: int | None = number(2, 1000, "items a user has at least, and users an item", default=None)
+    since: str | None = None
+    until: str | None = None
 
 
 @dataclass
@@ -123,7 +126,8 @@ class ReleaseSource(Settings):
 @dataclass
 class Vertical(Settings):
     name: str = MISSING
-    file: str = MISSING
+    file: str | None = None
+    file_2023: str | None = None
 
 
 @dataclass

@@ -16,6 +16,7 @@ _PRODUCT = re.compile(r"\[\[ASIN:\w+\s*([^\]]*)\]\]")
 _AMOUNT = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?:\.\d{3})+,\d{2}|\d+(?:\.\d+)?|\.\d+"
 _PRICE = rf"^(?:(?i:price|from)\s*:?\s*)?(?:USD|US)?\s*\$?\s*({_AMOUNT})\s*(?:USD)?(?:\s*-\s*\$?\s*[\d,.]+)?$"
 _EUROPEAN = r"^[\d.]*,\d{2}$"  # "1.234,50": points between thousands, a comma before the cents
+_NOTHING = ["", "-", "—", "None", "nan", "null"]  # what stands where nothing is known
 _INLINE = r"(?i)</?(?:b|big|em|i|small|strong|sub|sup|u)\s*/?>"  # tags inside words, as in "H<sub>2</sub>O"
 _SCRAP = rf"(?:{TAG})|(?i:(?:<|&lt;)\s*(?:span|div|script|!--))|\bgetTime\b|\bfunction\s*\w*\(|\bvar \w+\s*=|^\s*$"
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
@@ -76,7 +77,7 @@ def parse_prices(prices: pl.Series) -> pl.Series:
 
 def unreadable(texts: pl.Series, values: pl.Series) -> pl.Series:
     """Where a field holds something of which no value was read."""
-    return (texts.str.strip_chars() != "").fill_null(False) & values.is_null()
+    return ~texts.str.strip_chars().is_in(_NOTHING).fill_null(True) & values.is_null()
 
 
 def join_categories(paths: pl.Series) -> pl.Series:

@@ -15,6 +15,7 @@ from regen.data.tables import DataError
 
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 4
+DATA_PAGE = "https://cseweb.ucsd.edu/~jmcauley/datasets/amazon_v2/"
 
 
 def user_cache() -> Path:
@@ -23,13 +24,14 @@ def user_cache() -> Path:
     return Path(os.environ.get("REGEN_CACHE", default))
 
 
-def fetch(location: str, *, setting: str, folder: Path | None = None) -> Path:
+def fetch(location: str, *, setting: str, folder: Path | None = None, page: str = DATA_PAGE) -> Path:
     """The local file of a path or URL.
 
     Args:
         location: A path, or a URL that begins with http.
         setting: The config key that sets it, for messages.
-        folder: Looked into first for a file of a URL's name.
+        folder: Looked into first for a file of a URL's name, also for one that is no longer gzipped.
+        page: Of the data set, for messages.
 
     Raises:
         DataError: If there is no such file, or the host does not give it; the message says what to do instead.
@@ -39,8 +41,9 @@ def fetch(location: str, *, setting: str, folder: Path | None = None) -> Path:
             raise DataError(f"{setting}={location}: no such file. Give a path or a URL.")
         return Path(location)
     name = Path(urlsplit(location).path).name
-    if folder is not None and (folder / name).is_file():
-        return folder / name
+    for known in () if folder is None else (folder / name, folder / name.removesuffix(".gz")):
+        if known.is_file():
+            return known
     target = place_of(location)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{name}.lock")):
@@ -50,7 +53,7 @@ def fetch(location: str, *, setting: str, folder: Path | None = None) -> Path:
             except (httpx.HTTPError, OSError) as error:
                 raise DataError(
                     f"{location}: cannot be fetched ({str(error) or type(error).__name__}). The data set's page, "
-                    "https://cseweb.ucsd.edu/~jmcauley/datasets/amazon_v2/, says where its files lie now, and most "
+                    f"{page}, says where its files lie now, and most "
                     f"verticals have mirrors on Kaggle and the Hugging Face hub under the name {name}. Put the file "
                     f"into a folder and set source.folder=FOLDER, or {setting}=PATH_OR_URL. What was fetched so far "
                     "is kept, and the same command goes on from there."

@@ -6,12 +6,12 @@
 
 import hashlib
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 import polars as pl
 
 from regen.config.schema import FileSplit, Split, TimeSplit, UsersSplit
 from regen.data.tables import DataError, Tables
+from regen.data.times import seconds_of
 
 NAMES = ("train", "validation", "test")
 
@@ -86,7 +86,9 @@ def points(tables: Tables, split: TimeSplit) -> tuple[int, int]:
     found = []
     for name, after in (("validation_from", split.validation + split.test), ("test_from", split.test)):
         date = getattr(split, name)
-        found.append(_seconds(name, date) if date is not None else int(times[int((1 - after) * len(times))]))
+        found.append(
+            seconds_of(date, setting=f"split.{name}") if date is not None else int(times[int((1 - after) * len(times))])
+        )
     if found[0] >= found[1]:
         raise ValueError(
             f"split.validation_from={split.validation_from} has to be before split.test_from={split.test_from}."
@@ -139,10 +141,3 @@ def _listed(split: FileSplit) -> dict[str, str]:
             if user and found.setdefault(user, name) != name:
                 raise DataError(f"{path}: user {user!r} is in the {found[user]} list as well.")
     return found
-
-
-def _seconds(name: str, date: str) -> int:
-    try:
-        return int(date) if date.isdigit() else int(datetime.fromisoformat(date).replace(tzinfo=UTC).timestamp())
-    except ValueError:
-        raise ValueError(f"split.{name}={date} has to be a date such as 2018-05-01, or seconds since 1970.") from None

@@ -53,6 +53,10 @@ SOURCES = {
         "Amazon Product Reviews, 2018 (Ni, Li and McAuley 2019, https://cseweb.ucsd.edu/~jmcauley/datasets/amazon_v2/)",
         "No licence text accompanies the files; they are published for research. The reviews belong to their authors.",
     ),
+    "amazon2023": (
+        "Amazon Reviews 2023 (Hou et al. 2024, https://amazon-reviews-2023.github.io/)",
+        "No licence text accompanies the files; they are published for research. The reviews belong to their authors.",
+    ),
     "regen_release": (
         "REGEN (Sayana et al. 2024), built on Amazon Product Reviews, 2018",
         "See the terms on the release's Kaggle page; those of Amazon Product Reviews apply to the reviews.",
@@ -201,7 +205,7 @@ def _card(
     limits = [
         "The narratives were written by a program or a language model and may be wrong about a person.",
         "User ids are the source's pseudonyms. Names of reviewers are not included; a review's text may contain names.",
-        "Times have the resolution of the source, a day for Amazon's; purchases of one day are ordered by item id.",
+        "Times have the resolution of the source, a day for Amazon's of 2018. Purchases of one time go by item id.",
         "A language model that rates is no person (paper, section 7).",
     ]
     if quoting is not None:

@@ -53,7 +53,8 @@ def model_card(spec: Spec, scores: Mapping[str, Mapping[str, Any]]) -> str:
 
     from regen.narratives.release import SOURCES  # `datasets` loads here: reading an export does not need it
 
-    source = spec.data["source"].split(".")[-2].replace("amazon", "amazon2018")
+    source = spec.data["source"].split(".")[-2]
+    source = "amazon2018" if source == "amazon" else source
     origin, terms = SOURCES.get(source, (f"`{spec.data['source']}`", "To be stated by whoever shares it."))
     _, identifier, licence = _LANGUAGE_MODELS.get(
         str(spec.lm.get("package")), ("", "other", "see the card of that model")

@@ -68,7 +68,8 @@ class Request(TypedDict):
 
 def prepared(source: Mapping[str, Any], files: Mapping[str, Path]) -> Request:
     """Stage `prepare`: how a source reads its files, and what is in each of them."""
-    config = {key: value for key, value in source.items() if key not in _LOCATIONS}
+    # null is a setting that is not used: a source may get new ones, and what was prepared before stays what it is
+    config = {key: value for key, value in source.items() if key not in _LOCATIONS and value is not None}
     return _request("prepared", config, {role: file_hash(path) for role, path in files.items()}, version=2)
 
 

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from regen.commands.prepare import counts_table
-from regen.data import amazon, json_lines
+from regen.data import amazon, json_lines, user_ranges
 from regen.data import prepare as stage
 from regen.data.amazon import AmazonSource
 from regen.data.tables import INTERACTIONS, ITEMS, NARRATIVES, DataError
@@ -144,7 +144,7 @@ def test_a_folder_with_brackets_in_its_name_is_written_and_read(prepare, tmp_pat
 
 
 def test_a_file_that_is_sorted_by_user_gives_even_ranges(tmp_path):
-    ranges = amazon.UserRanges(tmp_path, count=4)
+    ranges = user_ranges.UserRanges(tmp_path, count=4)
     for first in range(0, 2000, 50):
         ranges.add(pl.DataFrame({"user_id": [f"u{at // 2:05}" for at in range(first, first + 50)], "row": range(50)}))
     sizes = [len(rows) for rows in ranges]
@@ -163,7 +163,7 @@ def test_a_byte_order_mark_costs_no_line(prepare):
 
 def test_files_of_2023_are_told_from_those_of_2018(prepare):
     new = {"rating": 5.0, "title": "Fine", "text": "Fine", "parent_asin": "b1", "asin": "b1", "user_id": "u1"}
-    with pytest.raises(DataError, match=r"layout of Amazon Reviews 2023 .* Use source=jsonl"):
+    with pytest.raises(DataError, match=r"layout of Amazon Reviews 2023 .*source=amazon2018 .* Set source=amazon2023"):
         prepare([{**new, "timestamp": 1_588_615_855_070}], [product("b1")])
 
 

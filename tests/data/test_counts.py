@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from regen.commands.prepare import counts_table
 from regen.config.schema import CONF
 from regen.data.amazon import AmazonSource
+from regen.data.amazon2023 import Amazon2023Source
 from regen.data.item_sequences import ItemSequencesSource
 from regen.data.jsonl import JsonlSource
 from regen.data.regen_release import ReleaseSource
@@ -123,10 +124,42 @@ def amazon2018(folder, chance):
     return AmazonSource(**found, folder=None, max_history=4, collapse_copies=True)
 
 
+def amazon2023(folder, chance, **options):
+    reviews = [
+        {"user_id": user, "parent_asin": item, "timestamp": 86_400_000 * (18_000 + day), "rating": 5.0, "text": text}
+        for user, item, day, text in purchases(chance)
+    ]
+    metadata = [
+        {"parent_asin": f"b{at}", "title": f"Thing {at}", "price": 4.0, "store": "Ax", "details": {"Brand": "Bo"}}
+        for at in range(19)
+    ]
+    bad = {"user_id": [None, " "], "parent_asin": ["zz", ""], "timestamp": [None, 10**20], "rating": [0.0, None]}
+    gaps = {"title": ["", None], "price": [None, "None", "from 3"], "store": [None, ""], "details": [None, "{", {}]}
+    paths = (
+        lines(folder / "r.jsonl", damaged(reviews, chance, cut=True, **bad, text=["", None])),
+        lines(folder / "m.jsonl", damaged(metadata, chance, cut=True, **gaps, parent_asin=["b1"])),
+    )
+    found = dict(zip(("reviews", "metadata"), map(str, paths), strict=True))
+    known = {"core": 3, "since": "2019-04-20", "until": "2019-07-01"}
+    return Amazon2023Source(**found, folder=None, max_history=4, collapse_copies=True, **known | options)
+
+
+def five_core(folder, chance):
+    source = amazon2023(folder, chance, core=2, until=None)
+    rows = [f"{user},{item},5.0,{86_400_000 * (18_000 + day)}" for user, item, day, _ in purchases(chance)]
+    rows = [
+        chance.choice([row, row, row, row[:-20], f"{row},more", f",{row[1:]}", row.replace("5.0", "x")]) for row in rows
+    ]
+    path = lines(folder / "r.csv", ["user_id,parent_asin,rating,timestamp", *rows])
+    source.locations["source.reviews"] = str(path)
+    return source
+
+
+SOURCES = [jsonl, regen_release, xrec, sequences, amazon2018, amazon2023, five_core]
+
+
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(
-    "source", [jsonl, regen_release, xrec, sequences, amazon2018], ids=lambda source: source.__name__
-)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.__name__)
 def test_read_is_kept_and_dropped_by_reason(source, seed, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "out").mkdir()

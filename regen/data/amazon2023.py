@@ -1,0 +1,15 @@
+"""Source `amazon2023`: Amazon Reviews 2023 (Hou et al. 2024) as published, for any of its 33 verticals.
+
+Two files a vertical, plain or gzipped: reviews (`<Vertical>.jsonl`) and metadata (`meta_<Vertical>.jsonl`). An item is
+a `parent_asin`, which stands for all variants of a product. A 5-core file (`<Vertical>.csv`) may take the place of the
+reviews; it has ratings and times, but no texts.
+"""
+
+from regen.data.amazon import AmazonSource
+from regen.data.amazon_layouts import AMAZON_2023
+
+
+class Amazon2023Source(AmazonSource):
+    """Reads one vertical; the arguments are those of `AmazonSource`."""
+
+    layout = AMAZON_2023

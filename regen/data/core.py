@@ -1,0 +1,64 @@
+"""The k-core of interactions: users and items with at least k of each other, for tables larger than memory."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from jaxtyping import Bool, UInt32
+
+from regen.data.user_ranges import read_rows
+
+
+def in_core(
+    parts: Iterable[pl.DataFrame], item_ids: pl.Series, core: int, folder: Path, counts: dict[str, int]
+) -> Iterator[pl.DataFrame]:
+    """Leaves out, again and again, users with fewer than `core` items and items with fewer than `core` users.
+
+    The rows wait on disk; in memory are two numbers for each pair of a user and an item.
+
+    Args:
+        parts: Interactions, sorted by user; all rows of a user are in one part.
+        item_ids: All items of the interactions.
+        core: How many different items a user has at least, and how many different users an item.
+        folder: Where rows wait.
+        counts: Gets how many interactions were dropped.
+    """
+    numbers = pl.DataFrame({"item_id": item_ids}).with_row_index("_item")
+    pairs = [pl.Schema({"_user": pl.UInt32(), "_item": pl.UInt32()}).to_frame()]
+    paths: list[Path] = []
+    users = 0
+    for rows in parts:
+        if rows.is_empty():
+            continue
+        numbered = rows.join(numbers, on="item_id", how="left", maintain_order="left").with_columns(
+            _user=pl.col("user_id").rle_id() + users
+        )
+        users = numbered["_user"][-1] + 1
+        pairs.append(numbered.select("_user", "_item").unique())
+        paths.append(folder / f"part-{len(paths):06}.arrow")
+        numbered.write_ipc(paths[-1], compression="lz4")
+    user, item = (column.to_numpy() for column in pl.concat(pairs))
+    of_users, of_items = core_of(user, item, core)
+    key = f"interactions.dropped.outside_the_{core}_core"
+    counts[key] = 0
+    for path in paths:
+        rows = read_rows(path)
+        path.unlink()
+        kept = rows.filter(of_users[rows["_user"].to_numpy()] & of_items[rows["_item"].to_numpy()])
+        counts[key] += len(rows) - len(kept)
+        yield kept.drop("_user", "_item")
+
+
+def core_of(
+    user: UInt32[np.ndarray, " pairs"], item: UInt32[np.ndarray, " pairs"], core: int
+) -> tuple[Bool[np.ndarray, " users"], Bool[np.ndarray, " items"]]:
+    """Which users and items are in the k-core of different pairs, by their numbers."""
+    users, items = (int(numbers.max(initial=0)) + 1 for numbers in (user, item))
+    while True:
+        of_users = np.bincount(user, minlength=users) >= core
+        of_items = np.bincount(item, minlength=items) >= core
+        kept = of_users[user] & of_items[item]
+        if kept.all():
+            return of_users, of_items
+        user, item = user[kept], item[kept]

@@ -1,0 +1,84 @@
+"""Tables larger than memory: interactions gathered by ranges of users, and Parquet written part by part."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+
+class UserRanges:
+    """Interactions gathered by ranges of user ids, so that one range at a time can be sorted in memory.
+
+    All rows are counted by user before the ranges are set, so that each has about as many, whatever the file's order.
+
+    Args:
+        folder: Where rows wait.
+        count: How many ranges.
+    """
+
+    def __init__(self, folder: Path, *, count: int) -> None:
+        self.folder = folder
+        self.count = count
+        self._chunks: list[Path] = []
+        self._rows = pl.DataFrame(schema={"user_id": pl.String(), "rows": pl.UInt32()})  # of each user
+
+    @property
+    def users(self) -> int:
+        """How many users the rows are of."""
+        return len(self._rows)
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Takes rows of any users."""
+        self._chunks.append(self.folder / f"chunk-{len(self._chunks):06}.arrow")
+        rows.write_ipc(self._chunks[-1], compression="lz4")
+        counted = rows.group_by("user_id").agg(rows=pl.len())
+        self._rows = pl.concat([self._rows, counted]).group_by("user_id").agg(pl.col("rows").sum())
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        users = self._rows.sort("user_id")
+        before = users["rows"].cast(pl.Int64).cum_sum() - users["rows"]
+        each = max(1, math.ceil(users["rows"].sum() / self.count))
+        ranges = users.select("user_id", range=before // each)
+        for at, path in enumerate(self._chunks):
+            chunk = read_rows(path).join(ranges, on="user_id", maintain_order="left")
+            for (number,), part in chunk.partition_by("range", as_dict=True, include_key=False).items():
+                part.write_ipc(self.folder / f"{number:05}-{at:06}.arrow", compression="lz4")
+            path.unlink()
+        for number in ranges["range"].unique().sort():
+            files = sorted(self.folder.glob(f"{number:05}-*.arrow"))
+            yield pl.concat([read_rows(file) for file in files])
+            for file in files:
+                file.unlink()
+
+
+def read_rows(path: Path) -> pl.DataFrame:
+    """Rows that wait in a file."""
+    with path.open("rb") as file:  # Polars would take a path with brackets in it for a pattern
+        return pl.read_ipc(file)
+
+
+class ParquetParts:
+    """One Parquet file written part by part."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows = 0
+        self._writer: Any = None
+
+    def __enter__(self) -> "ParquetParts":
+        return self
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Appends rows; all parts have the same columns."""
+        import pyarrow.parquet as pq
+
+        table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+        self._writer = self._writer or pq.ParquetWriter(self.path, table.schema, compression="zstd")
+        self._writer.write_table(table, row_group_size=2**18)
+        self.rows += len(rows)
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
