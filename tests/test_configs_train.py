@@ -7,7 +7,10 @@ import yaml
 
 from regen.config.schema import CONF
 
-pytestmark = pytest.mark.usefixtures("no_sentence_encoder")  # that MiniLM runs is shown by test_grid.py
+pytestmark = [  # that MiniLM runs is shown by test_grid.py; each trains a cell
+    pytest.mark.usefixtures("no_sentence_encoder"),
+    pytest.mark.slow,
+]
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 

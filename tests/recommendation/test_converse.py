@@ -207,6 +207,7 @@ def test_when_everything_was_bought_there_is_nothing_left(talker, monkeypatch):
         talker.converse([{"item_id": talker.items.table["item_id"][0]}])
 
 
+@pytest.mark.slow  # draws all figures
 def test_the_report_shows_the_ranking(cells, tmp_path):
     page = write_report(cells[0].parent, tmp_path / "report.html").read_text()
     assert "Recall@10" in page

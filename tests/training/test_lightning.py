@@ -74,6 +74,7 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(small_config, tmp_p
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow  # five trainings
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_a_run_that_accumulates_and_is_killed_reaches_the_same_weights(small_config, tmp_path, monkeypatch):
     from test_run import Killed, die_at, same_run

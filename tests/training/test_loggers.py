@@ -12,6 +12,7 @@ pytestmark = pytest.mark.usefixtures("no_sentence_encoder")
 WANDB = ["logger=wandb", "logger.wandb.offline=true", "trainer.max_epochs=2"]
 
 
+@pytest.mark.slow  # W&B starts twice
 def test_wandb_is_closed_when_a_cell_fails(small_config, monkeypatch):
     def fail(self, batch, batch_idx):
         raise RuntimeError("a cell that fails")

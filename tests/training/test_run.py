@@ -63,7 +63,7 @@ def same_run(whole, other):
 
 
 @pytest.mark.filterwarnings("ignore:The number of training batches")
-@pytest.mark.parametrize("encoder", ["cf", "noise"])
+@pytest.mark.parametrize("encoder", ["cf", pytest.param("noise", marks=pytest.mark.slow)])  # the same way twice
 def test_a_run_killed_at_every_step_and_validation_reaches_the_same_weights(
     small_config, tmp_path, monkeypatch, encoder
 ):
