@@ -133,6 +133,7 @@ def test_a_conversation_of_three_turns(browser, address, width, scheme, tmp_path
         page.click("#choose-user")
         page.fill("#query", "u0")
         page.locator("#found button").nth(1).click()
+        page.locator("#turns > li:nth-child(2)").wait_for(state="detached")  # it starts again
         page.locator("#turns > li").first.wait_for()
         page.locator("#say:visible").wait_for()
         assert page.locator("#turns > li").count() == 1
