@@ -10,11 +10,13 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import polars as pl
 
+from regen.data.histories import build_examples
 from regen.data.tables import Tables
 
 _NUMBER = re.compile(r"\w*\d\w*(?:[.,]\d+)*")
 _NAME = re.compile(r"(?<=[\w,&])[^\S\n][\"'(\u201c\u2018]?([^\W\d_][\w'\u2019]*)")  # a word that starts no sentence
 _FIRST = re.compile(r"(?:^|[.!?\n]\s*)([^\W\d_][\w'\u2019]*)")
+_FOUND = {"feature": pl.String, "found": pl.Boolean}
 _PERSON = re.compile(r"i(?:['\u2019]\w+)?")  # "I", "I'm"
 
 
@@ -69,3 +71,18 @@ def history_texts(tables: Tables, histories: Sequence[np.ndarray]) -> list[str]:
     texts = [line.casefold().replace("\u2019", "'") for line in lines.to_series()]
     at = [np.searchsorted(needed, rows) for rows in histories]
     return [" ".join([str(len(rows)), *(texts[row] for row in rows)]) for rows in at]
+
+
+def ungrounded_shares(tables: Tables) -> pl.DataFrame:
+    """Columns `feature`, `texts` and `ungrounded`: the share of narratives with a name or number that is not grounded.
+
+    Histories are those that a model is given, with every review.
+    """
+    features = sorted(tables.narratives["feature"].unique())
+    examples = build_examples(tables, withhold=dict.fromkeys(features, False))
+    brands = brand_names(tables.items)
+    histories = history_texts(tables, [example.rows for example in examples])
+    found = [bool(ungrounded(one.text, history, brands)) for one, history in zip(examples, histories, strict=True)]
+    rows = pl.DataFrame({"feature": [one.feature for one in examples], "found": found}, schema_overrides=_FOUND)
+    by_feature = rows.group_by("feature").agg(texts=pl.len(), ungrounded=pl.col("found").mean())
+    return by_feature.sort("feature")

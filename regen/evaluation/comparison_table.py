@@ -204,9 +204,8 @@ def _head(column: Column) -> str:
 
 def _terminal_block(block: Block, width: int) -> str:
     if block.models > MOST_COLUMNS:
-        return "\n\n".join(
-            [block.title, *_terminal_panels(_values_as_rows(block), width), fill(block.caption(), width)]
-        )
+        panels = _terminal_panels(_values_as_rows(block), width)
+        return "\n\n".join([block.title, *panels, fill(block.caption(), width)])
     labels = ["", "", *(text for metric in block.rows for text in (metric.display, "", ""))]
     selects = any(column.beside for column in block.columns)
     shown = [

@@ -9,8 +9,10 @@ import polars as pl
 from datasets import Dataset, Features, List, Value, disable_progress_bars
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from regen.data.grounding import ungrounded_shares
 from regen.data.prepare import load_tables
 from regen.data.tables import DataError, Tables, nearest
+from regen.narratives.agreement import agreement
 from regen.narratives.narrate import NARRATED
 from regen.narratives.rate import LEVELS, RATINGS
 from regen.storage.artefacts import Artefact, appearing_whole, open_artefact
@@ -194,12 +196,14 @@ def _card(
         "## What is in it\n\nSplit by user, by a hash of the user id: no user is in two splits.\n\n"
         + _counts(frames, splits),
         f"## Who wrote the narratives\n\n{_narrators(frames['narratives'])}",
+        f"## Are the narratives grounded?\n\n{_grounding(tables)}",
     ]
     if "ratings" in frames:
         parts.append(
             "## Ratings\n\nSeven-point scales, 1 very low to 7 very high; the score that more than half of the draws "
             "agree on, else their mean rounded down. Share of users per score, in percent:\n\n"
             + _scores(frames["ratings"])
+            + f"\n\n{_agreement(frames['ratings'])}"
         )
     quoting = data.manifest["counts"].get("narratives.quoting_a_review")
     limits = [
@@ -246,6 +250,24 @@ def _scores(ratings: pl.DataFrame) -> str:
             ]
         )
     return _table(["rater", "stage", "attribute", *map(str, range(1, len(LEVELS) + 1)), "confidence"], rows)
+
+
+def _grounding(tables: Tables) -> str:
+    rows = [[name, f"{texts:,}", f"{100 * share:.1f}"] for name, texts, share in ungrounded_shares(tables).rows()]
+    return (
+        "A program without a language model looks up the names, brands and numbers of each narrative in the history of "
+        "its user. It sees no wrong claim in common words, and it flags true names that the history does not spell "
+        "out.\n\n" + _table(["feature", "texts", "percent that name something not in the history"], rows)
+    )
+
+
+def _agreement(ratings: pl.DataFrame) -> str:
+    found = agreement(ratings).filter(pl.col("units") > 0)
+    if found.is_empty():
+        return "One rater judged once, so there is no agreement to state."
+    rows = [[f"{one:.2f}" if isinstance(one, float) else one for one in row] for row in found.rows()]
+    header = ["between", "stage", "attribute", "users", "Krippendorff's alpha", "share of equal scores"]
+    return f"Agreement between raters, and between the draws of each one:\n\n{_table(header, rows)}"
 
 
 def _table(header: list[str], rows: list[list[Any]]) -> str:

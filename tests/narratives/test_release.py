@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import datasets
@@ -13,6 +14,7 @@ from narratives.bad_server import BadServer
 
 from regen.config.schema import UsersSplit
 from regen.data.amazon import AmazonSource
+from regen.data.grounding import ungrounded_shares
 from regen.data.jsonl import JsonlSource
 from regen.data.prepare import load_tables, prepare
 from regen.data.splits import split_of
@@ -178,6 +180,20 @@ def test_the_card_says_what_is_in_it(released):
     for said in ("Amazon Product Reviews, 2018", "No licence text accompanies", "load_dataset(FOLDER, 'ratings')"):
         assert said in card
     assert re.search(r"^- 0 narratives share eight words in a row with a review", card, re.MULTILINE)
+
+
+def test_the_card_says_how_many_narratives_are_grounded_and_how_far_raters_agree(released):
+    card = (released.folder / "README.md").read_text()
+    assert "One rater judged once" in card
+    twice = pl.read_parquet(released.rated.path / "ratings.parquet").with_columns(draws=pl.col("draws").list.head(1))
+    more = pl.concat([twice, twice.with_columns(rater=pl.lit("b"))])
+    assert cells(release_module._agreement(more), "a and b", "user_summary", "veracity")[3:] == ["6", "", "1.00"]
+    grounding = card.split("## Are the narratives grounded?")[1].split("##")[0]
+    assert "| purchase_reason | 28 | 0.0 |" in grounding
+    tables = load_tables(released.data.path)
+    invented = pl.when(pl.col("user_id") == "A03").then(pl.lit("They love Wagner.")).otherwise("text").alias("text")
+    tables = replace(tables, narratives=tables.narratives.with_columns(invented))
+    assert dict(ungrounded_shares(tables).select("feature", "ungrounded").rows())["user_profile"] == 1 / 28
 
 
 def test_the_card_names_models_prompts_and_sampling(released):
