@@ -237,7 +237,7 @@ def test_the_dashboard_shows_what_runs_log(cells, capsys):
     assert {bar["groupAgg"] for bar in bars} == {"mean"}
     shown = {name for bar in bars for name in bar["metrics"]}
     curves = {name for panel in sections["Learning curves"] for name in panel["config"].get("metrics", [])}
-    assert len(shown) == 7 * 3
+    assert len(shown) == 8 * 3
     assert shown | curves <= cells[0].history.keys()
     columns = section["runSets"][0]["runFeed"]["columnPinned"]
     summaries = {name.removeprefix("summary:") for name in columns if name.startswith("summary:")}
@@ -251,7 +251,7 @@ def test_the_dashboard_needs_a_login_and_rows_that_exist(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with pytest.raises(ValueError, match="run `wandb login`, or set"):
         dashboard.run.__wrapped__(dashboard_config())
-    with pytest.raises(ValueError, match="metrics=ble: no such row in the tables; they have bleu"):
+    with pytest.raises(ValueError, match="metrics=ble: no such row in the tables; they have need_recovery"):
         dashboard.run.__wrapped__(dashboard_config("metrics=[ble]"))
 
 
