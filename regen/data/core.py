@@ -38,6 +38,7 @@ def in_core(
         pairs.append(numbered.select("_user", "_item").unique())
         paths.append(folder / f"part-{len(paths):06}.arrow")
         numbered.write_ipc(paths[-1], compression="lz4")
+        del rows, numbered  # or they would stay in memory while the next part is made
     user, item = (column.to_numpy() for column in pl.concat(pairs))
     of_users, of_items = core_of(user, item, core)
     key = f"interactions.dropped.outside_the_{core}_core"
@@ -47,6 +48,7 @@ def in_core(
         path.unlink()
         kept = rows.filter(of_users[rows["_user"].to_numpy()] & of_items[rows["_item"].to_numpy()])
         counts[key] += len(rows) - len(kept)
+        del rows
         yield kept.drop("_user", "_item")
 
 
