@@ -89,6 +89,7 @@ def check_everything(server, artefact, ledger, users):
     assert narratives.select("narrator", "model").unique().rows() == [("openai", "scripted-1")]
 
 
+@pytest.mark.slow  # waits between attempts, as each fault alone does
 def test_every_fault_in_one_run(narrator, prepared, tmp_path):
     with BadServer(timeout=6.0) as server:
         artefact = written_by(narrator(server, timeout=4.0), prepared(100), tmp_path)

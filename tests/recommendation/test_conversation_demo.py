@@ -16,6 +16,7 @@ from regen.data.critiques import critique
 from regen.serving.demo.conversation import suggested
 from regen.serving.demo.serve import load_app
 
+pytestmark = pytest.mark.slow  # a page in a browser, and the service behind it
 WIDTHS = {"phone": 375, "desktop": 1280}
 
 
@@ -104,7 +105,6 @@ def address(app):
     thread.join()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_conversation_of_three_turns(browser, address, width, scheme, tmp_path):  # noqa: F811

@@ -129,6 +129,7 @@ def test_a_report_shows_a_recommender(scored, tmp_path):
     assert "No run here has written anything" not in page
 
 
+@pytest.mark.slow  # a larger world
 def test_the_closed_form_reads_cf_and_finds_the_need(small_config):
     """A quarter of the catalogue serves a need, so the right item stands in the first half more often than by chance."""
     folder, _ = train_and_evaluate(of(small_config, "encoder=cf", "source.needs=4", "source.users=2000"))
