@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from regen.training.run import LoadedRun, Run
 
 logger = logging.getLogger(__name__)
+LACKS = {  # what a run of another task does not do
+    "narrate": "writes no narratives of given histories",
+    "recommend": "does not recommend",
+    "converse": "tells nothing of what it recommends",
+}
 HISTORY = 50  # purchases that a rater reads (paper 3.2)
 
 
@@ -154,9 +159,9 @@ def check_task(config: schema.TrainConfig, folder: Path, tasks: Sequence[str] = 
         ValueError: If its task is another one.
     """
     if config.task.name not in tasks:
-        lacks = "writes no narratives of given histories" if "narrate" in tasks else "does not recommend"
         raise ValueError(
-            f"{folder}: a run of task={config.task.name}, which {lacks}. Give one of task={' or '.join(tasks)}."
+            f"{folder}: a run of task={config.task.name}, which {LACKS[tasks[0]]}. Give one of "
+            f"task={' or '.join(tasks)}."
         )
 
 

@@ -1,9 +1,12 @@
 """Headless Chromium for tests of pages; Debian's, nothing is downloaded."""
 
 import shutil
+import threading
+import time
 from contextlib import contextmanager
 
 import pytest
+import uvicorn
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 60_000  # ms for a page on a busy machine
@@ -20,6 +23,19 @@ def browser():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
+
+
+@contextmanager
+def served(app):
+    """The address of an app, served from this process."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    server.should_exit = True
+    thread.join()
 
 
 @contextmanager

@@ -72,14 +72,15 @@ class AdapterSample:
 
 
 def newest_run(runs: Path, *, encoders: Collection[str] = SIGNALS) -> Path:
-    """The folder of the run that finished last, of those with one of the given encoders.
+    """The folder of the run that finished last, of those of `task=narrate` with one of the given encoders.
 
     Raises:
         FileNotFoundError: If there is none.
     """
     finished = sorted(runs.glob(f"*/{WEIGHTS}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in finished:
-        if yaml.safe_load((path.parent / "config.yaml").read_text())["encoder"]["name"] in encoders:
+        config = yaml.safe_load((path.parent / "config.yaml").read_text())
+        if config["encoder"]["name"] in encoders and config.get("task", {}).get("name", "narrate") == "narrate":
             return path.parent
     raise FileNotFoundError(
         f"{runs}: no finished run with encoder={' or '.join(encoders)} among {len(finished)}. "

@@ -37,8 +37,7 @@ def share_by_popularity(
         A row per bucket that holds anything, least popular first: `bucket`, `interactions`, `items`, `mean`, `median`,
         the 95 % interval of the median as `low` and `high`, `q10`, `q90`.
     """
-    lows = [0, *edges]
-    names = [_interval(low, high) for low, high in zip(lows, [*edges, None], strict=True)]
+    names = bucket_names(edges)
     bucket = np.digitize(interactions["popularity"].to_numpy(), edges)
     frame = interactions.select("item_id", pl.Series("order", bucket), pl.Series("share", share.numpy()))
     parts = [
@@ -94,6 +93,11 @@ def _medians(
     lower = (2 * reached >= total).argmax(axis=1)
     upper = (2 * reached > total).argmax(axis=1)
     return (ascending[lower] + ascending[upper]).astype(np.float64) / 2
+
+
+def bucket_names(edges: Sequence[int]) -> list[str]:
+    """Names of the buckets from 0 to the first edge, between the edges, and from the last one on."""
+    return [_interval(low, high) for low, high in zip([0, *edges], [*edges, None], strict=True)]
 
 
 def _interval(low: int, high: int | None) -> str:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from regen.analysis.figures import PALETTE
+from regen.analysis.popularity import POPULARITY_EDGES, bucket_names
 from regen.config.objects import read_run_config
 from regen.data.splits import split_of
 from regen.data.tables import Tables
@@ -16,7 +17,6 @@ from regen.evaluation.comparison_blocks import CLOSED_FORM
 from regen.evaluation.evaluate import PREDICTIONS
 
 DEEPEST = 100  # k of the curves
-EDGES = (1, 5, 10, 20, 50)  # training users of an item, from which a slice begins
 LINES = ("-", "--", "-.", ":")
 
 
@@ -78,10 +78,8 @@ def recall_by_popularity(run: Path, tables: Tables, *, k: int = 10) -> pl.DataFr
         .join(counts, on="item_id", how="left")
         .with_columns(pl.col("users").fill_null(0))
     )
-    lows = [0, *EDGES]
-    names = [f"{low}" if high == low + 1 else f"{low} to {high - 1}" for low, high in zip(lows, EDGES, strict=False)]
-    names.append(f"{EDGES[-1]} or more")
-    slices = np.digitize(ranked["users"].to_numpy(), EDGES)
+    names = bucket_names(POPULARITY_EDGES)
+    slices = np.digitize(ranked["users"].to_numpy(), POPULARITY_EDGES)
     return (
         ranked.with_columns(order=pl.Series(slices))
         .group_by("order")
@@ -92,9 +90,7 @@ def recall_by_popularity(run: Path, tables: Tables, *, k: int = 10) -> pl.DataFr
         )
         .sort("order")
         .select(
-            pl.col("order")
-            .map_elements([*names, f"{EDGES[-1]} or more"].__getitem__, pl.String)
-            .alias("training users"),
+            pl.col("order").map_elements(names.__getitem__, pl.String).alias("training users"),
             pl.exclude("order"),
         )
     )

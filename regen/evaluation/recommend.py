@@ -11,6 +11,7 @@ from tqdm import tqdm
 from regen.data.datamodule import LengthBatches
 from regen.data.prepare import load_tables
 from regen.data.synthetic import SyntheticSource
+from regen.data.tables import NEXT_ITEM
 from regen.evaluation.ceilings import ceilings
 from regen.evaluation.comparison_blocks import CLOSED_FORM
 from regen.evaluation.prediction_files import read_recommendations
@@ -91,7 +92,7 @@ def score_recommendations_file(path: Path, folder: Path, *, like: Run, options: 
     Raises:
         ValueError: If a test user is missing, or an item is unknown.
     """
-    ours = pl.read_parquet(like.folder / EXAMPLES, glob=False).filter(pl.col("system") == "model")
+    ours = pl.read_parquet(like.folder / EXAMPLES, glob=False).filter(system="model", feature=NEXT_ITEM)
     theirs = read_recommendations(path)
     users, targets = ours["user_id"].to_list(), ours["item_id"].to_list()
     if missing := [user for user in users if user not in theirs]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from regen.data.batch import Batch
+from regen.data.batch import Batch, Rows
 from regen.generation.narratives import decode_rows, generation_config
 from regen.generation.native_decoder import greedy_decoder
 from regen.generation.prepared import Prepared, collate
@@ -81,14 +81,7 @@ class Decoding:
             return
         limit = self.limit(prepared)
         decoder = greedy_decoder(self.model, slots=1, length=prepared.prefix + limit, stop_ids=self.stop_ids)
-        pieces = TextPieces(self.tokenizer)
-        tokens = decoder.add(self.collate([prepared]), [0], [limit])
-        while tokens:
-            if piece := pieces.add(tokens[0].id):
-                yield piece
-            tokens = decoder.step()
-        if rest := pieces.end():
-            yield rest
+        yield from streamed_text(decoder, self.collate([prepared]), limit, tokenizer=self.tokenizer)
 
     def _greedy(self, prepared: Sequence[Prepared]) -> list[str]:
         texts = [""] * len(prepared)
@@ -125,6 +118,24 @@ class _Rows:
 
     def collate(self, indices: Sequence[int]) -> Batch:
         return self.decoding.collate([self.prepared[index] for index in indices])
+
+
+def streamed_text(decoder: Any, batch: Rows, limit: int, *, tokenizer: Any) -> Iterator[str]:
+    """The text of one narrative in pieces, as a decoder writes it.
+
+    Args:
+        decoder: A `greedy_decoder` that is empty.
+        batch: One row.
+        limit: The most tokens.
+        tokenizer: The LM's.
+    """
+    pieces, tokens = TextPieces(tokenizer), decoder.add(batch, [0], [limit])
+    while tokens:
+        if piece := pieces.add(tokens[0].id):
+            yield piece
+        tokens = decoder.step()
+    if rest := pieces.end():
+        yield rest
 
 
 def _settings(config: GenerationConfig) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from regen.data.tables import NEXT_ITEM
 from regen.embeddings.content import embed_texts
 from regen.embeddings.encode import load_cf
 from regen.embeddings.vector_store import VECTOR_DTYPE
+from regen.generation.decoding import streamed_text
 from regen.generation.native_decoder import greedy_decoder
-from regen.generation.text_pieces import TextPieces
 from regen.models.next_item import NextItemLM
 from regen.pipeline import load_run, opened_run
 from regen.serving.history_encoder import SERVED, HistoryEncoder
@@ -204,17 +204,11 @@ class Recommender:
             target=torch.zeros(1, 0, dtype=torch.int64),
             target_mask=torch.zeros(1, 0, dtype=torch.bool),
         )
-        prefix = 3 + batch.prompt.shape[1] + batch.history_mask.shape[1] + int(batch.words_mask.sum()) + len(asked)
-        limit = min(int(self.config.evaluation.generation["max_new_tokens"]), self._window - prefix)
+        left = self._left(batch, 1 + len(asked) + 1)  # the item, the prompt, and at least one token of the narrative
+        limit = min(int(self.config.evaluation.generation["max_new_tokens"]), left + 1)
         stop = frozenset([int(self._tokenizer.eos_token_id)])
-        decoder = greedy_decoder(self.model, slots=1, length=prefix + limit, stop_ids=stop)
-        pieces, tokens = TextPieces(self._tokenizer), decoder.add(batch, [0], [limit])
-        while tokens:
-            if piece := pieces.add(tokens[0].id):
-                yield piece
-            tokens = decoder.step()
-        if rest := pieces.end():
-            yield rest
+        decoder = greedy_decoder(self.model, slots=1, length=self._window - left - 1 + limit, stop_ids=stop)
+        yield from streamed_text(decoder, batch, limit, tokenizer=self._tokenizer)
 
     def converse(
         self,
@@ -250,7 +244,20 @@ class Recommender:
         elif seen:
             fused = np.zeros((len(said), self._encode.dim), dtype=np.float32)
         bought = sorted({row for row in rows if row is not None})
-        return self._batch(fused, words, spoken).on(self.model.device), bought, seen
+        batch = self._batch(fused, words, spoken).on(self.model.device)
+        self._left(batch, 0)
+        return batch, bought, seen
+
+    def _left(self, batch: NextItemBatch, more: int) -> int:
+        """Positions that are left in the LM's window behind a history and so many more."""
+        turns = batch.history_mask.shape[1] + int(batch.words_mask.sum())
+        positions = 1 + batch.prompt.shape[1] + turns + more
+        if positions > self._window:
+            raise RequestError(
+                f"history and critiques take {positions} positions; the LM reads {self._window}. Send fewer turns or "
+                "shorter critiques."
+            )
+        return self._window - positions
 
     def _row(self, item_id: str) -> int:
         row = self.items.row(item_id)

@@ -2,14 +2,12 @@
 
 import asyncio
 import json
-import threading
-import time
+import shutil
 
 import httpx
 import pytest
-import uvicorn
 from axe_playwright_python.sync_playwright import Axe
-from browser import browser, watched_pages  # noqa: F401
+from browser import browser, served, watched_pages  # noqa: F401
 from small import quick_embeddings
 
 from regen.data.critiques import critique
@@ -85,24 +83,17 @@ def test_suggested_critiques_are_those_of_training_and_differ():
 
 
 def test_a_run_that_only_recommends_is_refused(cells, tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    config = (cells[0] / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(config)
-    with pytest.raises((ValueError, FileNotFoundError)):
+    folder = shutil.copytree(cells[0], tmp_path / "run")
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("name: converse", "name: recommend"))
+    with pytest.raises(ValueError, match="a run of task=recommend, which tells nothing of what it recommends"):
         load_app(folder, "cpu", hosts=["demo"])
 
 
 @pytest.fixture(scope="module")
 def address(app):
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    server.should_exit = True
-    thread.join()
+    with served(app) as url:
+        yield url
 
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)

@@ -17,6 +17,8 @@ from regen.data.prepare import load_tables
 from regen.data.tables import DataError
 from regen.evaluation.cells import run_cells
 from regen.evaluation.comparison import compare
+from regen.evaluation.recommend import score_recommendations_file
+from regen.evaluation.scoring import ScoringOptions
 from regen.pipeline import build, build_inputs, diagnose, load_folder, plan
 from regen.serving import NarrativeModel, RequestError
 from regen.serving.recommender import Turn
@@ -218,3 +220,25 @@ def test_what_reads_narratives_of_given_histories_refuses_it(cells):
     for takes in (diagnose, NarrativeModel.from_run, written_by):
         with pytest.raises(ValueError, match="a run of task=converse, which writes no narratives of given histories"):
             takes(cells[0])
+
+
+def test_turns_beyond_the_window_are_refused(talker):
+    ids = talker.items.table["item_id"]
+    turns = [Turn(ids[row], "word " * 99) for row in range(40)]
+    with (
+        quick_embeddings(),
+        pytest.raises(RequestError, match=r"take \d+ positions; the LM reads \d+. Send fewer turns"),
+    ):
+        talker.converse([{"item_id": ids[50]}], turns=turns)
+
+
+def test_another_system_is_compared_by_its_ranking_alone(cells, tmp_path):
+    run = read_run(cells[1])
+    rows = pl.read_ndjson(run.folder / "predictions.jsonl")
+    path = tmp_path / "theirs.jsonl"
+    path.write_text(
+        "\n".join(json.dumps({"user_id": u, "items": [i]}) for u, i in rows.select("user_id", "item_id").iter_rows())
+    )
+    scores = score_recommendations_file(path, tmp_path / "theirs", like=run, options=ScoringOptions(resamples=100))
+    assert set(scores) == {"next_item"}
+    assert scores["next_item"]["recall_1"]["model"] == {"value": 1.0, "low": 1.0, "high": 1.0, "users": len(rows)}

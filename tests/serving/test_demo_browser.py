@@ -1,12 +1,8 @@
 """The demo in a real browser, over reviews that hold markup: choose, write, swap; nothing runs but its own script."""
 
-import threading
-import time
-
 import pytest
-import uvicorn
 from axe_playwright_python.sync_playwright import Axe
-from browser import browser, watched_pages  # noqa: F401
+from browser import browser, served, watched_pages  # noqa: F401
 from hostile import MARKUP, train_hostile
 from small import quick_embeddings
 
@@ -24,14 +20,8 @@ def address(tmp_path_factory):
     train_hostile(root, "cf", "content", "both")
     with quick_embeddings():  # as the grid was trained
         app = build_app(load_shown(root / "runs"), hosts=["127.0.0.1"])
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        while not server.started:
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-        server.should_exit = True
-        thread.join()
+        with served(app) as url:
+            yield url
 
 
 @pytest.fixture
