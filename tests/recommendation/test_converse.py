@@ -19,7 +19,7 @@ from regen.evaluation.cells import run_cells
 from regen.evaluation.comparison import compare
 from regen.evaluation.recommend import score_recommendations_file
 from regen.evaluation.scoring import ScoringOptions
-from regen.pipeline import build, build_inputs, diagnose, load_folder, plan
+from regen.pipeline import build, build_inputs, diagnose, load_folder, plan, read_run
 from regen.serving import NarrativeModel, RequestError
 from regen.serving.recommender import Turn
 
