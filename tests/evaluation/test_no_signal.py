@@ -66,7 +66,7 @@ def false_alarms(folders, *, seeds):
                 if not column.beside:
                     apart[f"{column.name}, {metric.display}"] += estimate.excludes_zero
                 claimed[f"{column.name}, {metric.display}"] += estimate.excludes_zero and estimate.p_holm < LEVEL
-    assert len(apart) == 3 * 10
+    assert len(apart) == 3 * 14
     return apart, claimed
 
 
