@@ -25,6 +25,10 @@ from regen.config.schema import CONF, DECIDED
 VERTICALS = sorted(CONF.glob("vertical/*.yaml"))
 GROUPED = sorted(path for path in CONF.glob("*/*.yaml") if path not in VERTICALS)
 ROOTS = sorted(path for path in CONF.glob("*.yaml") if "Config@_here_" in path.read_text())
+OPTIONS = {
+    group: [path.stem for path in GROUPED if path.parent.name == group]
+    for group in sorted({path.parent.name for path in GROUPED} - {"experiment"})
+}
 NEEDED = {
     "lm/hf": ["lm.pretrained=somewhere"],
     "split/file": ["split.folder=somewhere"],
@@ -46,14 +50,26 @@ def composed(name: str, overrides: list[str]):
 
 
 @cache
+def composed_options(root, place):
+    """`train`, or another root, with the option at this place of every group that has so many."""
+    overrides = []
+    for group, names in OPTIONS.items():
+        if (group == "rater") == (root == "rate") and place < len(names):
+            name = names[place]
+            chosen = f"[{name}]" if group in ("rater", "feature", "logger") else name
+            overrides += [f"{group}={chosen}", *NEEDED.get(f"{group}/{name}", [])]
+    return composed(root, overrides)
+
+
+@cache
 def composed_option(path):
-    """A root with one option of a group, or the root itself."""
+    """A root with this option of a group, or the root itself."""
     group, name = path.parent.name, path.stem
     if path.parent == CONF:
         return composed(name, NEEDED.get(name, []))
-    root = "rate" if group == "rater" else "train"
-    chosen = f"[{name}]" if group in ("rater", "feature", "logger") else name
-    return composed(root, [f"{group}={chosen}", *NEEDED.get(f"{group}/{name}", [])])
+    if group == "experiment":  # changes other groups
+        return composed("train", [f"experiment={name}"])
+    return composed_options("rate" if group == "rater" else "train", OPTIONS[group].index(name))
 
 
 @pytest.mark.parametrize("path", [*GROUPED, *ROOTS], ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -92,13 +108,15 @@ def test_each_year_has_its_verticals():
 
 
 @pytest.mark.parametrize("year", [2018, 2023])
-@pytest.mark.parametrize("path", VERTICALS, ids=lambda path: path.stem)
-def test_a_vertical_that_a_year_lacks_is_refused(path, year):
-    cfg = composed("prepare", [f"source=amazon{year}", f"vertical={path.stem}"])
-    lacks = not yaml.safe_load(path.read_text()).get("file" if year == 2018 else "file_2023")
-    says = f"source=amazon{year} has no files of vertical={path.stem}"
-    with pytest.raises(InterpolationResolutionError, match=says) if lacks else contextlib.nullcontext():
-        check(cfg)
+def test_a_vertical_that_a_year_lacks_is_refused(year):
+    cfg = composed("prepare", [f"source=amazon{year}"])
+    for path in VERTICALS:
+        vertical = yaml.safe_load(path.read_text())
+        cfg.vertical.update({key: vertical.get(key) for key in cfg.vertical})
+        lacks = not vertical.get("file" if year == 2018 else "file_2023")
+        says = f"source=amazon{year} has no files of vertical={path.stem}"
+        with pytest.raises(InterpolationResolutionError, match=says) if lacks else contextlib.nullcontext():
+            check(cfg)
 
 
 def test_a_vertical_decides_which_files_are_read():

@@ -3,6 +3,7 @@
 import sqlite3
 from contextlib import closing
 from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def _the_store(memo: dict[int, Any]) -> ConfigStore:
     return ConfigStore.instance()
 
 
+@cache
 def register() -> None:
     """Puts each class of the schema where a YAML file's defaults list finds it: `/schema/<class>`."""
     for resolver in (groups_help, numbers_help, trials_left, vertical_file):
