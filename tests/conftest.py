@@ -2,6 +2,8 @@
 
 import logging
 import os
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 from jaxtyping import install_import_hook
@@ -27,6 +29,7 @@ import sys  # noqa: E402
 
 import pytest  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
 from small import SMALL, quick_embeddings  # noqa: E402
 
 # Hydra shuts all handlers down, and that of absl (behind rouge-score) would close the stream that pytest captures.
@@ -43,28 +46,35 @@ def tiny_lm():  # type: ignore[no-untyped-def]
     return load_tiny("tiny", width=32, layers=2, heads=2, seed=0)
 
 
-@pytest.fixture
-def small_config(tmp_path):  # type: ignore[no-untyped-def]
-    """Composes `train` with a world and an LM that train in a second, below the test's own folder."""
+@cache
+def composed_once(overrides: tuple[str, ...]):  # type: ignore[no-untyped-def]
+    """What Hydra composes of `train`; many tests ask for the same."""
     from hydra import compose, initialize_config_dir
 
-    from regen.config.objects import typed
     from regen.config.registration import register
     from regen.config.schema import CONF
 
     register()
-    small = [
-        *SMALL,
-        "encoder=cf",
-        "trainer.accelerator=cpu",
-        f"paths.data_dir={tmp_path}/data",
-        f"paths.runs_dir={tmp_path}/runs",
-    ]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+@pytest.fixture
+def small_config(tmp_path):  # type: ignore[no-untyped-def]
+    """Composes `train` with a world and an LM that train in a second, below the test's own folder."""
+    from regen.config.objects import typed
+
+    small = [*SMALL, "encoder=cf", "trainer.accelerator=cpu"]
 
     def composed(*overrides: str, without: str = "nothing"):  # type: ignore[no-untyped-def]
+        places = {"paths.data_dir": f"{tmp_path}/data", "paths.runs_dir": f"{tmp_path}/runs"}
+        places |= dict(option.split("=", 1) for option in overrides if option.startswith(tuple(places)))
         kept = [option for option in small if not option.startswith(without)]
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return typed(compose("train", [*kept, *overrides]))
+        kept += [option for option in overrides if not option.startswith(tuple(places))]
+        cfg = deepcopy(composed_once(tuple(kept)))
+        for place, folder in places.items():
+            OmegaConf.update(cfg, place, folder)
+        return typed(cfg)
 
     return composed
 
