@@ -68,7 +68,7 @@ def kill_when(job, folder, pattern):
 def grid(tmp_path_factory):
     """A multirun whose second half fails, because its split leaves nothing to test on."""
     folder = tmp_path_factory.mktemp("grid")
-    done = command("train.py", folder, "-m", "encoder=cf,noise", "split.test=0.2,0.0001", "trainer.max_steps=2")
+    done = command("train.py", folder, "-m", "encoder=cf", "split.test=0.2,0.0001", "trainer.max_steps=2")
     return folder, done
 
 
@@ -79,12 +79,12 @@ def test_a_failed_cell_is_shown_and_the_others_are_kept(grid):
     assert "failed" in table
     assert "The test split has 0 users" in table
     assert "Traceback (most recent call last)" not in done.stderr
-    (text, _) = [path.read_text() for path in folder.glob("outputs/grids/*/*/*/traceback.txt")]
+    (text,) = [path.read_text() for path in folder.glob("outputs/grids/*/*/*/traceback.txt")]
     assert "Traceback (most recent call last)" in text
     assert "ROUGE-Lsum" in table
-    assert "2 of 4 cells failed" in done.stderr
+    assert "1 of 2 cells failed" in done.stderr
     assert "ROUGE-Lsum" in done.stdout
-    assert len(list(folder.glob("outputs/runs/*/scores.json"))) == 2
+    assert len(list(folder.glob("outputs/runs/*/scores.json"))) == 1
 
 
 def test_a_wrong_value_in_one_cell_is_refused_before_the_first_one(tmp_path):

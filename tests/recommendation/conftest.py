@@ -7,7 +7,7 @@ from regen import Recommender
 from regen.config.objects import compose
 from regen.pipeline import train_and_evaluate
 
-CONVERSE = ["task=converse", "task.decay=1.0", "task.ridge=0.1"]
+CONVERSE = ["task=converse", "task.decay=1.0", "task.ridge=0.1", "trainer.max_steps=4"]
 
 
 @pytest.fixture(scope="session")
