@@ -65,22 +65,16 @@ HOSTILE = [
 
 def train_hostile(root, *encoders):
     """Finished runs on that data set, of which the last wrote markup; gives their folders by encoder."""
-    from hydra import compose, initialize_config_dir
 
-    from regen.config.objects import typed
-    from regen.config.registration import register
-    from regen.config.schema import CONF
+    from regen.config.objects import compose
     from regen.pipeline import train_and_evaluate
 
-    register()
     write_hostile(root / "theirs")
     paths = [f"source.folder={root}/theirs", f"paths.data_dir={root}/data", f"paths.runs_dir={root}/runs"]
     folders = {}
     for encoder in encoders:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = typed(compose("train", [*HOSTILE, *paths, f"encoder={encoder}"]))
         with quick_embeddings():
-            folders[encoder] = train_and_evaluate(cfg)[0]
+            folders[encoder] = train_and_evaluate(compose([*HOSTILE, *paths, f"encoder={encoder}"]))[0]
         path = folders[encoder] / "predictions.jsonl"
         rows = [json.loads(line) for line in path.read_text().rstrip("\n").split("\n")]
         for number, row in enumerate(rows):

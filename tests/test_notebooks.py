@@ -5,12 +5,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from hydra import compose, initialize_config_dir
 from nbclient import NotebookClient
 
-from regen.config.objects import typed
-from regen.config.registration import register
-from regen.config.schema import CONF
+from regen.config.objects import compose
 from regen.pipeline import train_and_evaluate
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
@@ -24,16 +21,14 @@ SMALL += ["training.batch_size=2", "trainer.enable_progress_bar=false", "evaluat
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Trains a small run of an adapter, once; gives its runs folder and the data folder that all share."""
-    register()
     root = tmp_path_factory.mktemp("notebooks")
 
     @functools.cache
     def folders(adapter):
         runs, data = root / adapter, root / "data"
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            options = [f"adapter={adapter}", f"paths.runs_dir={runs}", f"paths.data_dir={data}"]
-            train_and_evaluate(typed(compose("train", [*SMALL, *options])))
-            train_and_evaluate(typed(compose("train", [*SMALL, *options, "task=converse", "adapter=linear"])))
+        options = [*SMALL, f"adapter={adapter}", f"paths.runs_dir={runs}", f"paths.data_dir={data}"]
+        train_and_evaluate(compose(options))
+        train_and_evaluate(compose([*options, "task=converse", "adapter=linear"]))
         return runs, data
 
     return folders

@@ -16,14 +16,10 @@ ADAPTERS = {
 @pytest.fixture(scope="session")
 def trained_runs(tmp_path_factory):
     """Folders of runs with encoder=both on the same few users, by adapter; started below a folder of their own."""
-    from hydra import compose, initialize_config_dir
 
-    from regen.config.objects import typed
-    from regen.config.registration import register
-    from regen.config.schema import CONF
+    from regen.config.objects import compose
     from regen.pipeline import train_and_evaluate
 
-    register()
     root = tmp_path_factory.mktemp("analysis")
     base = ["encoder=both", "source.users=150", "source.narrated_users=40", "source.items=60", "source.purchases=4"]
     base += ["cf.model.factors=8", "cf.model.iterations=3", "lm=tiny", "lm.width=32", "tuning=full"]
@@ -32,10 +28,8 @@ def trained_runs(tmp_path_factory):
     base += [f"paths.data_dir={root}/outputs/data", f"paths.runs_dir={root}/outputs/runs"]
     folders = {}
     for name, options in ADAPTERS.items():
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = typed(compose("train", [*base, *options]))
         with quick_embeddings():
-            folders[name] = train_and_evaluate(cfg)[0]
+            folders[name] = train_and_evaluate(compose([*base, *options]))[0]
     return folders
 
 

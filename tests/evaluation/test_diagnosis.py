@@ -4,11 +4,9 @@ import json
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from regen.commands.evaluate import evaluate_from_config
-from regen.config.objects import plain, typed
-from regen.config.schema import CONF
+from regen.config.objects import compose, plain
 from regen.data.prepare import load_tables
 from regen.evaluation.swap import with_interaction
 from regen.pipeline import build_inputs, diagnose, open_run, train_and_evaluate, vectors_of
@@ -23,8 +21,7 @@ def estimates(rows, **where):
 
 
 def evaluated(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return typed(compose("evaluate", list(overrides)))
+    return compose(overrides, root="evaluate")
 
 
 def test_a_run_that_knows_no_history_is_diagnosed_as_such(small_config, capsys):

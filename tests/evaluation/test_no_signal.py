@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from small import quick_embeddings
 
-from regen.config.objects import typed
-from regen.config.registration import register
-from regen.config.schema import CONF
+from regen.config.objects import compose
 from regen.evaluation.comparison import Cell, compare
 from regen.evaluation.comparison_blocks import LEVEL
 from regen.evaluation.statistics import Estimate
@@ -28,17 +26,12 @@ WORLD += ["adapter.lr=0.01"]  # the runs that the bar was set on; docs/log.md ha
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Finished runs that differ in their seed alone."""
-    from hydra import compose, initialize_config_dir
-
-    register()
     root = tmp_path_factory.mktemp("noise")
     paths = [f"paths.data_dir={root}/data", f"paths.runs_dir={root}/runs"]
     trained = []
     with quick_embeddings():
         for seed in range(30):
-            with initialize_config_dir(str(CONF), version_base="1.3"):
-                cfg = typed(compose("train", [*WORLD, *paths, f"seed={seed}"]))
-            trained.append(train_and_evaluate(cfg)[0])
+            trained.append(train_and_evaluate(compose([*WORLD, *paths, f"seed={seed}"]))[0])
     return trained
 
 

@@ -10,20 +10,15 @@ from regen.serving import NarrativeModel
 @pytest.fixture(scope="session")
 def session_config(tmp_path_factory):
     """As `small_config`, for runs that several tests read."""
-    from hydra import compose, initialize_config_dir
     from small import SMALL
 
-    from regen.config.objects import typed
-    from regen.config.registration import register
-    from regen.config.schema import CONF
+    from regen.config.objects import compose
 
-    register()
     folder = tmp_path_factory.mktemp("serving")
     paths = [f"paths.data_dir={folder}/data", f"paths.runs_dir={folder}/runs", "trainer.accelerator=cpu"]
 
     def composed(*overrides):
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return typed(compose("train", [*SMALL, *paths, *overrides]))
+        return compose([*SMALL, *paths, *overrides])
 
     return composed
 

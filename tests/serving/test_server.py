@@ -7,23 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from hydra import compose, initialize_config_dir
 from serving.finished_runs import FinishedRun, trained
 from serving.services import service
 from small import needs_vnni
 
 from regen import pipeline
-from regen.config.objects import typed
-from regen.config.registration import register
-from regen.config.schema import CONF
+from regen.config.objects import compose
 from regen.serving import NarrativeModel, connection, server
 from regen.serving.users import Users
 
 
 def config(*overrides):
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return typed(compose("serve", ["checkpoint=none", *overrides]))
+    return compose(["checkpoint=none", *overrides], root="serve")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.org"])

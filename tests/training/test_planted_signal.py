@@ -33,21 +33,15 @@ CHANCE = {"need": 1 / 4, "trait": 1 / 8}
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Trains a cell in the world; gives its folder."""
-    from hydra import compose, initialize_config_dir
 
-    from regen.config.objects import typed
-    from regen.config.registration import register
-    from regen.config.schema import CONF
+    from regen.config.objects import compose
 
-    register()
     folder = tmp_path_factory.mktemp("planted")
     base = ["adapter=linear", "lm=tiny", "tuning=full", "trainer.enable_progress_bar=false", *WORLD]
     base += [f"paths.data_dir={folder}/data", f"paths.runs_dir={folder}/runs"]
 
     def of(*overrides):
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = typed(compose("train", [*base, *overrides]))
-        return train_and_evaluate(cfg)[0]
+        return train_and_evaluate(compose([*base, *overrides]))[0]
 
     return of
 

@@ -18,6 +18,7 @@ from wandb_files import offline_files, read_offline
 from regen.analysis.wandb_dashboard import save_dashboard, workspace_spec
 from regen.commands import dashboard
 from regen.commands.grid import run_cell
+from regen.config import objects
 from regen.config.objects import typed
 from regen.config.registration import register
 from regen.config.schema import CONF, DashboardConfig
@@ -220,9 +221,7 @@ def test_a_given_group_is_kept_and_an_error_closes_the_run(grid, tmp_path):
 
 
 def dashboard_config(*overrides):
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return typed(compose("dashboard", list(overrides)))
+    return objects.compose(overrides, root="dashboard")
 
 
 def test_the_dashboard_shows_what_runs_log(cells, capsys):
