@@ -21,14 +21,15 @@ from typing import Any, cast
 import torch
 from filelock import FileLock
 from hydra.utils import instantiate
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from regen.data.download import user_cache
 from regen.models.four_bit import is_four_bits, to_four_bits
 from regen.runtime.console import without_loading_bar
-from regen.storage.artefacts import appearing_whole
+from regen.storage.atomic import appearing_whole
 from regen.storage.identity import files_state, lm_weights
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,12 @@ class LanguageModel:
         embed = self.model.get_input_embeddings()
         chunks = torch.arange(embed.weight.shape[0], device=embed.weight.device).chunk(8)
         return float(torch.cat([embed(chunk).float().norm(dim=-1) for chunk in chunks]).mean())
+
+    @torch.no_grad()
+    def mean_embeddings(self, texts: Sequence[Any]) -> Float[Tensor, "texts lm_dim"]:
+        """Mean input embedding of each text, from its token ids (a list or an array)."""
+        embed = self.model.get_input_embeddings()
+        return torch.stack([embed(torch.as_tensor(ids)).float().mean(dim=0) for ids in texts])
 
     @torch.no_grad()
     def weights_digest(self) -> str:

@@ -211,5 +211,9 @@ class NarrativeModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.sharded:  # Lightning has put each part in its place by then
             return
-        state = checkpoint["state_dict"]
-        self.model.load_trained_state({name.removeprefix("model."): t for name, t in state.items()})
+        self.model.load_trained_state(trained_weights(checkpoint))
+
+
+def trained_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The trained tensors in a checkpoint, by their names in `NarrativeModule.model`."""
+    return {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
