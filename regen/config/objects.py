@@ -10,7 +10,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast, get_args, get_type_hints
 
+import hydra
 import yaml
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from regen.config import schema
@@ -53,12 +56,9 @@ class Component:
         Raises:
             ValueError: If the target raises one.
         """
-        import hydra.utils
-        from hydra.errors import InstantiationException
-
         node = {"_target_": self.target, **self.options, **more, "_convert_": "all"}
         try:
-            return hydra.utils.instantiate(node, *args)
+            return instantiate(node, *args)
         except InstantiationException as error:
             if isinstance(error.__cause__, ValueError):
                 raise error.__cause__ from None
@@ -110,8 +110,6 @@ def compose(overrides: Sequence[str] = (), *, root: str = "train", config_dir: P
     Raises:
         HydraException: If a key, value or option is wrong, or a number is out of its range.
     """
-    import hydra
-
     register()
     more = [] if config_dir is None else [f"hydra.searchpath=[file://{config_dir.resolve()}]"]
     with hydra.initialize_config_dir(str(schema.CONF), version_base="1.3"):

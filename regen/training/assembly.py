@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 import torch
@@ -24,10 +24,9 @@ from regen.models.soft_token_lm import SoftTokenLM
 from regen.models.warm_start import initialise
 from regen.runtime.device import ON_CUDA
 from regen.storage.identity import Inputs
+from regen.training.module import NarrativeModule
 from regen.training.recommendation import NextItemData, build_next_item_data, build_next_item_model
-
-if TYPE_CHECKING:
-    from regen.training.module import NarrativeModule
+from regen.training.schedules import schedule_of
 
 logger = logging.getLogger(__name__)
 START_SAMPLE = 20_000  # training examples from which the adapter is initialised
@@ -124,7 +123,7 @@ def build_model(config: TrainConfig, data: NarrativeDataModule, lm: LanguageMode
 
 def build_module(
     config: TrainConfig, model: SoftTokenLM, provenance: Mapping[str, Any] | None = None
-) -> "NarrativeModule":
+) -> NarrativeModule:
     """The Lightning module of a run, with the config's rates, optimizer and schedule.
 
     Args:
@@ -132,9 +131,6 @@ def build_module(
         model: The model of `build_model`.
         provenance: Saved in every checkpoint.
     """
-    from regen.training.module import NarrativeModule
-    from regen.training.schedules import schedule_of
-
     return NarrativeModule(
         model,
         adapter_lr=config.adapter.lr,

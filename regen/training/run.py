@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from regen.config.objects import plain, read_run_config
 from regen.config.schema import TrainConfig
@@ -141,9 +143,6 @@ def load(run: Run, vectors: InteractionVectors) -> LoadedRun:
     Raises:
         ValueError: If the weights are damaged or belong to another model.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = run.folder / WEIGHTS
     try:
         state = load_file(path)
