@@ -13,6 +13,7 @@ from hydra.utils import get_class
 
 from regen.config.objects import Component
 from regen.config.schema import SHARDED, TrainConfig
+from regen.data.prepare import load_tables
 from regen.data.splits import check_shares, described, split_narratives
 from regen.data.tables import ITEM_FEATURES, NEXT_ITEM, DataError
 from regen.embeddings.parts import CONTROLS, OURS, TEXT
@@ -49,11 +50,9 @@ def check_data(config: TrainConfig, prepared: Path) -> None:
     Raises:
         DataError: If the data have no narrative of a chosen feature, or a split has too few users.
     """
-    from regen.data.prepare import load_tables
-
     tables = load_tables(prepared)
     if config.task.ranks:
-        from regen.data.next_item import purchase_sequences
+        from regen.data.next_item import purchase_sequences  # imports torch
 
         history, exclude = config.data.max_history, config.task.exclude_bought
         purchase_sequences(tables, config.split, max_history=history, exclude_bought=exclude)

@@ -95,20 +95,7 @@ def build_next_item_data(
     else:
         examples = told_purchases(tables, config.split, feature=about, **which)
     chosen = [examples["train"][at] for at in rng.permutation(len(examples["train"]))[: task.train_users]]
-    options: dict[str, Any] = {
-        "vectors": vectors,
-        "item_of": item_of,
-        "queries": form.queries,
-        "tokenizer": lm.tokenizer,
-        "prompt": config.feature[NEXT_ITEM].prompt,
-        "window": lm.window,
-        "critiques": critiques,
-        "item_ids": ids,
-    }
-    make: Callable[..., NextItemDataset] = partial(NextItemDataset, **options)
-    if about is not None:
-        asked, longest = config.feature[about].prompt, config.data.max_narrative_tokens
-        make = partial(ConversationDataset, **options, asked=asked, max_narrative_tokens=longest)
+    make = _dataset_maker(config, lm, form, about, vectors=vectors, critiques=critiques, item_of=item_of, item_ids=ids)
     fold_of = dict(zip([one.user_id for one in train], folds, strict=True))
     splits = {
         "train": make(chosen, every=True, fold=[fold_of[one.user_id] for one in chosen]),
@@ -127,6 +114,23 @@ def build_next_item_data(
         num_workers=config.training.num_workers or 0,
         seed=config.seed,
     )
+
+
+def _dataset_maker(
+    config: TrainConfig, lm: LanguageModel, form: ClosedForm, about: str | None, **tables: Any
+) -> Callable[..., NextItemDataset]:
+    """Returns a function that makes a dataset from examples; `about` names the feature of their narratives, if any."""
+    options: dict[str, Any] = {
+        "queries": form.queries,
+        "tokenizer": lm.tokenizer,
+        "prompt": config.feature[NEXT_ITEM].prompt,
+        "window": lm.window,
+        **tables,
+    }
+    if about is None:
+        return partial(NextItemDataset, **options)
+    asked, longest = config.feature[about].prompt, config.data.max_narrative_tokens
+    return partial(ConversationDataset, **options, asked=asked, max_narrative_tokens=longest)
 
 
 def _read(

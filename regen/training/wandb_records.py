@@ -19,8 +19,6 @@ from regen.config.objects import Component, plain
 from regen.storage.artefacts import Artefact
 from regen.training.run import Run, is_main_process
 
-__all__ = ["grid_name", "input_artifact", "use_inputs", "wandb_logger", "without_secrets"]
-
 LONGEST_TAG = 64  # limit of W&B
 _OWN = ("offline", "log_data", "log_weights", "table_rows")  # options that are not arguments of wandb.init
 _SECRET = re.compile(r"(^|_)(api_?key|token|secret|password)$", re.IGNORECASE)
