@@ -1,4 +1,4 @@
-"""From a typed config to artefacts and runs: the only module that knows all stages."""
+"""Builds artefacts and runs from a typed config; the only module that knows all stages."""
 
 import json
 import logging
