@@ -21,7 +21,7 @@ __all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
-    """Loads torch and the like only for those who ask: every command imports this package."""
+    """Imports a public name on first use, because every command imports this package and torch is slow to import."""
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""From a typed config to artefacts and runs: the only module that knows all stages."""
+"""Builds artefacts and runs from a typed config; the only module that knows all stages."""
 
 import json
 import logging
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from regen.training.run import LoadedRun, Run
 
 logger = logging.getLogger(__name__)
-LACKS = {  # what a run of another task does not do
+LACKS = {  # why a run of another task cannot stand in for this one
     "narrate": "writes no narratives of given histories",
     "recommend": "does not recommend",
-    "converse": "tells nothing of what it recommends",
+    "converse": "writes nothing about what it recommends",
 }
 HISTORY = 50  # purchases that a rater reads (paper 3.2)
 
 
 def prepared_artefact(config: schema.PrepareConfig, *, force: bool = False) -> Artefact:
-    """Stage `prepare`."""
+    """Builds or reuses the prepared tables (stage `prepare`)."""
     return prepare(config.source.build(), config.source.node, root=Path(config.paths.data_dir), force=force)
 
 
 def data_artefact(config: schema.NarratedConfig, *, force: bool = False) -> Artefact:
-    """The prepared data with narratives of the config's narrator: the source's own, or newly written ones."""
+    """Builds or reuses the prepared tables with the narratives of the config's narrator (stage `narrate`)."""
     prepared = prepared_artefact(config)
     if config.narrator.name == "source":
         return prepared
@@ -56,7 +56,7 @@ def data_artefact(config: schema.NarratedConfig, *, force: bool = False) -> Arte
 
 
 def encoder_part(config: schema.EncodeConfig, entry: str | Component) -> Part:
-    """What one entry of `encoder.parts` stands for: the group `cf` or `content`, or a class of the user's own."""
+    """The part that an entry of `encoder.parts` names: `cf`, `content`, or a node with a class of the user's own."""
     if isinstance(entry, Component):
         part: Part = entry.build()
         return part
@@ -68,22 +68,22 @@ def encoder_part(config: schema.EncodeConfig, entry: str | Component) -> Part:
 
 
 def critique_part(config: schema.TrainConfig) -> CritiquePart:
-    """What users say about a purchase, with `data.critiques`."""
+    """The critiques that a run with `data.critiques=true` reads."""
     return CritiquePart(config.content.pretrained, config.content.batch_size, config.data.shared_category)
 
 
 def encoded_artefacts(
     config: schema.EncodeConfig, entries: Sequence[str | Component], prepared: Artefact, *, force: bool = False
 ) -> dict[str, Artefact]:
-    """Stage `encode`: the artefact of each part, by its name."""
+    """Builds or reuses the vectors of each part (stage `encode`), by the part's name."""
     root = Path(config.paths.data_dir)
     return {
         _part_name(entry): encoder_part(config, entry).encode(prepared, root=root, force=force) for entry in entries
     }
 
 
-def vectors_of(config: schema.TrainConfig, inputs: "identity.Inputs") -> "InteractionVectors":
-    """The vectors that enter the adapter of a run."""
+def vectors_of(config: schema.TrainConfig, inputs: identity.Inputs) -> "InteractionVectors":
+    """The fused vectors that a run's adapter reads."""
     tables = load_tables(inputs.prepared.path)
     parts = [
         encoder_part(config, entry).load(inputs.encoded[_part_name(entry)], tables) for entry in config.encoder.parts
@@ -91,8 +91,8 @@ def vectors_of(config: schema.TrainConfig, inputs: "identity.Inputs") -> "Intera
     return interaction_vectors(config.encoder.name, parts, tables, dim=config.encoder.dim, seed=config.seed)
 
 
-def build_inputs(config: schema.TrainConfig) -> "identity.Inputs":
-    """Builds the missing ones of the artefacts that a run reads."""
+def build_inputs(config: schema.TrainConfig) -> identity.Inputs:
+    """Builds or reuses all artefacts that a run reads."""
     from regen.training.preflight import check_data
 
     prepared = data_artefact(config)
@@ -104,7 +104,7 @@ def build_inputs(config: schema.TrainConfig) -> "identity.Inputs":
 
 
 def open_run(config: schema.TrainConfig) -> "Run":
-    """Builds the missing artefacts of a cell and finds its folder, which appears with its config in it."""
+    """Builds the artefacts that a run reads, and its folder with the config in it."""
     from regen.training import run as runs
 
     config, weights = _resolved(config)
@@ -112,11 +112,11 @@ def open_run(config: schema.TrainConfig) -> "Run":
 
 
 def read_run(folder: Path) -> "Run":
-    """A run from its folder alone; artefacts that are gone are built again.
+    """Opens a run by its folder; missing artefacts are built again.
 
     Raises:
         FileNotFoundError: If the folder holds no run.
-        ValueError: If its data or the LM's weights are not those that it was trained with.
+        ValueError: If the data or the LM's weights have changed since the training.
     """
     from regen.training.run import RECORD, Run
 
@@ -137,7 +137,7 @@ def read_run(folder: Path) -> "Run":
 
 
 def load_run(run: "Run") -> "LoadedRun":
-    """A finished run with its trained weights.
+    """Loads a finished run with its trained weights.
 
     Raises:
         ValueError: If the weights are damaged or belong to another model.
@@ -148,31 +148,33 @@ def load_run(run: "Run") -> "LoadedRun":
 
 
 def load_folder(folder: Path) -> "LoadedRun":
-    """`load_run` by the folder, for a process of its own."""
+    """Loads a finished run by its folder; other processes can call it."""
     return load_run(read_run(folder))
 
 
 def check_task(config: schema.TrainConfig, folder: Path, tasks: Sequence[str] = ("narrate",)) -> None:
-    """Refuses a run of another task than what is to be done takes.
+    """Checks that a run was trained for one of these tasks.
 
     Raises:
-        ValueError: If its task is another one.
+        ValueError: If it was not.
     """
     if config.task.name not in tasks:
         raise ValueError(
-            f"{folder}: a run of task={config.task.name}, which {LACKS[tasks[0]]}. Give one of "
+            f"{folder}: a run of task={config.task.name}, which {LACKS[tasks[0]]}. Give a run of "
             f"task={' or '.join(tasks)}."
         )
 
 
 @contextmanager
 def opened_run(folder: Path, *, tasks: Sequence[str] = ("narrate",)) -> "Iterator[Run]":
-    """A finished run of one of these tasks, inside the folder from which it was started: there its relative paths hold.
+    """Opens a finished run of one of these tasks.
+
+    The working directory is that of the training command meanwhile, so that relative paths in the config hold.
 
     Raises:
         FileNotFoundError: If the folder holds no run.
-        ValueError: If the run is not finished, is of another task, or saw a part of the data only, or if what it was
-            made from has changed.
+        ValueError: If the run is not finished, has another task or was trained on a part of the data, or if its data or
+            the LM's weights have changed since.
     """
     from regen.training.run import WEIGHTS, started_in
 
@@ -181,17 +183,17 @@ def opened_run(folder: Path, *, tasks: Sequence[str] = ("narrate",)) -> "Iterato
         run = read_run(folder)
         check_task(run.config, folder, tasks)
         if run.limits:
-            raise ValueError(f"{folder}: made with {', '.join(run.limits)}, which is for debugging. Train it without.")
+            raise ValueError(f"{folder}: trained with {', '.join(run.limits)}, for debugging. Train it without.")
         if not run.finished:
             raise ValueError(f"{folder}: not finished, there is no {WEIGHTS} in it. Run its train.py command again.")
         yield run
 
 
 def build(config: schema.TrainConfig) -> "tuple[NarrativeDataModule, NarrativeModule]":
-    """Data and module of a config, for a `lightning.Trainer` of your own; missing artefacts are built.
+    """Builds data and module for a `lightning.Trainer` of your own, and the artefacts that they need.
 
     Raises:
-        ValueError: If the config is sure to fail.
+        ValueError: If the config cannot be trained.
     """
     from regen.training.assembly import build_data, build_model, build_module
 
@@ -205,31 +207,26 @@ def build(config: schema.TrainConfig) -> "tuple[NarrativeDataModule, NarrativeMo
 
 @dataclass(frozen=True)
 class PlannedArtefact:
-    """A stage of a plan.
-
-    Attributes:
-        stage: Its name.
-        folder: Where its artefact lies or will lie.
-    """
+    """A stage and the folder of its artefact, which may not exist yet."""
 
     stage: str
     folder: Path
 
     @property
     def exists(self) -> bool:
-        """Whether the folder is there; a damaged one is built anew all the same."""
+        """Whether the folder exists; its files are not checked."""
         return self.folder.is_dir()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a cell reads and where its run lies, known before anything is built.
+    """What a run reads and where its folder is, known before anything is built.
 
     Attributes:
-        config: The run's, with its number of epochs.
+        config: The run's config, with its number of epochs.
         artefacts: In the order in which they are built.
-        data: Folder of the data that are trained on.
-        run: The run's folder.
+        data: Folder of the training data.
+        run: Folder of the run.
     """
 
     config: schema.TrainConfig
@@ -239,10 +236,10 @@ class Plan:
 
 
 def plan(config: schema.TrainConfig) -> Plan:
-    """The plan of a cell. It reads the source's files, and fetches those that are not there, but builds nothing.
+    """Plans a run without building anything. It reads the source's files, and downloads those that are missing.
 
     Raises:
-        ValueError: If the config is sure to fail.
+        ValueError: If the config cannot be trained.
     """
     from regen.training import run as runs
 
@@ -257,62 +254,62 @@ def plan(config: schema.TrainConfig) -> Plan:
         request = identity.narrated(_fingerprint(data), recipe, max_history=about.max_history, users=about.users)
         data = expected_folder(root, **request)
         stages.append(PlannedArtefact("narrate", data))
-    inputs = {"prepared": _fingerprint(data)}
-    for entry in config.encoder.parts:
-        folder = expected_folder(root, **encoder_part(config, entry).request(_fingerprint(data)))
-        inputs[_part_name(entry)] = _fingerprint(folder)
-        stages.append(PlannedArtefact(f"encode {_part_name(entry)}", folder))
+    parts: dict[str, Part | CritiquePart] = {
+        _part_name(entry): encoder_part(config, entry) for entry in config.encoder.parts
+    }
     if config.data.critiques:
-        folder = expected_folder(root, **critique_part(config).request(_fingerprint(data)))
-        inputs[CRITIQUES] = _fingerprint(folder)
-        stages.append(PlannedArtefact(f"encode {CRITIQUES}", folder))
+        parts[CRITIQUES] = critique_part(config)
+    folders = {name: expected_folder(root, **part.request(_fingerprint(data))) for name, part in parts.items()}
+    stages += [PlannedArtefact(f"encode {name}", folder) for name, folder in folders.items()]
+    inputs = {name: _fingerprint(folder) for name, folder in {"prepared": data, **folders}.items()}
     config, weights = _resolved(config)
     return Plan(config, tuple(stages), data, runs.folder_of(config, inputs, weights))
 
 
 def train_and_evaluate(config: schema.TrainConfig) -> tuple[Path, float]:
-    """One cell: trains and scores it, resumes it, or finds it finished.
+    """Trains and scores a run; resumes an interrupted one and reuses a finished one.
 
     Returns:
-        The run's folder and the best value of what is monitored, by default the validation loss.
+        The run's folder and the best value of the monitored metric, by default the validation loss.
     """
     from regen.evaluation.at_validation import callbacks_at_validation
     from regen.evaluation.evaluate import evaluate_run, evaluation_is_current
     from regen.training import run as runs
+    from regen.training.fit import fit
     from regen.training.loggers import experiment_loggers
 
     _check(config)
-    quiet_libraries()  # again: lightning sets its levels when it is imported
+    quiet_libraries()  # again, because importing lightning resets its log levels
     run = open_run(config)
     with runs.locked(run):
         if (config.force or run.limits) and runs.is_main_process():
             runs.forget(run)
-        if not (run.finished and (evaluation_is_current(run) or not config.score)):
+        if run.finished and (evaluation_is_current(run) or not config.score):
+            logger.info("finished before: %s", run.folder)
+        else:
             with experiment_loggers(run) as loggers:
                 vectors = vectors_of(run.config, run.inputs)
                 if run.finished:
                     loaded = runs.load(run, vectors)
                 else:
-                    loaded = runs.fit(run, vectors, loggers, callbacks_at_validation(run))
+                    loaded = fit(run, vectors, loggers, callbacks_at_validation(run))
                 if config.score and runs.is_main_process():
                     evaluate_run(loaded, loggers, reopen=load_folder)
-        else:
-            logger.info("finished before: %s", run.folder)
     best = json.loads((run.folder / runs.RECORD).read_text()).get("monitored")
     return run.folder, float("nan") if best is None else float(best)
 
 
 def diagnose(folder: Path) -> Path:
-    """Whether a finished and evaluated run memorises or reads; see `regen.evaluation.diagnosis`.
+    """Tests whether an evaluated run memorises or reads its input; see `regen.evaluation.diagnosis`.
 
-    Bootstrap, embeddings and generation are those of the scores in the folder.
+    It uses the evaluation settings of the scores in the folder.
 
     Returns:
-        The report.
+        Path of the report.
 
     Raises:
         FileNotFoundError: If the folder holds no run, or one that was not evaluated.
-        ValueError: If its scores are not those of its weights.
+        ValueError: If the scores were made with other weights.
     """
     from regen.evaluation.diagnosis import write_diagnosis
     from regen.evaluation.evaluate import EVALUATION, predictions_are_current
@@ -334,7 +331,7 @@ def diagnose(folder: Path) -> Path:
 
 
 def _check(config: schema.TrainConfig) -> None:
-    """Refuses a cell that is sure to fail."""
+    """Raises a ValueError for a config that cannot be trained."""
     from regen.evaluation.at_validation import check_monitor
     from regen.training.preflight import check_config
 
@@ -351,11 +348,11 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _resolved(config: schema.TrainConfig) -> tuple[schema.TrainConfig, dict[str, str]]:
-    """A config with its number of epochs and the commit of an LM from the hub; and what identifies the LM's weights."""
+    """Sets the number of epochs and the commit of an LM from the hub; also returns what identifies the LM's weights."""
     if config.trainer.max_epochs is None:
         epochs = max(feature.epochs for feature in config.feature.values())
         config = replace(config, trainer=replace(config.trainer, max_epochs=epochs))
     weights = identity.lm_weights(config.lm.node)
-    if "commit" in weights:  # the run keeps to it, whatever the hub has later
+    if "commit" in weights:  # so that the run never uses a later one
         config = replace(config, lm=Component({**config.lm.node, "revision": weights["commit"]}))
     return config, weights

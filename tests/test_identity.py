@@ -371,7 +371,7 @@ def test_force_says_the_same_in_every_command():
         line for path in CONF.glob("*.yaml") for line in path.read_text().splitlines() if line.startswith("force:")
     }
     assert len(meanings) == 2  # those that ask endpoints add what becomes of a ledger's answers
-    assert all("# true makes anew what this command makes, not what it reads" in line for line in meanings)
+    assert all("# true rebuilds this command's result, not its inputs" in line for line in meanings)
 
 
 @pytest.mark.usefixtures("no_sentence_encoder")

@@ -76,9 +76,9 @@ def _model(folder: str | None) -> tuple[str, Path]:
             _refuse(f"model={folder}: no folder of a language model; there is no config.json in it.")
         return Path(folder).resolve().name, Path(folder)
     from regen.generation.vllm_decoder import SMOLLM2
-    from regen.models.language_model import packaged_folder
+    from regen.models.packaged import packaged_folder
 
-    return SMOLLM2, packaged_folder(SMOLLM2, package=PACKAGE)
+    return SMOLLM2, packaged_folder(PACKAGE)
 
 
 def _serve(command: list[str], environment: dict[str, str]) -> int:

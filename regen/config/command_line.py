@@ -1,10 +1,10 @@
-"""The command line: Hydra's, but a user's mistake gets a short message instead of a traceback.
+"""Runs Hydra commands that answer a user's mistake with a short message instead of a traceback.
 
     @main("train")
     def train_main(config: TrainConfig) -> float: ...
 
-Exit codes: 0 done, 1 the task failed, 2 the command or its config is wrong, 130 interrupted. HYDRA_FULL_ERROR=1 in the
-environment brings all tracebacks back.
+Exit codes: 0 done, 1 the task failed, 2 the command or its config is wrong, 130 interrupted. The environment variable
+HYDRA_FULL_ERROR=1 shows all tracebacks.
 """
 
 import functools
@@ -34,18 +34,14 @@ from regen.runtime.console import quiet_libraries
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
 FULL_ERROR = "HYDRA_FULL_ERROR"
 HINT = f"Set {FULL_ERROR}=1 for the traceback."
-_OF_THE_CONFIG = (ConfigCompositionException, InterpolationResolutionError, MissingMandatoryValue)
-_OF_THE_CONFIG = (ConfigCompositionException, InterpolationResolutionError, MissingMandatoryValue)
-_CREDENTIALS = re.compile(r"://[^/?#\s]*@|base_url=[^?]*\?")  # a user name, a password or a query in an address
+_CONFIG_ERRORS = (ConfigCompositionException, InterpolationResolutionError, MissingMandatoryValue)
+_CREDENTIALS = re.compile(r"://[^/?#\s]*@|base_url=[^?]*\?")  # a user name, password or query in a URL
 
 Task = Callable[[Any], Any]
 
 
 def main(config_name: str, *, config_dir: Path = CONF) -> Callable[[Task], Callable[[], None]]:
-    """Makes a task the main function of a script, as `hydra.main` does; see `run_hydra`.
-
-    The task is called with the typed object of the config (`regen.config.objects.typed`).
-    """
+    """Decorates the main function of a command, like `hydra.main`; the function gets the typed config."""
 
     def decorate(task: Task) -> Callable[[], None]:
         @functools.wraps(task)
@@ -62,16 +58,16 @@ def main(config_name: str, *, config_dir: Path = CONF) -> Callable[[Task], Calla
 
 
 def run_hydra(task: Task, *, config_name: str, config_dir: Path = CONF) -> None:
-    """Composes the config from `sys.argv`, checks every job of a sweep, then runs the task once per job.
+    """Composes the config from `sys.argv`, checks it, and runs the task once per job.
 
     Args:
-        task: called with each job's config. Import heavy libraries inside it: `--help` does not call it.
-        config_name: the primary config, a file of `config_dir` without its ending.
-        config_dir: the folder of YAML files.
+        task: Gets the config of a job. Import heavy libraries inside it, so that `--help` stays fast.
+        config_name: The primary config, a file of `config_dir` without its ending.
+        config_dir: Folder of YAML files.
 
     Raises:
-        SystemExit: with code 2 for a mistake in the command or the config, 1 for bad input that regen refuses on
-            purpose, 130 for an interrupt; a message is on stderr. Other errors of the task pass through.
+        SystemExit: Code 2 for a mistake in the command or config, 1 for input that regen refuses, 130 for an
+            interrupt. The message is on stderr. Other errors of the task pass through.
     """
     _refuse_credentials(sys.argv[1:])
     register()
@@ -98,30 +94,30 @@ def run_hydra(task: Task, *, config_name: str, config_dir: Path = CONF) -> None:
 
 
 def _refuse_credentials(arguments: list[str]) -> None:
-    """Exits before Hydra can write an address with a password into its folder."""
+    """Exits if an argument contains credentials, before Hydra writes it to disk."""
     for argument in arguments:
         if _CREDENTIALS.search(argument):
             name = argument.partition("=")[0]
             _exit(
                 2,
-                f"error: {name}= holds credentials or a query in its address, which would be written to disk. Put the "
-                "key into the environment variable that api_key_env names.",
+                f"error: {name}= has credentials or a query in its URL, which would be written to disk. Put the key "
+                "into the environment variable that api_key_env names.",
             )
 
 
 def _guarded(task: Task, *, full_error: bool) -> Task:
-    """Wraps a task to check its config before it starts and to mark the errors that need no traceback."""
+    """Wraps a task: checks its config first, and marks errors that need no traceback."""
 
     @functools.wraps(task)
     def job(cfg: DictConfig) -> Any:
-        with _full_error_set(full_error):  # processes that the task starts see what the user set
+        with _full_error_set(full_error):  # processes that the task starts get the user's value
             check(cfg)
             quiet_libraries()
             try:
                 return task(cfg)
             except (ValueError, OSError) as error:
                 if _is_refusal(error):
-                    error.add_note(HINT)  # a note, because it survives the way back from a worker process
+                    error.add_note(HINT)  # a note survives pickling on the way from a worker process
                 raise
 
     return job
@@ -141,8 +137,8 @@ def _full_error_set(on: bool) -> Iterator[None]:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Whether regen's own code refused something on purpose, by a `raise` statement, and did not just break."""
-    tables = sys.modules.get("regen.data.tables")  # an error of its class cannot exist before it is imported
+    """Whether a `raise` statement in regen's own code made the error."""
+    tables = sys.modules.get("regen.data.tables")  # not imported here, because it is slow
     if tables is not None and isinstance(error, tables.DataError):
         return True
     frames = traceback.extract_tb(error.__traceback__)
@@ -153,11 +149,11 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def _verdict(error: Exception, config_name: str, config_dir: Path) -> tuple[int, str | None]:
-    """Exit code and message of an error; no message if it needs its traceback."""
+    """Exit code and message of an error; the message is None if the traceback is needed."""
     if _is_of_a_job(error):
         if HINT in getattr(error, "__notes__", ()):
             return 1, "\n".join([str(error), *error.__notes__])
-        explained: tuple[type[Exception], ...] = _OF_THE_CONFIG
+        explained: tuple[type[Exception], ...] = _CONFIG_ERRORS
     else:
         explained = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
     if not isinstance(error, explained):
@@ -166,7 +162,7 @@ def _verdict(error: Exception, config_name: str, config_dir: Path) -> tuple[int,
 
 
 def _is_of_a_job(error: Exception) -> bool:
-    """Whether the error came out of the task: Hydra keeps those and raises them when it reads a job's result."""
+    """Whether the task raised the error. Hydra raises it again when it reads the result of the job."""
     result = JobReturn.return_value.fget.__code__  # type: ignore[attr-defined]
     return any(frame.f_code is result for frame, _ in traceback.walk_tb(error.__traceback__))
 

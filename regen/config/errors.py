@@ -1,4 +1,4 @@
-"""What is wrong with a config, in a sentence or two that name the nearest right key, group or value."""
+"""Checks of composed configs, and messages for config errors that suggest the nearest right key, group or value."""
 
 import dataclasses
 import re
@@ -25,12 +25,12 @@ from yaml import YAMLError
 from regen.config.ranges import wrong_numbers
 from regen.config.schema import DECIDED
 
-CUTOFF = 0.6  # of similarity, below which a name is no suggestion
+CUTOFF = 0.6  # similarity from which a name is suggested
 EXPECTED = {"Integer": "an integer", "Float": "a number", "bool": "true or false"}
 
 
 class UnknownKeyError(ConfigCompositionException):
-    """A `+key=value` added a key that the schema does not have, so that nothing would read it."""
+    """A `+key=value` added a key that the schema does not have."""
 
     def __init__(self, key: str) -> None:
         super().__init__(key)
@@ -38,12 +38,12 @@ class UnknownKeyError(ConfigCompositionException):
 
 
 class OutOfRangeError(ConfigCompositionException):
-    """A number is outside its range."""
+    """A number is out of its range."""
 
 
 @dataclass(frozen=True)
 class ConfigSpace:
-    """What could have been written: groups with their options, and dotted keys."""
+    """The groups with their options, and the dotted keys, that a command accepts."""
 
     config_dir: Path
     config_name: str
@@ -52,18 +52,18 @@ class ConfigSpace:
     keys: list[str] = field(default_factory=list)
 
     def names(self, like: str) -> list[str]:
-        """Groups and keys that may stand before a `=`; Hydra's own only for a word that looks like one."""
+        """Groups and keys to suggest for a word: Hydra's own if it starts with `hydr`, else all others."""
         names = dict.fromkeys([*self.groups, *self.keys])
         return [name for name in names if name.startswith("hydra") == like.startswith("hydr")]
 
 
 def check(node: DictConfig | ListConfig) -> None:
-    """Reads every value once, so that a broken interpolation is found before an hour's work and not after it.
+    """Checks keys, numbers and interpolations of a composed config.
 
     Raises:
-        UnknownKeyError: a node with a schema has a key that its schema does not have.
-        OutOfRangeError: a number is outside the range that the schema gives it.
-        InterpolationResolutionError: a value refers to something that does not exist.
+        UnknownKeyError: If a node has a key that its schema does not have.
+        OutOfRangeError: If a number is out of its range.
+        InterpolationResolutionError: If a value refers to something that does not exist.
     """
     schema = OmegaConf.get_type(node)
     fields = {item.name for item in dataclasses.fields(schema)} if dataclasses.is_dataclass(schema) else None
@@ -83,7 +83,7 @@ def check(node: DictConfig | ListConfig) -> None:
 
 
 def explain(error: Exception, *, config_name: str, config_dir: Path, arguments: Sequence[str]) -> str:
-    """Returns the message for an error that Hydra or OmegaConf raised while it composed or resolved a config."""
+    """Returns a short message for an error that Hydra or OmegaConf raised about a config."""
     if isinstance(error, OutOfRangeError):
         return str(error)
     space = config_space(config_name, config_dir, arguments)
@@ -104,7 +104,7 @@ def explain(error: Exception, *, config_name: str, config_dir: Path, arguments: 
 
 
 def config_space(config_name: str, config_dir: Path, arguments: Sequence[str]) -> ConfigSpace:
-    """Composes the default config, with those of the command's group choices that exist, and lists its names."""
+    """Lists groups and keys of a command, after composing its default config with the arguments' valid choices."""
     space = ConfigSpace(config_dir, config_name, arguments)
     for file in sorted(config_dir.glob("*/**/*.yaml")):
         space.groups.setdefault(file.parent.relative_to(config_dir).as_posix(), []).append(file.stem)
@@ -116,23 +116,23 @@ def config_space(config_name: str, config_dir: Path, arguments: Sequence[str]) -
             for overrides in (_right_choices(arguments, space), []):
                 try:
                     config = compose(config_name, overrides, return_hydra_config=True)
-                except Exception:  # the default itself may be what is broken; suggestions are then fewer
+                except Exception:  # if the default itself is broken, there are fewer suggestions
                     continue
                 space.keys.extend(_flat_keys(OmegaConf.to_container(config)))
                 break
-    except HydraException:  # no such folder: the error to explain says so
+    except HydraException:  # no such folder, which the error to explain says
         pass
     return space
 
 
 def _hydra_groups() -> dict[str, list[str]]:
-    """Hydra's own groups, plugins included; slow to list, and seldom meant."""
+    """Hydra's own groups with their options, which are slow to list."""
     loader = GlobalHydra.instance().config_loader()
     return {f"hydra/{group}": loader.get_group_options(f"hydra/{group}") for group in loader.list_groups("hydra")}
 
 
 def nearest(word: str, names: Iterable[str], limit: int = 3) -> list[str]:
-    """Returns the names most like a word, best first; a dotted name is also known by its last part."""
+    """Returns the names most similar to a word, best first; the last part of a dotted name counts as well."""
     scores = {name: _likeness(word.lower(), name.lower()) for name in names}
     ranked = sorted(scores, key=lambda name: (-scores[name], name))
     return [name for name in ranked[:limit] if scores[name] >= max(CUTOFF, scores[ranked[0]] - 0.08)]
@@ -158,7 +158,7 @@ def _flat_keys(node: Any, prefix: str = "") -> list[str]:
 
 
 def _composition(error: HydraException, space: ConfigSpace) -> str:
-    """For what Hydra says of a key or value, on the command line or in a file of a defaults list."""
+    """Message for an error of Hydra about a key or value, on the command line or in a YAML file."""
     text = str(error)
     cause = error.__cause__ or error.__context__
     where = ""
@@ -179,7 +179,7 @@ def _composition(error: HydraException, space: ConfigSpace) -> str:
 
 
 def _node(error: OmegaConfBaseException, where: str, space: ConfigSpace) -> str:
-    """For what OmegaConf says of one node."""
+    """Message for an error of OmegaConf about a node."""
     key = error.full_key or str(error.key)
     first = str(error).splitlines()[0]
     if isinstance(error, MissingMandatoryValue):
@@ -224,7 +224,7 @@ def _no_such_key(key: str, where: str, space: ConfigSpace, cause: BaseException 
 
 
 def _siblings(error: BaseException | None) -> list[str]:
-    """The keys of the node in which one was not found, for when the default config itself does not compose."""
+    """The keys beside a key that was not found. They are known even if the default config does not compose."""
     parent: Any = getattr(error, "parent_node", None)
     if not isinstance(parent, DictConfig):
         return []
@@ -249,7 +249,7 @@ def _wrong_option(group: str, option: str, options: Sequence[str]) -> str:
 
 
 def _not_a_choice(space: ConfigSpace) -> str | None:
-    """For a number given to a group, which Hydra refuses without saying where."""
+    """Message for a number given to a group, whose name Hydra's error lacks."""
     for argument in space.arguments:
         group, _, option = argument.partition("=")
         options = space.groups.get(group)
@@ -259,7 +259,7 @@ def _not_a_choice(space: ConfigSpace) -> str | None:
 
 
 def _written_in(option: str, space: ConfigSpace) -> str:
-    """The files that hold a wrong option, if it is not on the command line; Hydra names the file it overrides."""
+    """The YAML files that contain a wrong option, unless it is on the command line."""
     word = re.compile(rf"(?<![\w-]){re.escape(option)}(?![\w-])")
     if any(word.search(argument) for argument in space.arguments):
         return ""

@@ -1,16 +1,19 @@
-"""From a composed config to typed, immutable objects, and back to plain values.
+"""Turns a composed config into typed, immutable objects, and these into plain values.
 
-A node with `_target_` becomes a `Component`, which builds what it names. Every other node becomes an object of its
-class in `regen.config.schema`. Nothing below the commands sees a `DictConfig`.
+A node with `_target_` becomes a `Component`, which can build its target. Any other node becomes an object of its class
+in `regen.config.schema`. The code below the commands takes these objects and no `DictConfig`.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, cast, get_args, get_type_hints
+from typing import Any, ClassVar, TypeVar, cast, get_args, get_type_hints
 
+import hydra
 import yaml
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from regen.config import schema
@@ -22,14 +25,15 @@ Config = TypeVar("Config")
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-    """A node that names a class or a function, and what to call it with.
+    """A node that names a class or function in `_target_`, and its arguments.
 
     Attributes:
-        node: The whole node, with `_target_`.
+        node: The whole node.
+        run_options: Keys of the node that are not arguments of the target.
     """
 
     node: Mapping[str, Any]
-    run_options: ClassVar[tuple[str, ...]] = ()  # of the node, but not of what it builds
+    run_options: ClassVar[tuple[str, ...]] = ()
 
     @property
     def target(self) -> str:
@@ -38,87 +42,74 @@ class Component:
 
     @property
     def name(self) -> str:
-        """What tables call it; empty where the node has no name."""
+        """Its name in tables; empty if the node has none."""
         return str(self.node.get("name", ""))
 
     @property
     def options(self) -> dict[str, Any]:
-        """What is passed to the class or function."""
+        """The arguments of the target."""
         return {key: value for key, value in self.node.items() if key not in (*self.run_options, "_target_")}
 
     def build(self, *args: Any, **more: Any) -> Any:
-        """Calls what the node names; lists and mappings reach it as plain Python.
+        """Calls the target with its arguments and the given ones; lists and mappings are plain Python.
 
         Raises:
-            ValueError: What the object itself raises, without Hydra's words around it.
+            ValueError: If the target raises one.
         """
-        import hydra.utils
-        from hydra.errors import InstantiationException
-
         node = {"_target_": self.target, **self.options, **more, "_convert_": "all"}
         try:
-            return hydra.utils.instantiate(node, *args)
+            return instantiate(node, *args)
         except InstantiationException as error:
             if isinstance(error.__cause__, ValueError):
                 raise error.__cause__ from None
             raise
 
 
-class AdapterChoice(Component):
+class _Trained(Component):
+    @property
+    def lr(self) -> float:
+        """Peak learning rate."""
+        return float(self.node["lr"])
+
+
+class TuningChoice(_Trained):
+    """The `tuning` of a run: a function that makes parts of the LM trainable, and their learning rate."""
+
+    run_options = ("name", "lr")
+
+
+class AdapterChoice(_Trained):
     """The `adapter` of a run: its class, its start and its learning rate."""
 
     run_options = ("name", "lr", "init", "ridge")
 
     @property
-    def lr(self) -> float:
-        """Peak learning rate."""
-        return float(self.node["lr"])
-
-    @property
-    def init(self) -> Literal["random", "ridge"]:
-        """`ridge` or `random`."""
-        return "ridge" if self.node["init"] == "ridge" else "random"
-
-    @property
-    def ridge(self) -> float:
-        """Penalty of the ridge start, as a multiple of the inputs' mean variance."""
-        return float(self.node["ridge"])
-
-
-class TuningChoice(Component):
-    """The `tuning` of a run: a function that says what of the LM trains, and its learning rate."""
-
-    run_options = ("name", "lr")
-
-    @property
-    def lr(self) -> float:
-        """Peak learning rate."""
-        return float(self.node["lr"])
+    def ridge(self) -> float | None:
+        """Penalty of the ridge start, as a multiple of the inputs' mean variance; None for a random start."""
+        return float(self.node["ridge"]) if self.node["init"] == "ridge" else None
 
 
 _COMPONENTS: dict[str, type[Component]] = {"adapter": AdapterChoice, "tuning": TuningChoice}
-_BY_NAME: dict[str, dict[str, type[Any]]] = {  # nodes whose class follows from their name
+_BY_NAME: dict[str, dict[str, type[Any]]] = {  # classes of nodes by the node's `name`
     "narrator": {"source": schema.Narrator, "template": schema.WritingNarrator, "openai": schema.OpenAINarrator},
     "split": {"users": schema.UsersSplit, "time": schema.TimeSplit, "file": schema.FileSplit},
 }
 
 
 def compose(overrides: Sequence[str] = (), *, root: str = "train", config_dir: Path | None = None) -> Any:
-    """The config of a command as its command line would make it.
+    """Composes the config of a command.
 
     Args:
-        overrides: As on the command line, `["encoder=cf", "trainer.max_epochs=2"]`.
-        root: The command: `train`, `prepare`, `encode` and others.
-        config_dir: A folder with groups of your own, as for `--config-dir`.
+        overrides: As on the command line, for example `["encoder=cf", "trainer.max_epochs=2"]`.
+        root: The command: `train`, `prepare`, `encode` or another one.
+        config_dir: A folder with config groups of your own, as for `--config-dir`.
 
     Returns:
-        An immutable object of the root's class in `regen.config.schema`; of `train`, a `TrainConfig`.
+        An immutable object of the command's class in `regen.config.schema`, such as `TrainConfig`.
 
     Raises:
-        HydraException: A key, a value or an option is wrong, or a number is outside its range.
+        HydraException: If a key, value or option is wrong, or a number is out of its range.
     """
-    import hydra
-
     register()
     more = [] if config_dir is None else [f"hydra.searchpath=[file://{config_dir.resolve()}]"]
     with hydra.initialize_config_dir(str(schema.CONF), version_base="1.3"):
@@ -128,30 +119,26 @@ def compose(overrides: Sequence[str] = (), *, root: str = "train", config_dir: P
 
 
 def typed(cfg: DictConfig) -> Any:
-    """A composed config as an object of its root class.
+    """Turns a composed config into an object of its root class.
 
     Raises:
-        MissingMandatoryValue: A value has no default and was not given.
+        MissingMandatoryValue: If a value without default is not set.
     """
     return build_object(cast("type[Any]", OmegaConf.get_type(cfg)), composed_values(cfg, complete=True))
 
 
 def composed_values(cfg: Any, *, complete: bool) -> dict[str, Any]:
-    """A composed config as plain JSON values.
-
-    Args:
-        cfg: A `DictConfig`.
-        complete: Whether every setting has to have a value; otherwise one without stays `???`.
+    """Turns a composed `DictConfig` into plain JSON values.
 
     Raises:
-        MissingMandatoryValue: If it has to, and one has none.
+        MissingMandatoryValue: If `complete` is true and a value is not set; otherwise such a value stays `???`.
     """
     values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=complete, enum_to_str=True)
     return cast("dict[str, Any]", values)
 
 
 def read_run_config(folder: Path) -> schema.TrainConfig:
-    """The config of a run, from its folder.
+    """Reads the config of a run from the run's folder.
 
     Raises:
         FileNotFoundError: If the folder holds no run.
@@ -169,7 +156,7 @@ def read_run_config(folder: Path) -> schema.TrainConfig:
 
 
 def plain(value: Any) -> Any:
-    """An object of the config as plain JSON values, as they stand in a run's `config.yaml`."""
+    """Turns a config object into plain JSON values, as in a run's `config.yaml`."""
     if isinstance(value, Component):
         return dict(value.node)
     if dataclasses.is_dataclass(value):
@@ -182,10 +169,10 @@ def plain(value: Any) -> Any:
 
 
 def build_object(cls: type[Config], values: Mapping[str, Any]) -> Config:
-    """An object of one of the schema's classes, from plain values.
+    """Builds an object of one of the schema's classes from plain values.
 
     Raises:
-        TypeError: If a setting is missing or unknown. Defaults are for composing; a config that was written has all.
+        TypeError: If a setting is missing or unknown. Defaults of the schema are not used here.
     """
     if missing := {item.name for item in dataclasses.fields(cast("Any", cls))} - values.keys():
         raise TypeError(f"{cls.__name__} lacks {', '.join(sorted(missing))}")

@@ -1,4 +1,4 @@
-"""The range and the unit of each number of the schema, in one place: what is checked, and what `--help` shows."""
+"""Ranges and units of the numbers in the schema; they are checked, and shown by `--help`."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ from omegaconf import MISSING
 
 @dataclass(frozen=True)
 class Range:
-    """Which values of a number are allowed.
+    """The allowed values of a number.
 
     Attributes:
-        least: The smallest.
-        most: The largest.
-        above: Whether `least` itself is too small.
-        unit: Of what, "examples of one step".
-        also: Values outside that have a meaning, with that meaning.
+        least: The smallest value.
+        most: The largest value.
+        above: Whether `least` itself is excluded.
+        unit: What the number counts or measures.
+        also: Allowed values outside the range, and their meanings.
     """
 
     least: float
@@ -27,7 +27,7 @@ class Range:
     also: dict[float, str]
 
     def holds(self, value: float) -> bool:
-        """Whether a value is allowed; not-a-number never is."""
+        """Whether a value is allowed; NaN never is."""
         inside = (self.least < value if self.above else self.least <= value) and value <= self.most
         return inside or value in self.also
 
@@ -46,30 +46,26 @@ def number(
     also: dict[float, str] | None = None,
     default: Any = MISSING,
 ) -> Any:
-    """A field of the schema that holds a number; the arguments are those of `Range`.
-
-    Args:
-        default: The field's value where no YAML file gives one.
-    """
+    """A dataclass field for a number. The arguments are its `default` and those of `Range`."""
     return dataclasses.field(default=default, metadata={"range": Range(least, most, above, unit, also or {})})
 
 
-def random_seed(unit: str = "of the random numbers") -> Any:
-    """A field that holds a seed."""
+def random_seed(unit: str = "random seed") -> Any:
+    """A dataclass field for a random seed."""
     return number(0, 2**32 - 1, unit)
 
 
 def ranges(schema: type) -> dict[str, Range]:
-    """The range of each number of one class of the schema."""
+    """The range of each number in a class of the schema, by its name."""
     return {item.name: item.metadata["range"] for item in dataclasses.fields(schema) if "range" in item.metadata}
 
 
 def wrong_numbers(schema: type, values: Any) -> Iterator[tuple[str, Any, Range]]:
-    """Name, value and range of each number that is outside its range.
+    """Yields name, value and range of each number that is out of its range.
 
     Args:
         schema: A class of the schema.
-        values: Its values by name; those that are missing, null, true or false are skipped.
+        values: Values by name; missing, null and boolean values are skipped.
     """
     for name, allowed in ranges(schema).items():
         value = values.get(name)

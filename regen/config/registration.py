@@ -1,4 +1,4 @@
-"""Puts the schema, and what `--help` and the YAML files compute, where Hydra finds them."""
+"""Registers the schema and the resolvers of `--help` and the YAML files with Hydra."""
 
 import sqlite3
 from contextlib import closing
@@ -16,7 +16,7 @@ from regen.config.schema import CONF
 
 
 def groups_help() -> str:
-    """Every group of `conf/` with its values, for `--help`; the schema's own groups are no one's choice."""
+    """The groups of `conf/` with their options, as text for `--help`."""
     groups: dict[str, list[str]] = {}
     for path in sorted(CONF.glob("*/*.yaml")):
         groups.setdefault(path.parent.name, []).append(path.stem)
@@ -24,7 +24,7 @@ def groups_help() -> str:
 
 
 def numbers_help(_root_: Any) -> str:
-    """The range and the unit of each number of a composed config, for `--help`."""
+    """Range and unit of each number in a composed config, as text for `--help`."""
     lines: list[str] = []
 
     def walk(node: Any) -> None:
@@ -41,7 +41,7 @@ def numbers_help(_root_: Any) -> str:
 
 
 def trials_left(study: str, wanted: int) -> int:
-    """How many of a search's trials are still to do: those with a value in the study's file are done."""
+    """How many of the wanted trials of an Optuna study, by its SQLite file, are not complete yet."""
     if not Path(study).is_file():
         return wanted
     with closing(sqlite3.connect(study)) as connection:
@@ -50,14 +50,14 @@ def trials_left(study: str, wanted: int) -> int:
 
 
 def vertical_file(source: str, key: str, *, _root_: Any) -> str:
-    """The name of a vertical's files in a source, for the YAML file of that source.
+    """The name of the vertical's files in a source.
 
     Args:
-        source: Its name, for the message.
-        key: Of the vertical.
+        source: Name of the source, for the message.
+        key: Key in the node `vertical`.
 
     Raises:
-        ValueError: If the source has no such vertical.
+        ValueError: If the source does not have the vertical.
     """
     if not (file := _root_.vertical[key]):
         raise ValueError(f"source={source} has no files of vertical={_root_.vertical.name}. Choose another vertical.")
@@ -70,12 +70,12 @@ def _the_store(memo: dict[int, Any]) -> ConfigStore:
 
 @cache
 def register() -> None:
-    """Puts each class of the schema where a YAML file's defaults list finds it: `/schema/<class>`."""
+    """Registers the resolvers, and each class of the schema as `/schema/<class>` for defaults lists."""
     for resolver in (groups_help, numbers_help, trials_left, vertical_file):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
     store = ConfigStore.instance()
-    # Hydra copies its config sources, and the store in them, for every group that --help lists: seconds. A copy is
-    # not needed, because nothing writes to a source's store and `ConfigStore.load` copies what it returns.
+    # Hydra deep-copies its config sources, with the store, for every group that --help lists. That takes seconds and
+    # is not needed: nothing writes to the store of a source, and `ConfigStore.load` copies what it returns.
     vars(store)["__deepcopy__"] = _the_store
     for name, node in vars(schema).items():
         if is_dataclass(node):

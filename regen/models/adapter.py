@@ -1,7 +1,6 @@
-"""Adapters: from each interaction's fused vector to one soft token (paper 4.2).
+"""Adapters, which map each interaction's fused vector to one soft token (paper 4.2).
 
-Every adapter can start as a given affine map (`start_as`), which is how the ridge warm start enters, and can be scaled
-so that its soft tokens have a given norm (`scale_output`).
+The ridge warm start sets an adapter to an affine map (`start_as`) and scales its output (`scale_output`).
 """
 
 from abc import ABC, abstractmethod
@@ -19,9 +18,8 @@ class Adapter(nn.Module, ABC):
         lm_dim: Width of the LM's input embeddings, H.
 
     Attributes:
-        version: Of the class's own code; raise it when the same config starts to give another adapter, so that runs
-            with the older one are not taken for this one's.
-        per_interaction: Whether a soft token depends on its own interaction alone, not on others of the history.
+        version: Raise it when the same config starts to give another adapter; the fingerprint of runs contains it.
+        per_interaction: Whether each soft token depends on its own interaction alone.
     """
 
     version = 1
@@ -36,7 +34,7 @@ class Adapter(nn.Module, ABC):
     def forward(
         self, fused: Float[Tensor, "batch history in_dim"], mask: Bool[Tensor, "batch history"]
     ) -> Float[Tensor, "batch history lm_dim"]:
-        """Soft tokens; rows where `mask` is false hold padding and mean nothing."""
+        """Returns soft tokens. Positions where `mask` is false are padding; their tokens are not used."""
 
     @abstractmethod
     def start_as(self, weight: Float[Tensor, "lm_dim in_dim"], bias: Float[Tensor, " lm_dim"]) -> None:
@@ -44,11 +42,11 @@ class Adapter(nn.Module, ABC):
 
     @abstractmethod
     def scale_output(self, factor: float) -> None:
-        """Multiplies what the adapter returns by `factor`, in its parameters."""
+        """Changes the parameters so that the output is multiplied by `factor`."""
 
 
 class LinearAdapter(Adapter):
-    """One projection: W_cf e + W_s s + b, so its blocks can be read (paper 6)."""
+    """One projection, W_cf e + W_s s + b, whose CF and content blocks can be compared (paper 6)."""
 
     def __init__(self, in_dim: int, lm_dim: int) -> None:
         super().__init__(in_dim, lm_dim)
@@ -61,18 +59,17 @@ class LinearAdapter(Adapter):
 
     @torch.no_grad()
     def start_as(self, weight: Float[Tensor, "lm_dim in_dim"], bias: Float[Tensor, " lm_dim"]) -> None:
-        self.projection.weight.copy_(weight)
-        self.projection.bias.copy_(bias)
+        _set(self.projection, weight, bias)
 
     def scale_output(self, factor: float) -> None:
         _scale(self.projection, factor)
 
 
 class MLPAdapter(Adapter):
-    """One hidden layer with GELU, applied to each interaction on its own.
+    """One hidden layer with GELU, applied to each interaction separately.
 
-    With `residual`, a linear path runs beside the hidden layer, whose part starts at zero and is divided by its width.
-    Without it, this is the paper's adapter (4.2), which needs a tenth of the learning rate.
+    With `residual`, the output is that of a linear path plus that of the hidden layer, which starts at zero and is
+    divided by its width. Without it, this is the paper's adapter (4.2), which needs a lower learning rate.
 
     Args:
         in_dim: Width of a fused vector, K.
@@ -100,15 +97,14 @@ class MLPAdapter(Adapter):
     @torch.no_grad()
     def start_as(self, weight: Float[Tensor, "lm_dim in_dim"], bias: Float[Tensor, " lm_dim"]) -> None:
         if self.skip is not None:
-            self.skip.weight.copy_(weight)
-            self.skip.bias.copy_(bias)
+            _set(self.skip, weight, bias)
         else:
             self._start_in_pairs(weight, bias)
 
     def _start_in_pairs(self, weight: Float[Tensor, "lm_dim in_dim"], bias: Float[Tensor, " lm_dim"]) -> None:
-        """Exact without a linear path: gelu(z) - gelu(-z) = z, so each pair of hidden units carries one direction.
+        """Sets the two layers to the affine map, by pairs of hidden units: gelu(z) - gelu(-z) = z.
 
-        With fewer than 2 * rank(weight) hidden units the largest singular directions are kept.
+        The map is exact with at least 2 * rank(weight) hidden units; otherwise the largest singular values are kept.
         """
         left, singular, right = torch.linalg.svd(weight, full_matrices=False)
         rank = min(len(singular), self.hidden.out_features // 2)
@@ -127,10 +123,10 @@ class MLPAdapter(Adapter):
 
 
 class TransformerAdapter(Adapter):
-    """A bidirectional encoder over the history beside a linear skip path, so that tokens can speak of each other.
+    """A bidirectional transformer encoder over the history, added to a linear path.
 
-    The encoder's part starts at zero and is divided by its width: its states have unit variance, so that one step of
-    Adam on an undivided part would move soft tokens by more than their norm and drown the skip path.
+    The encoder's output starts at zero and is divided by its width. Its states have unit variance, so one step of Adam
+    on an undivided output would move soft tokens by more than their norm.
 
     Args:
         in_dim: Width of a fused vector, K.
@@ -138,7 +134,7 @@ class TransformerAdapter(Adapter):
         hidden_dim: Width of the encoder.
         layers: Encoder layers.
         heads: Attention heads.
-        max_history: The longest history; positions are counted back from the latest interaction.
+        max_history: Longest history. Positions are counted back from the latest interaction.
     """
 
     version = 3  # 1 did not divide, 2 had a gate
@@ -169,12 +165,16 @@ class TransformerAdapter(Adapter):
 
     @torch.no_grad()
     def start_as(self, weight: Float[Tensor, "lm_dim in_dim"], bias: Float[Tensor, " lm_dim"]) -> None:
-        self.skip.weight.copy_(weight)
-        self.skip.bias.copy_(bias)
+        _set(self.skip, weight, bias)
 
     def scale_output(self, factor: float) -> None:
         _scale(self.skip, factor)
         _scale(self.outward, factor)
+
+
+def _set(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
 
 
 @torch.no_grad()

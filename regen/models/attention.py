@@ -1,7 +1,7 @@
-"""The attention that a language model runs with here: grouped queries without copies, masks only where they are needed.
+"""An attention function for `transformers` that copies no keys for grouped queries and uses masks only if needed.
 
-`transformers` asks the device whether a mask is needed at all and repeats keys for each group of query heads under a
-mask; both are avoided by an attention function of our own, which it calls by name.
+`transformers` calls it by its name. Its own function waits for the device to learn whether a mask is needed, and with a
+mask it repeats the keys for each query head of a group.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 ATTENTION = "regen"
-UNUSED = {  # arguments that change no result here
+UNUSED = {  # arguments that do not change the result
     "is_causal",
     "output_attentions",
     "output_hidden_states",
@@ -26,7 +26,7 @@ UNUSED = {  # arguments that change no result here
 
 @contextmanager
 def own_attention(decoder: Any) -> Iterator[None]:
-    """Inside, the decoder attends by `attend`; where it is given no mask, a token sees itself and what came before."""
+    """Makes the decoder use `attend`. Without a mask, its attention is causal."""
     before = decoder.config._attn_implementation
     decoder.config._attn_implementation = ATTENTION
     try:
@@ -37,7 +37,7 @@ def own_attention(decoder: Any) -> Iterator[None]:
 
 @contextmanager
 def counted() -> Iterator[Callable[[], int]]:
-    """Inside, the calls of `attend` are counted; yields a function that says how many there were."""
+    """Counts the calls of `attend`; yields a function that returns the count."""
     made = 0
 
     def counting(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
@@ -63,24 +63,24 @@ def attend(
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Float[Tensor, "rows new heads dim"], None]:
-    """Scaled dot-product attention, in the form `transformers` calls it.
+    """Scaled dot-product attention with the signature that `transformers` expects.
 
     Args:
         module: The attention layer.
-        query: Of the new positions.
-        key: Of all positions, for fewer heads where queries are grouped.
-        value: Likewise.
-        attention_mask: True at every position up to the query's, for one new position; None for causal attention.
+        query: Queries of the new positions.
+        key: Keys of all positions; with grouped queries they have fewer heads.
+        value: Values of all positions.
+        attention_mask: With one new position, true at all positions up to it; None for causal attention.
         dropout: Share of attention weights dropped.
-        scaling: Of the scores; the inverse root of `dim` without it.
-        sliding_window: How far back causal attention looks, in layers that have such a limit.
+        scaling: Factor of the scores; by default the inverse square root of `dim`.
+        sliding_window: Number of positions that a token attends to, in layers with such a limit.
         others: Arguments of other architectures.
 
     Raises:
-        NotImplementedError: If another argument has a value, because it could change the result.
+        NotImplementedError: If another argument is given that could change the result.
     """
     if unknown := sorted(name for name, given in others.items() if given is not None and name not in UNUSED):
-        raise NotImplementedError(f"our attention does not know the argument {', '.join(unknown)}")
+        raise NotImplementedError(f"regen's attention does not support the argument {', '.join(unknown)}")
     window = key.shape[2] if sliding_window is None else sliding_window
     windowed = window < key.shape[2]
     if attention_mask is not None and query.shape[2] == 1:
@@ -111,7 +111,7 @@ def _attend_once(
     mask: Bool[Tensor, "#rows 1 1 positions"],
     scaling: float | None,
 ) -> Float[Tensor, "rows 1 heads dim"]:
-    """One new position: the query heads of a group meet their keys in one product, and no key is copied."""
+    """Attention of one new position. One product covers all query heads of a group, so no key is copied."""
     rows, heads, new, dim = query.shape
     grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], dim)
     scores = torch.matmul(grouped * (dim**-0.5 if scaling is None else scaling), key.transpose(2, 3))

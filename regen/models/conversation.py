@@ -1,4 +1,4 @@
-"""The conversational model: one LM that ranks the next item and goes on with the narrative about it."""
+"""The conversational model: one LM ranks the next item and then writes the narrative about it."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ from regen.models.soft_token_lm import flush_order
 
 
 class ConversationLM(NextItemLM):
-    """Reads a history, ranks the catalogue, then reads the chosen item as one more soft token and writes about it.
+    """Ranks the catalogue after a history, then writes about an item that it reads as one more soft token.
 
     The LM reads `[begin of sequence] prompt`, the turns of `NextItemLM`, the soft token of the item, and the prompt of
     the narrative. In training the item is the one that was bought.
 
     Args:
         *args: As for `NextItemLM`.
-        weight: Share of the narrative in the loss, from 0 to 1; the rest is the share of the ranking.
-        **options: As for `NextItemLM`. Learned positions (`encoder=none`) are one more: the last is the item's.
+        weight: Weight of the narrative's loss, from 0 to 1; the ranking's loss has the rest.
+        **options: As for `NextItemLM`. With `encoder=none` there is one more learned position, for the item.
     """
 
     def __init__(self, *args: Any, weight: float, **options: Any) -> None:
@@ -34,7 +34,7 @@ class ConversationLM(NextItemLM):
         return self._with_item(batch, embeds), self._with_item_mask(batch, mask)
 
     def forward(self, batch: Any) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-        """Weighted sum of both negative log-likelihoods, and how many purchases were looked for."""
+        """Weighted sum of both negative log-likelihoods, and the number of ranked purchases."""
         turns, mask, ends = self.turns(batch)
         said = self.lm.get_input_embeddings()(batch.target[:, :-1])
         embeds = torch.cat([self._with_item(batch, turns), said], dim=1)

@@ -1,9 +1,9 @@
-"""Which parts of our own, faster way through a language model hold for an architecture.
+"""Which parts of regen's own, faster code are used for a language model.
 
-Our attention, our head loss and our row decoder are right for LMs in which every layer attends through
-`regen.models.attention.attend` and keeps nothing but keys and values between steps: Llama, Mistral, Qwen 2 and 3,
-SmolLM, Gemma 3, OLMo, Granite, Phi-3, GPT-2 and their kind. No list decides this. `regen.generation.lm_check` compares
-both ways on each LM, and what differs is left to `transformers`.
+The own attention, head loss and row decoder are correct for LMs whose layers all attend through
+`regen.models.attention.attend` and cache nothing but keys and values, such as Llama, Mistral, Qwen 2 and 3, SmolLM,
+Gemma 3, OLMo, Granite, Phi-3 and GPT-2. `regen.generation.lm_check` compares them with `transformers` on each LM; parts
+whose results differ are left to `transformers`.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FastPath:
-    """Where our own code replaces that of `transformers`.
+    """Where regen's code replaces that of `transformers`.
 
     Attributes:
-        attention: Our attention, in training and in decoding.
-        head: Our head loss, which never holds the logits of a whole batch.
-        rows: The row decoder; without it, `generate` writes the texts.
-        padding: Whether `generate` may be given padded rows; without it, rows are written one at a time.
+        attention: Own attention, in training and decoding.
+        head: Own head loss, which never holds the logits of a whole batch.
+        rows: Own row decoder; otherwise `generate` writes the texts.
+        padding: Whether `generate` handles padded rows correctly; otherwise it gets one row at a time.
         reason: What differs, for the log.
     """
 

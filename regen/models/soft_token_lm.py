@@ -1,4 +1,4 @@
-"""The narrator model: soft tokens before the prompt, a causal LM that goes on with the narrative (paper 4.2)."""
+"""The narrative model: a causal LM continues soft tokens and a prompt with the narrative (paper 4.2)."""
 
 from typing import Any
 
@@ -19,11 +19,11 @@ class SoftTokenLM(nn.Module):
 
     Args:
         lm: A Hugging Face causal LM, tuned or frozen.
-        adapter: Maps each fused vector to one soft token; None where the prompt holds the history as words.
-        bos_token_id: Token that the LM expects first, where it has one.
-        learned_positions: With a number, the fused vectors are ignored and replaced by that many learned ones, one per
-            position counted back from the latest interaction (`encoder=none`).
-        fast_path: Where our own code replaces that of `transformers`: `LanguageModel.fast_path`.
+        adapter: Maps each fused vector to one soft token; None if the prompt contains the history as text.
+        bos_token_id: The LM's beginning-of-sequence token, if it has one.
+        learned_positions: Replaces the fused vectors by this number of learned ones (`encoder=none`). Positions are
+            counted back from the latest interaction.
+        fast_path: Where regen's code replaces that of `transformers`; see `regen.generation.lm_check`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class SoftTokenLM(nn.Module):
 
     @property
     def causal_lm(self) -> Any:
-        """The Hugging Face causal LM, inside PEFT's wrapper where there is one."""
+        """The Hugging Face causal LM without PEFT's wrapper."""
         return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
 
     @property
@@ -56,17 +56,17 @@ class SoftTokenLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters are."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     def inputs(self, fused: Float[Tensor, "batch history in_dim"]) -> Float[Tensor, "batch history in_dim"]:
-        """What enters the adapter: the fused vectors, or the learned ones that stand for them."""
+        """The adapter's input: the fused vectors, or the learned vectors instead of them."""
         if self.positions is None:
             return fused
         return self.positions[-fused.shape[1] :].expand(len(fused), -1, -1)
 
     def prefix(self, batch: Any) -> tuple[Float[Tensor, "batch prefix lm_dim"], Bool[Tensor, "batch prefix"]]:
-        """Embeddings and mask of everything before the narrative. Padding lies before histories and prompts."""
+        """Embeddings and mask of everything before the narrative. Histories and prompts are padded on the left."""
         embed = self.lm.get_input_embeddings()
         prompt = embed(batch.prompt)
         parts = [prompt]
@@ -85,7 +85,10 @@ class SoftTokenLM(nn.Module):
         return torch.cat(masks, dim=1)
 
     def layout(self, batch: Batch) -> Layout:
-        """Where things are once rows are moved together; made on the CPU, so that a step on a GPU waits for nothing."""
+        """Column order without inner padding, and positions and ids of the target tokens.
+
+        Made on the CPU before the batch is moved, so that a training step does not wait for the GPU.
+        """
         mask = torch.cat([self._prefix_mask(batch), batch.target_mask[:, 1:]], dim=1)
         order, lengths = flush_order(mask)
         at = torch.arange(order.shape[1], device=mask.device)
@@ -94,10 +97,10 @@ class SoftTokenLM(nn.Module):
         return Layout(order, predicts.flatten().nonzero().flatten(), batch.target[batch.target_mask])
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-        """Summed negative log-likelihood of the narratives and their end tokens, and how many tokens that is.
+        """Summed negative log-likelihood of the narratives with their end tokens, and the number of these tokens.
 
-        Padding moves to the end of each row. The causal mask is then all that attention needs, and a batch is as long
-        as its longest row. The LM head runs on the target positions only.
+        Padding is moved to the end of each row, so that attention needs no mask but the causal one and a batch is as
+        long as its longest row. The LM head runs on the target positions only.
         """
         layout = batch.layout or self.layout(batch)
         prefix, mask = self.prefix(batch)
@@ -114,13 +117,13 @@ class SoftTokenLM(nn.Module):
     def hidden(
         self, embeds: Float[Tensor, "rows length lm_dim"], mask: Bool[Tensor, "rows length"]
     ) -> Float[Tensor, "rows length hidden_dim"]:
-        """What the LM's decoder returns for rows with padding at their ends only."""
+        """Hidden states of the LM's decoder for rows that are padded on the right."""
         return self._read(self.decoder, embeds, mask).last_hidden_state
 
     def logits(
         self, embeds: Float[Tensor, "rows length lm_dim"], mask: Bool[Tensor, "rows length"]
     ) -> Float[Tensor, "rows length vocabulary"]:
-        """What the LM and its own head return for rows with padding at their ends only."""
+        """Logits of the LM for rows that are padded on the right."""
         return self._read(self.causal_lm, embeds, mask).logits
 
     def _read(self, part: Any, embeds: Tensor, mask: Tensor) -> Any:
@@ -131,14 +134,14 @@ class SoftTokenLM(nn.Module):
 
     @torch.no_grad()
     def generate(self, batch: Batch, generation_config: Any) -> Int[Tensor, "batch new"]:
-        """Token ids of a narrative for every row, after a Hugging Face `GenerationConfig`."""
+        """Generates the token ids of a narrative for every row, by a Hugging Face `GenerationConfig`."""
         return self.continue_prefix(*self.prefix(batch), generation_config)
 
     @torch.no_grad()
     def continue_prefix(
         self, prefix: Float[Tensor, "batch prefix lm_dim"], mask: Bool[Tensor, "batch prefix"], generation_config: Any
     ) -> Int[Tensor, "batch new"]:
-        """Token ids that `transformers` writes after each prefix. Shorter texts are padded at their ends."""
+        """Generates token ids after each prefix with `transformers`; shorter texts are padded on the right."""
 
         def written(embeds: Tensor, seen: Tensor) -> Tensor:
             ids: Tensor = self.lm.generate(
@@ -153,18 +156,18 @@ class SoftTokenLM(nn.Module):
         return torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=pad)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The tensors that training changes: adapter, LoRA, learned positions; never frozen weights.
+        """The trainable tensors (adapter, LoRA, learned positions) on the CPU.
 
-        Where they are spread over processes, all of these have to ask, and each gets them whole.
+        If they are sharded, every process has to call this, and each gets the whole tensors.
         """
         return {name: _whole(p.detach()).cpu() for name, p in self.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Puts a `trained_state` back.
+        """Loads a `trained_state`.
 
         Raises:
-            ValueError: If names or shapes are not those of this model; it names the first that differ.
+            ValueError: If names or shapes differ from those of this model.
         """
         own = {name: p for name, p in self.named_parameters() if p.requires_grad}
         if missing := sorted(own.keys() ^ state.keys()):
@@ -193,7 +196,7 @@ def _spread_like(parameter: Tensor, whole: Tensor) -> Tensor:
 
 
 def flush_order(mask: Bool[Tensor, "batch padded"]) -> tuple[Int[Tensor, "batch length"], Int[Tensor, " batch"]]:
-    """Columns of what is not padding, in order, then some of the padding; and how many of the former each row has."""
+    """Column order that moves padding to the end of each row, cut to the longest row; and the rows' lengths."""
     lengths = mask.sum(dim=1)
     order = mask.long().argsort(dim=1, descending=True, stable=True)
     return order[:, : int(lengths.max())], lengths

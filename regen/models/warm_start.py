@@ -1,18 +1,14 @@
-"""How an adapter starts: at the LM's own scale, and, with `adapter.init=ridge`, as a closed-form map.
+"""Initialises an adapter: at the scale of the LM's embeddings and, with `adapter.init=ridge`, as a ridge regression.
 
-The warm start is ours, not the paper's. It sees training narratives and the cell's own input vectors only, so it is the
-same for every encoder and carries nothing from one to another.
+The warm start is ours, not the paper's. Each run computes it from its own input vectors and training narratives, so no
+information passes from one encoder to another.
 """
-
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from regen.models.adapter import Adapter
-
-Init = Literal["random", "ridge"]
 
 
 def ridge_map(
@@ -23,10 +19,10 @@ def ridge_map(
     Args:
         inputs: Mean fused vector of each training history.
         targets: Mean LM input embedding of each narrative's tokens.
-        strength: The penalty as a multiple of the inputs' mean variance.
+        strength: Penalty, as a multiple of the inputs' mean variance.
 
     Returns:
-        The weight and the inputs' mean; the prediction is `weight @ (x - mean)`.
+        The weight and the inputs' mean; the map is `weight @ (x - mean)`.
     """
     mean = inputs.mean(dim=0)
     x, y = (inputs - mean).double(), (targets - targets.mean(dim=0)).double()
@@ -41,26 +37,24 @@ def ridge_map(
 def initialise(
     adapter: Adapter,
     *,
-    init: Init,
-    strength: float,
+    ridge: float | None,
     inputs: Float[Tensor, "examples in_dim"],
     targets: Float[Tensor, "examples lm_dim"],
     interactions: Float[Tensor, "interactions in_dim"],
     norm: float,
 ) -> None:
-    """Gives the adapter its start, with soft tokens of mean norm `norm` over the given interactions.
+    """Initialises an adapter in place; its soft tokens get the mean norm `norm` over `interactions`.
 
     Args:
-        adapter: Any adapter; changed in place.
-        init: `random` keeps the layers' own start, `ridge` replaces it by `ridge_map`.
-        strength: Penalty of `ridge`.
+        adapter: The adapter.
+        ridge: Penalty of `ridge_map`, whose map the adapter starts as; None keeps the layers' random start.
         inputs: Mean fused vector of each training history.
         targets: Mean LM input embedding of each training narrative.
-        interactions: Fused vectors of single interactions, on which the scale is taken.
+        interactions: Fused vectors of single interactions.
         norm: Mean norm of the LM's input embeddings.
     """
-    if init == "ridge":
-        weight, mean = ridge_map(inputs, targets, strength=strength)
+    if ridge is not None:
+        weight, mean = ridge_map(inputs, targets, strength=ridge)
         adapter.start_as(weight, -weight @ mean)
     rows = interactions[:, None]
     soft = adapter(rows, torch.ones(rows.shape[:2], dtype=torch.bool))

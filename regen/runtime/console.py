@@ -1,4 +1,4 @@
-"""Keeps the console to what a user of regen's commands can act on."""
+"""Silences messages of libraries on the console."""
 
 import logging
 import warnings
@@ -10,19 +10,19 @@ CHATTY = ("lightning.pytorch", "lightning.fabric", "httpx", "sentence_transforme
 
 
 def quiet_libraries() -> None:
-    """Silences messages of libraries that ask for nothing a user of a command could do."""
+    """Silences messages of libraries that a user of the commands cannot act on."""
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a kernel of its own that a CPU could have
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for an optional CPU kernel
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*The number of training batches .* is smaller than the logging.*")
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a resumed run's own checkpoints
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # lightning's call into torch
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # checkpoints of a resumed run
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # a deprecated call in lightning
 
 
 @contextmanager
 def without_loading_bar(pretrained: str) -> Iterator[None]:
-    """Hides the bar of weights that are read from a folder in a second; a download from the hub keeps its bars."""
+    """Hides the progress bar of loading weights from a folder; downloads from the hub keep theirs."""
     from transformers.utils import logging as transformers_logging
 
     hide = Path(pretrained).is_dir() and transformers_logging.is_progress_bar_enabled()

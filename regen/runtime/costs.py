@@ -1,4 +1,4 @@
-"""What a cell costs: positions, time and memory, measured where they arise and shown under each table."""
+"""Costs of a run (positions, time, memory): how they are measured, and their records in the run's folder."""
 
 import json
 import time
@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 
-KEY = "costs"  # in the records of a run that keep them:
+KEY = "costs"  # key of the costs in the records of a run:
 RECORDS = TRAINED, EVALUATED = "run.json", "evaluation.json"
-CELL = "cell.json"  # in the job's folder of a multirun: where its run lies, or why there is none
+CELL = "cell.json"  # in the folder of a multirun's job: the folder of its run, or why there is none
 
 COSTS = {
     "positions": "positions an example",
@@ -25,8 +25,7 @@ class Stopwatch:
     """Seconds spent in each of several activities.
 
     Args:
-        wait: Called before each reading: `torch.cuda.synchronize` where a GPU works, which is told what to do and not
-            waited for otherwise.
+        wait: Called before the clock is read; for a GPU, which works asynchronously, `torch.cuda.synchronize`.
     """
 
     def __init__(self, wait: Callable[[], None] = lambda: None) -> None:
@@ -35,7 +34,7 @@ class Stopwatch:
 
     @contextmanager
     def timing(self, activity: str) -> Iterator[None]:
-        """Adds the time inside to an activity."""
+        """Adds the time inside the block to an activity."""
         self.wait()
         started = time.perf_counter()
         try:
@@ -46,7 +45,7 @@ class Stopwatch:
 
 
 class PeakMemory:
-    """The most memory in use since it was made: of the GPU where there is one, else resident memory of this process."""
+    """Peak memory since the object was made: of the GPU if there is one, else resident memory of this process."""
 
     def __init__(self) -> None:
         import torch
@@ -54,10 +53,10 @@ class PeakMemory:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         elif _CLEAR.exists():
-            _CLEAR.write_text("5")  # Linux: starts the peak of resident memory anew
+            _CLEAR.write_text("5")  # Linux: resets the peak of resident memory
 
     def gib(self) -> float | None:
-        """The peak; None where the system does not tell."""
+        """The peak in GiB; None if the system does not report it."""
         import torch
 
         if torch.cuda.is_available():
@@ -72,7 +71,7 @@ _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def read_costs(folder: Path) -> dict[str, float]:
-    """Costs from the records in a run's folder that have any; the peak of memory is the highest of them."""
+    """Costs from the records in a run's folder; the memory is the highest of them."""
     found: dict[str, float] = {}
     for path in (folder / name for name in RECORDS):
         if path.is_file():
@@ -83,5 +82,5 @@ def read_costs(folder: Path) -> dict[str, float]:
 
 
 def mean_costs(runs: list[Mapping[str, float]]) -> dict[str, float]:
-    """Mean over runs of what any of them has."""
+    """Mean of each cost over the runs that have it."""
     return {name: fmean(run[name] for run in runs if name in run) for name in COSTS if any(name in run for run in runs)}

@@ -1,4 +1,4 @@
-"""Where a model computes: the one place that decides it, for training and for everything after it."""
+"""Chooses the device of a model after training, and helpers for GPUs."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -8,15 +8,15 @@ from functools import partial
 import torch
 
 logger = logging.getLogger(__name__)
-ON_CUDA = ("gpu", "cuda")  # what `trainer.accelerator` calls it
+ON_CUDA = ("gpu", "cuda")  # values of trainer.accelerator for a GPU
 
 
 def device_of(accelerator: str) -> torch.device:
-    """The device of everything but training itself, for which Lightning moves the model.
+    """The device for an accelerator. Lightning itself places the model for training.
 
     Args:
-        accelerator: `cpu`, `gpu` or `cuda`, or `auto` for CUDA where there is any. A run that was trained on a GPU can
-            be used on a machine without one: it then computes on the CPU, which is logged.
+        accelerator: `cpu`, `gpu`, `cuda` or `auto`. Without a GPU the device is the CPU, with a warning if a GPU was
+            asked for.
     """
     if torch.cuda.is_available() and accelerator in (*ON_CUDA, "auto"):
         return torch.device("cuda", torch.cuda.current_device())
@@ -26,37 +26,34 @@ def device_of(accelerator: str) -> torch.device:
 
 
 def described(device: torch.device) -> str:
-    """The device for a record, with the name of the card."""
+    """Name of the device for records, with the GPU's model."""
     return f"{device.type} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
 
 
 def waiting_for(device: torch.device) -> Callable[[], None]:
-    """Call the result to wait until the device has done what it was told; a CPU has by then."""
+    """Returns a function that waits until the device has finished its work."""
     return partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
 
 
 def share_gpus(job: int) -> None:
-    """Gives this job of a grid a GPU of this machine, by its number."""
+    """Selects a GPU of this machine for a job of a grid, by the job's number."""
     if torch.cuda.device_count() > 1:
         torch.cuda.set_device(job % torch.cuda.device_count())
 
 
 def free_memory() -> None:
-    """Gives back what a cell that is over still holds on the GPU."""
+    """Frees GPU memory that PyTorch still caches after a run."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 @contextmanager
 def out_of_memory_named(asked: str, fix: str) -> Iterator[None]:
-    """Turns running out of memory inside into a message.
+    """Turns PyTorch's out-of-memory error into a `ValueError`.
 
     Args:
-        asked: What was to be computed: batch, positions, LM.
-        fix: Settings that need less.
-
-    Raises:
-        ValueError: Instead of PyTorch's error.
+        asked: What was computed (batch, positions, LM), for the message.
+        fix: Settings that need less memory, for the message.
     """
     try:
         yield

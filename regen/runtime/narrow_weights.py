@@ -1,8 +1,8 @@
-"""Linear layers in 8 bits for decoding on a CPU: a quarter of the memory to read, several times the rate.
+"""Linear layers in 8 bits for faster decoding on a CPU.
 
-Weights are rounded with a scale for each output (absolute maximum over 127), inputs with a scale for each row, as in
-LLM.int8() (Dettmers et al. 2022) without its parts in higher precision. The sums are of whole numbers, so a row's
-result does not depend on the rows beside it. LoRA's own layers, the adapter, norms and attention stay as they are.
+Weights are rounded with a scale per output (absolute maximum over 127) and inputs with a scale per row, as in
+LLM.int8() (Dettmers et al. 2022) without its higher-precision part. Sums are of integers, so a row's result does not
+depend on the other rows. LoRA's own layers, the adapter, norms and attention are not changed.
 """
 
 from collections.abc import Iterator
@@ -14,32 +14,32 @@ from torch import Tensor, nn
 
 from regen.runtime.packed_weights import restored
 
-STEPS = 127  # from zero to the largest value of a row or an output
-ZERO = 128  # what stands for zero in a row's unsigned bytes
-HALF_UP = torch.tensor(ZERO + 0.5)  # conversion to bytes cuts off
+STEPS = 127  # quantisation steps from zero to the largest value
+ZERO = 128  # zero point of the inputs' unsigned bytes
+HALF_UP = torch.tensor(ZERO + 0.5)  # 0.5 for rounding, because the conversion to bytes truncates
 TINY = torch.finfo(torch.float32).tiny
 
 
 @contextmanager
 def narrow_weights(model: nn.Module, precision: str | None) -> Iterator[None]:
-    """Inside, the model's linear layers compute in 8 bits; its weights must not change, and gradients are not taken.
+    """Makes the model's linear layers compute in 8 bits inside the block, without gradients.
 
     Args:
-        model: Its layers are as before afterwards.
-        precision: `int8`, or None for nothing of this.
+        model: The model; its weights must not change inside the block.
+        precision: `int8`, or None to change nothing.
 
     Raises:
-        ValueError: If this machine or the model's device is none for it.
+        ValueError: If the model is not on a CPU or this CPU has no VNNI.
     """
     with restored(narrow(model) if precision is not None else []):
         yield
 
 
 def narrow(model: nn.Module) -> list[nn.Linear]:
-    """`narrow_weights` for good. Returns the layers that compute in 8 bits.
+    """Makes the model's linear layers compute in 8 bits, and returns these layers.
 
     Raises:
-        ValueError: If this machine or the model's device is none for it.
+        ValueError: If the model is not on a CPU or this CPU has no VNNI.
     """
     layers = [module for name, module in model.named_modules() if type(module) is nn.Linear and "lora_" not in name]
     if elsewhere := {layer.weight.device.type for layer in layers} - {"cpu"}:
@@ -52,7 +52,7 @@ def narrow(model: nn.Module) -> list[nn.Linear]:
 
 
 class NarrowLinear:
-    """Stands in for the `forward` of one layer."""
+    """Replaces the `forward` of a layer."""
 
     def __init__(self, layer: nn.Linear) -> None:
         weight = layer.weight.detach().float()

@@ -1,8 +1,8 @@
-"""Linear layers whose weights are laid out once for a CPU's matrix products, not anew in every call.
+"""Linear layers whose weights are packed once for oneDNN's matrix products on a CPU.
 
-PyTorch's float32 products on a CPU read a weight as it lies and rearrange it each time. oneDNN can keep it rearranged,
-which is what `torch.compile` does with frozen weights; here without compiling, and with a second copy for the gradient
-of the layer's input. Results differ by rounding alone.
+By default PyTorch packs a float32 weight in every call. `torch.compile` avoids this for frozen weights; this module
+does it without compiling, and with a second copy for the gradient of the layer's input. Results differ by rounding
+only.
 """
 
 from collections.abc import Iterator
@@ -13,19 +13,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-PACKED_BYTES = 4 << 30  # of all copies together; a larger LM is left as it is
+PACKED_BYTES = 4 << 30  # largest size of all copies together
 
 
 @contextmanager
 def packed_weights(model: nn.Module, *, backward: bool) -> Iterator[None]:
-    """Inside, the linear layers of a float32 model on a CPU use packed copies of their weights.
+    """Makes the linear layers of a float32 model on a CPU use packed copies of their weights inside the block.
 
-    The weights must not change inside. On other devices, and where the copies would take more than `PACKED_BYTES`,
-    nothing is packed.
+    On other devices, and if the copies would exceed `PACKED_BYTES`, nothing is packed.
 
     Args:
-        model: Its layers are as before afterwards.
-        backward: Whether gradients pass through: only frozen layers are packed then, each in two copies.
+        model: The model; its packed weights must not change inside the block.
+        backward: Whether gradients are needed. Only frozen layers are packed then, with two copies each.
     """
     with restored(pack_weights(model, backward=backward)):
         yield
@@ -33,7 +32,7 @@ def packed_weights(model: nn.Module, *, backward: bool) -> Iterator[None]:
 
 @contextmanager
 def restored(layers: list[nn.Linear]) -> Iterator[None]:
-    """Afterwards the layers compute as they did before something stood in for their `forward`."""
+    """Restores the layers' own `forward` at the end of the block."""
     try:
         yield
     finally:
@@ -42,7 +41,7 @@ def restored(layers: list[nn.Linear]) -> Iterator[None]:
 
 
 def pack_weights(model: nn.Module, *, backward: bool) -> list[nn.Linear]:
-    """`packed_weights` for good: the model's weights must not change any more. Returns the layers that use copies."""
+    """Packs weights as `packed_weights` does, and returns the packed layers."""
     layers = [module for module in model.modules() if type(module) is nn.Linear and _packable(module, backward)]
     if sum(layer.weight.nbytes for layer in layers) * (2 if backward else 1) > PACKED_BYTES:
         return []
@@ -57,7 +56,7 @@ def _packable(layer: nn.Linear, backward: bool) -> bool:
     return (
         torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and "forward" not in vars(layer)  # narrowed, or packed already
-        and type(weight) is nn.Parameter  # not a shard of one
+        and type(weight) is nn.Parameter  # not a shard
         and weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and (frozen or not backward)
@@ -65,7 +64,7 @@ def _packable(layer: nn.Linear, backward: bool) -> bool:
 
 
 class PackedLinear:
-    """Stands in for the `forward` of one layer."""
+    """Replaces the `forward` of a layer."""
 
     def __init__(self, layer: nn.Linear, *, backward: bool) -> None:
         self.layer = layer
@@ -74,7 +73,7 @@ class PackedLinear:
         self.packed_back = _pack(weight.t().contiguous()) if backward else None
 
     def __call__(self, rows: Float[Tensor, "*rows in_dim"]) -> Float[Tensor, "*rows out_dim"]:
-        elsewhere = rows.device.type != "cpu"  # the layer has moved since
+        elsewhere = rows.device.type != "cpu"  # the layer was moved to a GPU
         if elsewhere or rows.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             return nn.functional.linear(rows, self.layer.weight, self.layer.bias)
         if self.packed_back is not None and torch.is_grad_enabled() and rows.requires_grad:

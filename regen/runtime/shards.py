@@ -1,7 +1,7 @@
-"""Where the shards of a stage are worked on: one after the other here, or on a Ray cluster.
+"""Engines, which run the shards of a stage: one after the other in this process, or on a Ray cluster.
 
-A stage hands an engine a function and shards. The function leaves its result on a disk that all machines see, where it
-looks before it works, and returns a small record; so a shard that is done is never lost, and never done twice.
+A stage gives an engine a function and shards. The function writes its result to a disk that all machines share, skips
+shards whose result is there, and returns a small record. A finished shard is therefore never lost or repeated.
 """
 
 import logging
@@ -17,32 +17,32 @@ from tqdm import tqdm
 
 Shard = TypeVar("Shard")
 Record = TypeVar("Record")
-INTERACTIONS = 16_384  # of a shard that is encoded: what a killed job does again at most
+INTERACTIONS = 16_384  # interactions of a shard: an interrupted job repeats at most these
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """Works on shards.
+    """Runs a function on shards.
 
     Attributes:
-        interactions: About how many make a shard of the stage that encodes.
+        interactions: Approximate number of interactions in a shard of the stage `encode`.
     """
 
     interactions: int
 
     def map(self, work: Callable[[Shard], Record], shards: Sequence[Shard], *, name: str) -> Iterator[Record]:
-        """Records of all shards, in any order.
+        """Yields the records of all shards in any order.
 
         Args:
-            work: Done for each shard; it and its record can be pickled.
-            shards: Small descriptions of what to work on.
-            name: Of the stage, for the progress bar.
+            work: Called with each shard; the function and its records can be pickled.
+            shards: Small descriptions of the shards.
+            name: Name of the stage, for the progress bar.
         """
 
 
 @dataclass
 class LocalEngine:
-    """One shard after the other, in this process."""
+    """Runs one shard after the other in this process."""
 
     interactions: int = INTERACTIONS
 
@@ -51,20 +51,21 @@ class LocalEngine:
             yield work(shard)
 
 
-HERE = LocalEngine()  # where a stage works unless it is told otherwise
+HERE = LocalEngine()  # the default engine
 
 
 @dataclass
 class RayEngine:
-    """A map over shards by Ray Data; a shard whose node dies is given to another one.
+    """Runs shards with Ray Data, which moves a shard to another node if its node dies.
 
     Attributes:
-        interactions: About how many make a shard of the stage that encodes.
-        narratives: How many make a shard of the stage that generates.
-        requests: How many to an endpoint make a shard of the stages that narrate and rate.
-        asking: How many of those shards ask at one time; rates are shared among them, concurrency is each one's.
-        address: Of a running cluster; None starts Ray on this machine, or joins $RAY_ADDRESS.
-        cpus: Cores of each shard's process.
+        interactions: Approximate number of interactions in a shard of the stage `encode`.
+        narratives: Number of narratives in a shard of the generation.
+        requests: Number of endpoint requests in a shard of the stages `narrate` and `rate`.
+        asking: Number of those shards that send requests at once. They share the rate limits; `concurrency` holds for
+            each.
+        address: Address of a running cluster; None joins $RAY_ADDRESS or starts Ray on this machine.
+        cpus: CPU cores of each shard's process.
         gpus: GPUs of each shard's process.
     """
 
@@ -79,10 +80,10 @@ class RayEngine:
     def map(
         self, work: Callable[[Shard], Record], shards: Sequence[Shard], *, name: str, at_once: int | None = None
     ) -> Iterator[Record]:
-        """As `Engine.map`; processes on all machines work in the folder of this one, `at_once` at most.
+        """Implements `Engine.map`, with at most `at_once` processes, all in this process's working directory.
 
         Raises:
-            ModuleNotFoundError: Ray is not installed.
+            ModuleNotFoundError: If Ray is not installed.
         """
         if not shards:
             return
@@ -101,7 +102,7 @@ class RayEngine:
 
 @contextmanager
 def _connected(address: str | None) -> Iterator[Any]:
-    """Ray Data of a cluster; disconnects at the end where this made the connection."""
+    """Yields `ray.data`, connected to a cluster; closes the connection unless it existed before."""
     try:
         import ray
         import ray.data
@@ -110,7 +111,7 @@ def _connected(address: str | None) -> Iterator[Any]:
     ours = not ray.is_initialized()
     if ours:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    ray.data.DataContext.get_current().enable_progress_bars = False  # there is one of our own
+    ray.data.DataContext.get_current().enable_progress_bars = False  # regen shows its own
     try:
         yield ray.data
     finally:

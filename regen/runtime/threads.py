@@ -1,4 +1,4 @@
-"""How many threads a cell of a grid may use while others run beside it."""
+"""Limits the threads of a job while other jobs of its grid run on the same machine."""
 
 import os
 from collections.abc import Mapping
@@ -8,22 +8,22 @@ VARIABLES = ("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS")  # to
 
 
 def threads_per_job(launcher: Mapping[str, Any], *, cores: int) -> int | None:
-    """The share of one job, None where the launcher leaves the whole machine to it or sees to it itself.
+    """Number of threads for each job, or None if it needs no limit.
 
     Args:
-        launcher: Hydra's launcher node. Only joblib's has `n_jobs`; Ray and Slurm give each job its own cores.
-        cores: Of this machine.
+        launcher: Hydra's launcher node. Only joblib's has `n_jobs`; Ray and Slurm limit the cores of a job themselves.
+        cores: Number of cores of this machine.
     """
     jobs = launcher.get("n_jobs")
     if jobs is None:
         return None
-    if jobs < 0:  # joblib's way of counting: -1 is all cores, -2 all but one
+    if jobs < 0:  # joblib counts back: -1 is all cores, -2 all but one
         jobs = max(1, cores + 1 + jobs)
     return max(1, cores // jobs)
 
 
 def share_cores(launcher: Mapping[str, Any]) -> None:
-    """Keeps this process to its share; call it before the libraries that start threads are imported."""
+    """Limits this process's threads. Call it before importing libraries that start threads."""
     threads = threads_per_job(launcher, cores=len(os.sched_getaffinity(0)))
     if threads is None:
         return

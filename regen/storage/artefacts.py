@@ -1,28 +1,24 @@
-"""Artefact folders: built once, whole, under a lock, named by what made them.
+"""Artefact folders: each is built once, under a lock, and named after the request that it answers.
 
 A stage turns a config and input artefacts into one folder `<stage>-<fingerprint>`. The fingerprint covers everything
-that may change the result, so the same request finds the same folder again and any other request makes a new one.
+that can change the result: the same request finds the same folder, and any other request makes a new one.
 """
 
 import errno
 import json
 import logging
-import os
 import platform
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from regen.storage import mirror
+from regen.storage.atomic import appearing_whole, locked_folder, remove_leftovers, write_atomically
 from regen.storage.fingerprints import file_hash, fingerprint, plain_json
 from regen.storage.mirror import MANIFEST
 
@@ -53,25 +49,25 @@ class DamagedArtefactError(ValueError):
 
 @dataclass(frozen=True)
 class Artefact:
-    """A finished folder and the manifest that tells how it was made."""
+    """A finished folder and its manifest, which records how it was made."""
 
     path: Path
     manifest: dict[str, Any]
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hex digits that stand for everything that may change the content."""
+        """Hash of everything that can change the content, 12 hex digits."""
         return str(self.manifest["fingerprint"])
 
 
 def open_artefact(path: Path) -> Artefact:
     """Opens an artefact folder after checking every file's size and hash.
 
-    The hashes are computed once per process; later calls only look whether sizes and modification times still hold.
+    Hashes are computed once per process; later calls compare sizes and modification times.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        DamagedArtefactError: the folder is not what its manifest says; the message has the path and the difference.
+        FileNotFoundError: If there is no such folder.
+        DamagedArtefactError: If the folder differs from its manifest.
     """
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such artefact folder. Run the stage that builds it, or correct the path.")
@@ -95,29 +91,29 @@ def build(
     version: int = 1,
     force: bool = False,
 ) -> Artefact:
-    """Returns the artefact of a request, building it only if no good one exists.
+    """Returns the artefact of a request; builds it if there is no intact one.
 
     Args:
-        stage: the stage's name, first part of the folder's name.
-        root: the folder that holds all artefacts.
-        config: the part of the config that this stage depends on, as plain JSON values.
-        make: writes the files into the folder it is given and returns row counts.
-        inputs: name of each input to its fingerprint or file hash.
-        libraries: distributions whose versions may change the result.
-        version: of the stage's own code; raise it when the same config starts to give other files.
-        force: build anew even if a good artefact exists.
+        stage: Name of the stage, first part of the folder's name.
+        root: Folder that holds all artefacts.
+        config: The part of the config that this stage depends on, as plain JSON values.
+        make: Writes the files into the folder that it gets, and returns row counts.
+        inputs: Fingerprint or file hash of each input, by its name.
+        libraries: Distributions whose versions can change the result.
+        version: Of the stage's own code; raise it when the same config starts to give other files.
+        force: Whether to build even if there is an intact artefact.
 
     Raises:
-        TypeError, ValueError: `config` is not plain JSON; see `fingerprint`.
-        ModuleNotFoundError: a distribution in `libraries` is not installed.
-        ValueError: there is a mirror (`regen.storage.mirror`) and it cannot be reached; what was built by then is kept.
-        OSError: the disk is full. Whatever else `make` raises passes through with a note.
+        TypeError, ValueError: If `config` is not plain JSON; see `fingerprint`.
+        ModuleNotFoundError: If a distribution in `libraries` is not installed.
+        ValueError: If `$REGEN_MIRROR` is set and cannot be reached. An artefact that was built is kept.
+        OSError: If the disk is full. Other errors of `make` pass through with a note.
     """
     recipe = _recipe(stage, config, inputs or {}, libraries, version)
     folder = root / f"{stage}-{fingerprint(recipe)}"
     if not force and (found := _reusable(folder, recipe, warn=False)):
         return found
-    with _locked(folder, stage):
+    with locked_folder(folder):
         if not force and (found := _reusable(folder, recipe, warn=True)):
             return found
         if not force and mirror.fetch(folder) and (found := _reusable(folder, recipe, warn=True)):
@@ -136,7 +132,7 @@ def expected_folder(
     libraries: Sequence[str],
     version: int,
 ) -> Path:
-    """Where `build` puts the artefact of a request, whether it exists or not. Arguments as for `build`."""
+    """Folder in which `build` puts the artefact of a request. The arguments are those of `build`."""
     return root / f"{stage}-{fingerprint(_recipe(stage, config, inputs, libraries, version))}"
 
 
@@ -152,56 +148,11 @@ def _recipe(
     }
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a file beside `path` and moves it there, so that `path` is never half-written.
-
-    Args:
-        path: the file to make or replace.
-        write: gets the path of a new empty file and fills it.
-    """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    beside = Path(name)
-    try:
-        write(beside)
-        beside.chmod(0o644)  # mkstemp makes files that only their owner may read
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def appearing_whole(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder` to fill, which takes its place when the block ends; an error removes it.
-
-    What stood at `folder` before stays there until then.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=_partials(folder), dir=folder.parent))
-    replaced = partial.with_name(f"{partial.name}-replaced")
-    try:
-        partial.chmod(0o755)  # mkdtemp makes folders that only their owner may read
-        yield partial
-        if folder.exists() or folder.is_symlink():
-            folder.rename(replaced)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    _remove(replaced)
-
-
-def _partials(folder: Path) -> str:
-    """What the names of a folder's unfinished versions begin with."""
-    return f".{folder.name}.partial-"
-
-
 def installed_versions(distributions: Sequence[str]) -> dict[str, str]:
-    """Version of each distribution, without what follows a plus, which says for which machine it was compiled.
+    """Version of each distribution, without a local suffix such as `+cpu`.
 
     Raises:
-        ModuleNotFoundError: one is not installed.
+        ModuleNotFoundError: If one is not installed.
     """
     return {name: _installed_version(name) for name in distributions}
 
@@ -214,7 +165,7 @@ def _installed_version(distribution: str) -> str:
 
 
 def _reusable(folder: Path, recipe: Mapping[str, Any], *, warn: bool) -> Artefact | None:
-    """Returns the artefact if the folder holds exactly what was asked for."""
+    """Returns the artefact in a folder if it is intact and answers the request."""
     try:
         artefact = open_artefact(folder)
         if artefact.fingerprint != fingerprint(recipe):
@@ -229,29 +180,9 @@ def _reusable(folder: Path, recipe: Mapping[str, Any], *, warn: bool) -> Artefac
     return artefact
 
 
-@contextmanager
-def _locked(folder: Path, stage: str) -> Iterator[None]:
-    """Holds the lock of one artefact; says so when another process has it."""
-    locks = folder.parent / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(locks / f"{folder.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("%s: another process is building %s, waiting for it", stage, folder)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _build_locked(folder: Path, recipe: dict[str, Any], make: Callable[[Path], Mapping[str, int]]) -> Artefact:
-    """Builds beside the folder and renames; the lock makes every partial found here a dead one."""
     start = time.monotonic()
-    for leftover in folder.parent.glob(f"{_partials(folder)}*"):
-        log.info("%s: removing %s, left by a build that was stopped", recipe["stage"], leftover)
-        _remove(leftover)
+    remove_leftovers(folder)
     try:
         with appearing_whole(folder) as partial:
             manifest = _manifest(partial, recipe, counts=make(partial))
@@ -319,15 +250,8 @@ def _stats(path: Path, manifest: Mapping[str, Any]) -> dict[str, _Stat]:
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _is_disk_full(error: BaseException) -> bool:
-    """Also for libraries that wrap the system's error in one of their own."""
+    """Whether the disk is full; some libraries report it by an error class of their own."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return "no space left on device" in str(error).lower()

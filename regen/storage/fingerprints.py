@@ -1,4 +1,4 @@
-"""What identifies a request or a file: hashes of canonical JSON and of bytes."""
+"""Hashes that identify a request (of its canonical JSON) or a file (of its bytes)."""
 
 import hashlib
 import json
@@ -14,21 +14,21 @@ CHUNK_BYTES = 2**20
 
 
 def fingerprint(recipe: Mapping[str, Any]) -> str:
-    """Returns the first 12 hex digits of the SHA-256 of a recipe's canonical JSON.
+    """First 12 hex digits of the SHA-256 of a recipe's canonical JSON.
 
     Args:
-        recipe: nested mappings, sequences, strings, numbers, booleans and nulls. The order of keys does not matter.
+        recipe: Nested mappings, sequences, strings, numbers, booleans and nulls. The order of keys does not matter.
 
     Raises:
-        TypeError: a value (or key) that JSON cannot hold; the message names the key.
-        ValueError: a NaN or infinite number, which is not equal to itself or not JSON.
+        TypeError: If a key or value is not JSON; the message names the key.
+        ValueError: If a number is NaN or infinite.
     """
     canonical = json.dumps(plain_json(recipe, "recipe"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 def file_hash(path: Path) -> str:
-    """Returns a file's SHA-256 in hex; files over 256 MB show a progress bar."""
+    """SHA-256 of a file in hex; files over 256 MiB show a progress bar."""
     digest = hashlib.sha256()
     size = path.stat().st_size
     with (
@@ -42,7 +42,7 @@ def file_hash(path: Path) -> str:
 
 
 def plain_json(value: Any, where: str) -> Any:
-    """Copies a value into plain JSON types, or names the key that has none."""
+    """Copies a value into plain JSON types; `where` names it in error messages."""
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):

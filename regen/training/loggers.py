@@ -7,12 +7,12 @@ from typing import Any
 
 from regen.training.run import Run
 
-MLFLOW = "mlflow.db"  # in the folder of the runs, where no server is named: mlflow ui --backend-store-uri sqlite:///…
+MLFLOW = "mlflow.db"  # in paths.runs_dir if no server is set: mlflow ui --backend-store-uri sqlite:///…
 
 
 @contextmanager
 def experiment_loggers(run: Run) -> Iterator[list[Any]]:
-    """The loggers of the config, closed whatever happens."""
+    """Yields the loggers of a run's config, and closes them at the end."""
     with ExitStack() as opened:
         loggers = []
         for node in run.config.logger.values():

@@ -1,4 +1,4 @@
-"""Wiring between the narrator model and Lightning; no mathematics of its own."""
+"""The Lightning module, which trains the model."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,26 +15,26 @@ from torchmetrics import MeanMetric
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.training.schedules import linear
 
-READ_EVERY = 10  # steps after which a GPU is waited for, to read the loss
+READ_EVERY = 10  # steps between two checks on a GPU that the loss is finite, each of which waits for the GPU
 Groups = list[dict[str, Any]]
 
 
 class NarrativeModule(L.LightningModule):
-    """Trains a narrator model by the mean negative log-likelihood of narrative tokens.
+    """Trains a model on the mean negative log-likelihood of narrative tokens.
 
-    The loss of a step is the mean over all tokens that it sees: of all processes, and of all batches whose gradients
-    are accumulated (`Trainer(accumulate_grad_batches=...)`).
+    The loss of a step is the mean over the tokens of all processes and of all accumulated batches
+    (`Trainer(accumulate_grad_batches=...)`).
 
     Args:
-        model: Adapter and language model; called with a batch it returns a summed loss and what that is a sum over.
-        adapter_lr: Peak learning rate of the adapter (and of learned positions).
-        lm_lr: Peak learning rate of what trains in the LM.
-        optimizer: Makes the optimizer from its parameter groups, which have a rate each.
-        schedule: Makes the schedule from the optimizer and the number of steps.
-        provenance: Resolved config and library versions, kept in every checkpoint.
+        model: Adapter and language model. For a batch it returns a summed loss and the number of summands.
+        adapter_lr: Peak learning rate of the adapter and of learned positions.
+        lm_lr: Peak learning rate of the LM's trainable parameters.
+        optimizer: Makes the optimizer from its parameter groups, each with its learning rate.
+        schedule: Makes the learning-rate schedule from the optimizer and the number of steps.
+        provenance: Resolved config and library versions, saved in every checkpoint.
     """
 
-    strict_loading = False  # checkpoints hold what was trained; load_trained_state checks names and shapes instead
+    strict_loading = False  # checkpoints hold trained tensors only; load_trained_state checks names and shapes
 
     def __init__(
         self,
@@ -53,12 +53,12 @@ class NarrativeModule(L.LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.provenance = dict(provenance or {})
-        self.validation_loss = MeanMetric(nan_strategy=math.inf)  # its other strategies drop NaN or ignore the weights
-        self._window_tokens: list[Tensor] = []  # of each batch whose gradients wait for the next step
-        self._first_bad: Tensor | None = None  # step at which loss or gradient was first not finite, -1 for none
+        self.validation_loss = MeanMetric(nan_strategy=math.inf)  # other strategies drop NaN or ignore the weights
+        self._window_tokens: list[Tensor] = []  # tokens of each accumulated batch
+        self._first_bad: Tensor | None = None  # first step whose loss or gradient was not finite; -1 for none
 
     def configure_model(self) -> None:
-        """Under `trainer=fsdp` each process keeps its part of every decoder layer, of the adapter and of the rest."""
+        """Shards decoder layers, adapter and the rest over processes with `trainer=fsdp`."""
         if self._device_mesh is None or self.sharded:
             return
         mesh: Any = self._device_mesh["data_parallel"]
@@ -70,13 +70,13 @@ class NarrativeModule(L.LightningModule):
 
     @property
     def sharded(self) -> bool:
-        """Whether each process holds a part of the model only."""
+        """Whether the model is sharded over processes."""
         return isinstance(self.model, FSDPModule)
 
     def training_step(self, batch: Any, batch_idx: int) -> Float[Tensor, ""]:
         total, tokens = self.model(batch)
         tokens = self.trainer.strategy.reduce(tokens.clone(), reduce_op="sum")
-        total = total * self.trainer.world_size  # of which Lightning takes the mean over processes
+        total = total * self.trainer.world_size  # because Lightning takes the mean over processes
         loss = total / tokens
         self._note(loss)
         several = self.trainer.world_size > 1
@@ -87,10 +87,10 @@ class NarrativeModule(L.LightningModule):
         return total * self.trainer.accumulate_grad_batches / self._window_tokens[0]  # see `_scale_by_window`
 
     def _scale_by_window(self, parameters: list[Tensor]) -> None:
-        """Divides accumulated gradients by the tokens of their whole window, once these are known.
+        """Divides accumulated gradients by the tokens of all accumulated batches.
 
-        Until then each batch counts in units of the first one's tokens. Lightning divides by the number of batches,
-        which `training_step` has undone.
+        `training_step` has divided each batch's loss by the tokens of the first one, and has undone Lightning's
+        division by the number of batches.
         """
         if not self._window_tokens:
             return
@@ -115,14 +115,14 @@ class NarrativeModule(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips by the norm of all gradients or by value, and notes a norm that is not finite."""
+        """Clips gradients by norm or by value, and records a norm that is not finite."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._scale_by_window(parameters)
         by_value = gradient_clip_algorithm == "value"
         norm: Any = torch.nn.utils.clip_grad_norm_(parameters, math.inf if by_value else gradient_clip_val or math.inf)
         if by_value and gradient_clip_val:
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-        if self.trainer.precision != "16-mixed":  # its loss scaler skips steps whose gradients are not finite
+        if self.trainer.precision != "16-mixed":  # whose loss scaler skips steps with gradients that are not finite
             self._note(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -130,11 +130,7 @@ class NarrativeModule(L.LightningModule):
             self.refuse_not_finite()
 
     def refuse_not_finite(self) -> None:
-        """Ends a run whose loss or gradient was not finite.
-
-        Raises:
-            ValueError: Names the first such step.
-        """
+        """Raises a ValueError if the loss or gradient of a step was not finite."""
         if self._first_bad is None or (step := int(self._first_bad)) < 0:
             return
         raise ValueError(
@@ -142,7 +138,7 @@ class NarrativeModule(L.LightningModule):
         )
 
     def _note(self, value: Tensor) -> None:
-        """Keeps the first step with a value that is not finite, on the device: a GPU is not waited for."""
+        """Records on the device, without waiting for a GPU, the first step whose value is not finite."""
         if self._first_bad is None:
             self._first_bad = torch.full((), -1, device=value.device)
         bad = ~value.detach().isfinite() & (self._first_bad < 0)
@@ -172,8 +168,8 @@ class NarrativeModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _planned_steps(self) -> int:
-        """Steps of a full run; Lightning's estimate would set up the loader before its state is restored."""
-        trainer: Any = self.trainer  # whose type does not know of the data module it holds
+        """Number of steps of a full run. Lightning's estimate would set up the loader before its state is restored."""
+        trainer: Any = self.trainer  # its type lacks `datamodule`
         if trainer.datamodule is None or trainer.max_epochs == -1:
             return int(trainer.estimated_stepping_batches)
         batches, limit = len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches
@@ -196,7 +192,7 @@ class NarrativeModule(L.LightningModule):
         self._switch_optimizers("eval")
 
     def _switch_optimizers(self, mode: str) -> None:
-        """A schedule-free optimizer trains other weights than it evaluates and saves."""
+        """Switches schedule-free optimizers, which train other weights than they evaluate and save."""
         for optimizer in self.trainer.optimizers:
             if hasattr(optimizer, mode):
                 getattr(optimizer, mode)()
@@ -209,7 +205,11 @@ class NarrativeModule(L.LightningModule):
             checkpoint["val_loss"] = float(loss)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.sharded:  # Lightning has put each part in its place by then
+        if self.sharded:  # Lightning has loaded the shards already
             return
-        state = checkpoint["state_dict"]
-        self.model.load_trained_state({name.removeprefix("model."): t for name, t in state.items()})
+        self.model.load_trained_state(trained_weights(checkpoint))
+
+
+def trained_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The trained tensors in a checkpoint, by their names in `NarrativeModule.model`."""
+    return {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}

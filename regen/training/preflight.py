@@ -1,8 +1,7 @@
-"""What is sure to fail, refused before any work: the one place for checks that need only the config or the data.
+"""Checks before any work: refuses a run that its config or data are sure to make fail.
 
-`check_config` runs before any artefact is built, `check_data` as soon as the prepared tables are there, before anything
-is encoded or trained. Ranges of single numbers are in the schema. Combinations and this machine are checked
-first, then the language model's config. Its weights are not read.
+`check_config` runs before any artefact is built, and `check_data` as soon as the prepared tables exist. The schema
+checks ranges of single numbers. The LM's weights are not read.
 """
 
 import importlib.util
@@ -14,13 +13,14 @@ from hydra.utils import get_class
 
 from regen.config.objects import Component
 from regen.config.schema import SHARDED, TrainConfig
+from regen.data.prepare import load_tables
 from regen.data.splits import check_shares, described, split_narratives
 from regen.data.tables import ITEM_FEATURES, NEXT_ITEM, DataError
 from regen.embeddings.parts import CONTROLS, OURS, TEXT
 from regen.generation.checks import check_decoding, check_option_names
 
-FOUR_BITS = 0.52  # bytes of a weight in 4 bits, with its share of the scales
-EXTRAS = {  # package and extra that a choice needs, by its `_target_`
+FOUR_BITS = 0.52  # bytes of a 4-bit weight with its share of the scales
+EXTRAS = {  # package and extra that a component needs, by its `_target_`
     "lightning.pytorch.loggers.WandbLogger": ("wandb", "wandb"),
     "lightning.pytorch.loggers.TensorBoardLogger": ("tensorboard", "tensorboard"),
     "lightning.pytorch.loggers.MLFlowLogger": ("mlflow", "mlflow"),
@@ -31,13 +31,10 @@ EXTRAS = {  # package and extra that a choice needs, by its `_target_`
 
 
 def check_config(config: TrainConfig) -> None:
-    """Refuses a cell of `train.py` that is sure to fail.
-
-    Args:
-        config: The run's config.
+    """Checks the config of a run.
 
     Raises:
-        ValueError: Names the setting, its value, what is allowed and the fix.
+        ValueError: Names the setting, its value, the allowed values and the fix.
     """
     _check_combinations(config)
     _check_task(config)
@@ -48,20 +45,14 @@ def check_config(config: TrainConfig) -> None:
 
 
 def check_data(config: TrainConfig, prepared: Path) -> None:
-    """Refuses data on which this cell cannot be trained or scored.
-
-    Args:
-        config: The run's config.
-        prepared: Folder of the prepared tables.
+    """Checks that a run can be trained and scored on the prepared tables in a folder.
 
     Raises:
         DataError: If the data have no narrative of a chosen feature, or a split has too few users.
     """
-    from regen.data.prepare import load_tables
-
     tables = load_tables(prepared)
     if config.task.ranks:
-        from regen.data.next_item import purchase_sequences
+        from regen.data.next_item import purchase_sequences  # imports torch
 
         history, exclude = config.data.max_history, config.task.exclude_bought
         purchase_sequences(tables, config.split, max_history=history, exclude_bought=exclude)
@@ -80,8 +71,8 @@ def check_data(config: TrainConfig, prepared: Path) -> None:
             raise DataError(f"feature={feature}: these data have no such narrative; they have {', '.join(known)}.")
         if config.split.name == "time" and feature not in ITEM_FEATURES:
             raise DataError(
-                f"split=time: a {feature} speaks of all purchases, which no point in time parts. Features about one: "
-                f"{', '.join(ITEM_FEATURES)}."
+                f"split=time: a {feature} describes all purchases of a user, so it cannot be split by time. Use one "
+                f"of {', '.join(ITEM_FEATURES)}."
             )
     narratives = narratives.with_columns(split_narratives(tables, config.split))
     for feature in told:
@@ -128,7 +119,7 @@ def _check_combinations(config: TrainConfig) -> None:
 
 
 def _check_task(config: TrainConfig) -> None:
-    """What `task=recommend` and `task=converse` cannot be combined with."""
+    """Refuses settings that do not go together with the task."""
     task, told = f"task={config.task.name}", [name for name in config.feature if name != NEXT_ITEM]
     allowed = {
         "narrate": ("those that are narratives", NEXT_ITEM not in config.feature),
@@ -157,8 +148,8 @@ def _check_task(config: TrainConfig) -> None:
         raise ValueError(f"{task} writes in this process only. Use engine=local.")
     if not getattr(get_class(config.adapter.target), "per_interaction", True):
         raise ValueError(
-            f"adapter={config.adapter.name} reads a history as a whole, so that a soft token would know the purchases "
-            f"after it, which {task} has to find. Use adapter=linear or mlp."
+            f"adapter={config.adapter.name} reads the whole history, so a soft token would contain later purchases, "
+            f"which {task} has to predict. Use adapter=linear or mlp."
         )
 
 
@@ -219,7 +210,7 @@ def _check_generation(config: TrainConfig) -> None:
 
 
 def _check_language_model(config: TrainConfig) -> None:
-    """The LM's config, tokenizer and layer names, without its weights."""
+    """Checks prompt lengths, tuning and memory by the LM's config and tokenizer, without its weights."""
     from regen.models.language_model import skeleton
 
     model, tokenizer = skeleton(config.lm.node)
@@ -240,7 +231,7 @@ def _check_language_model(config: TrainConfig) -> None:
 
 
 def _check_memory(config: TrainConfig, lm: Any) -> None:
-    """Refuses an LM whose weights alone do not fit into what is free on the GPU."""
+    """Refuses an LM whose weights, gradients and optimizer state do not fit into the GPU's free memory."""
     import torch
 
     from regen.runtime.device import ON_CUDA
@@ -259,12 +250,7 @@ def _check_memory(config: TrainConfig, lm: Any) -> None:
 
 
 def least_memory(config: TrainConfig, lm: Any) -> float:
-    """Bytes that the LM's weights, their gradients and two moments of AdamW take on each device.
-
-    Args:
-        config: The run's config.
-        lm: The tuned LM, on the meta device.
-    """
+    """Bytes per device of weights, gradients and AdamW's two moments of a tuned LM on the meta device."""
     frozen = 2 if config.trainer.precision == "bf16-mixed" else 4
     narrow: set[int] = set()
     if config.tuning.name == "qlora":

@@ -1,4 +1,4 @@
-"""A trial of a search ends early where the earlier trials of its study say that it is not worth going on."""
+"""Ends a trial of a hyperparameter search early if it is worse than the earlier trials."""
 
 from typing import Any
 
@@ -6,12 +6,7 @@ import lightning as L
 
 
 class PrunedError(Exception):
-    """A trial was ended early.
-
-    Args:
-        value: The last value of the monitored metric.
-        step: At which step.
-    """
+    """A trial was ended early at a step, with the last value of the monitored metric."""
 
     def __init__(self, value: float, step: int) -> None:
         super().__init__(f"pruned after step {step}: worse than the median of the earlier trials")
@@ -19,11 +14,11 @@ class PrunedError(Exception):
 
 
 class SearchPruning(L.Callback):
-    """Tells the study of Hydra's Optuna sweeper the monitored metric after each validation, and asks whether to go on.
+    """Reports the monitored metric to Optuna after each validation, and ends the trial if Optuna's pruner says so.
 
     Args:
         monitor: A metric that is logged at validation.
-        startup_trials: So many trials are never ended early.
+        startup_trials: Number of first trials that are never ended early.
     """
 
     def __init__(self, monitor: str, startup_trials: int) -> None:
@@ -41,7 +36,7 @@ class SearchPruning(L.Callback):
             raise PrunedError(value, trainer.global_step)
 
     def _trial(self) -> Any:
-        """The trial that this job runs, told by its overrides; None outside a search."""
+        """The Optuna trial of this job, found by its overrides; None outside a search."""
         import optuna
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode

@@ -1,7 +1,7 @@
-"""From a typed config to the parts of a run that ranks items (`task=recommend`, `converse`): data and model."""
+"""Builds data and model of a run that ranks items (`task=recommend` and `task=converse`) from its config."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,18 +34,18 @@ from regen.models.next_item import NextItemLM
 from regen.models.warm_start import initialise
 
 logger = logging.getLogger(__name__)
-DECAYS, RIDGES = (0.7, 0.85, 1.0), (0.1, 1.0)  # tried where the config names none
+DECAYS, RIDGES = (0.7, 0.85, 1.0), (0.1, 1.0)  # candidates for settings that the config leaves open
+VALIDATION_USERS = 500  # for the validation loss; the closed form is calibrated on all validation users
 Read = tuple[np.ndarray, np.ndarray | None, np.ndarray]
-"""Of a user: vectors of the purchases, of what was said about each, and the item after each of them."""
-VALIDATION_USERS = 500  # whose loss is watched; the closed form is calibrated on all
+"""A user's purchase vectors, the vectors of the critiques (if any), and the catalogue row of each next item."""
 
 
 class NextItemData(NarrativeDataModule):
-    """The three splits, with the catalogue and the closed form fitted on all training users.
+    """The three splits, with the catalogue and the fitted closed form.
 
     Attributes:
-        closed_form: Its items are the catalogue.
-        titles: Title of each item of the catalogue; empty where it has none.
+        closed_form: Fitted on all training users; its items are the catalogue.
+        titles: Title of each item of the catalogue, or an empty string.
         bought: How often training users bought each item.
     """
 
@@ -56,7 +56,7 @@ class NextItemData(NarrativeDataModule):
         self.closed_form, self.titles, self.bought = closed_form, titles, bought
 
     def on_before_batch_transfer(self, batch: NextItemBatch, dataloader_idx: int) -> NextItemBatch:  # type: ignore[override]
-        """The batch as it is: its padding stands at the rows' ends already."""
+        """Returns the batch unchanged, because its padding is at the ends of the rows already."""
         return batch
 
 
@@ -67,14 +67,14 @@ def build_next_item_data(
     lm: LanguageModel,
     critiques: Critiques | None = None,
 ) -> NextItemData:
-    """Examples by split, the catalogue, and the closed form.
+    """The data module of a run: examples in three splits, the catalogue and the closed form.
 
     Args:
         config: The run's config.
         prepared: Folder of the prepared tables.
-        vectors: Of purchases and items.
-        lm: Gives the tokenizer and the window.
-        critiques: What users said, with `data.critiques`.
+        vectors: Vectors of purchases and items.
+        lm: The LM, for its tokenizer and window.
+        critiques: The critiques, with `data.critiques=true`.
 
     Raises:
         DataError: If a split has no user with two purchases, or a history does not fit into the LM's window.
@@ -89,26 +89,13 @@ def build_next_item_data(
     folds = (rng.permutation(len(train)) % task.folds).tolist()
     read = partial(_read, vectors=vectors, critiques=critiques, item_of=item_of, ids=ids)
     form = _fitted_form(task, item_vectors(vectors, len(ids)), bought, sequences, folds, read, item_of)
-    about = next((name for name in config.feature if name != NEXT_ITEM), None)
+    about = next((name for name in config.feature if name != NEXT_ITEM), None)  # the narrative of task=converse
     if about is None:
         examples = sequences | {"validation": sequences["validation"][:VALIDATION_USERS]}
     else:
         examples = told_purchases(tables, config.split, feature=about, **which)
     chosen = [examples["train"][at] for at in rng.permutation(len(examples["train"]))[: task.train_users]]
-    options: dict[str, Any] = {
-        "vectors": vectors,
-        "item_of": item_of,
-        "queries": form.queries,
-        "tokenizer": lm.tokenizer,
-        "prompt": config.feature[NEXT_ITEM].prompt,
-        "window": lm.window,
-        "critiques": critiques,
-        "item_ids": ids,
-    }
-    make: Callable[..., NextItemDataset] = partial(NextItemDataset, **options)
-    if about is not None:
-        asked, longest = config.feature[about].prompt, config.data.max_narrative_tokens
-        make = partial(ConversationDataset, **options, asked=asked, max_narrative_tokens=longest)
+    make = _dataset_maker(config, lm, form, about, vectors=vectors, critiques=critiques, item_of=item_of, item_ids=ids)
     fold_of = dict(zip([one.user_id for one in train], folds, strict=True))
     splits = {
         "train": make(chosen, every=True, fold=[fold_of[one.user_id] for one in chosen]),
@@ -129,9 +116,27 @@ def build_next_item_data(
     )
 
 
+def _dataset_maker(
+    config: TrainConfig, lm: LanguageModel, form: ClosedForm, about: str | None, **tables: Any
+) -> Callable[..., NextItemDataset]:
+    """Returns a function that makes a dataset from examples; `about` names the feature of their narratives, if any."""
+    options: dict[str, Any] = {
+        "queries": form.queries,
+        "tokenizer": lm.tokenizer,
+        "prompt": config.feature[NEXT_ITEM].prompt,
+        "window": lm.window,
+        **tables,
+    }
+    if about is None:
+        return partial(NextItemDataset, **options)
+    asked, longest = config.feature[about].prompt, config.data.max_narrative_tokens
+    return partial(ConversationDataset, **options, asked=asked, max_narrative_tokens=longest)
+
+
 def _read(
     one: Example, *, vectors: InteractionVectors, critiques: Critiques | None, item_of: np.ndarray, ids: list[str]
 ) -> Read:
+    """What the closed form reads of one user."""
     said = None
     if critiques is not None:
         said = critiques.vectors[critiques.rows(one.user_id, [ids[row] for row in item_of[one.rows[1:]]])]
@@ -147,58 +152,33 @@ def _fitted_form(
     read: Callable[[Example], Read],
     item_of: np.ndarray,
 ) -> ClosedForm:
-    """The closed form of the training users, chosen on the validation users where the config leaves it open."""
-    train, unseen = sequences["train"], sequences["validation"]
-    return _best_form(
-        [
-            ClosedForm(items, bought, decay=decay, ridge=RIDGES[0], item_ridge=task.item_ridge)
-            for decay in (DECAYS if task.decay is None else [task.decay])
-        ],
-        RIDGES if task.ridge is None else [task.ridge],
-        train=lambda: map(read, train),
-        folds=folds,
-        unseen=[read(one) for one in unseen],
-        bought=[item_of[one.rows[:-1]] if task.exclude_bought else item_of[:0] for one in unseen],
-    )
+    """Fits the closed form on the training users.
 
-
-def _best_form(
-    forms: Sequence[ClosedForm],
-    ridges: Sequence[float],
-    *,
-    train: Callable[[], Iterable[Read]],
-    folds: Sequence[int],
-    unseen: Sequence[Read],
-    bought: Sequence[np.ndarray],
-) -> ClosedForm:
-    """Fits each form with each penalty; the one with the best mean reciprocal rank of the validation users."""
-    histories, targets = [(history, said) for history, said, _ in unseen], np.array([items[-1] for *_, items in unseen])
+    Where the config leaves `task.decay` or `task.ridge` open, the value with the best mean reciprocal rank of the
+    validation users is chosen.
+    """
+    unseen = [read(one) for one in sequences["validation"]]
+    histories, targets = [(history, said) for history, said, _ in unseen], np.array([rows[-1] for *_, rows in unseen])
+    excluded = [item_of[one.rows[:-1]] if task.exclude_bought else item_of[:0] for one in sequences["validation"]]
     found = []
-    for form in tqdm(forms, desc="closed form", leave=False):
-        form.fit(train(), folds)
-        for ridge in ridges:
+    for decay in tqdm(DECAYS if task.decay is None else [task.decay], desc="closed form", leave=False):
+        form = ClosedForm(items, bought, decay=decay, ridge=RIDGES[0], item_ridge=task.item_ridge)
+        form.fit(map(read, sequences["train"]), folds)
+        for ridge in RIDGES if task.ridge is None else [task.ridge]:
             other = form.with_ridge(ridge)
-            found.append((other.calibrate(histories, targets, bought), other))
+            found.append((other.calibrate(histories, targets, excluded), other))
     quality, best = max(found, key=lambda one: one[0])
     logger.info(
         "closed form: decay %g, ridge %g, popularity %.2g: mean reciprocal rank %.4f on %s validation users",
-        best.decay,
-        best.ridge,
-        best.popularity,
-        quality,
-        f"{len(unseen):,}",
+        *(best.decay, best.ridge, best.popularity, quality, f"{len(unseen):,}"),
     )
     return best
 
 
 def build_next_item_model(config: TrainConfig, data: NextItemData, lm: LanguageModel, *, start: bool) -> NextItemLM:
-    """Adapter, tuned LM and readout over the catalogue; with a narrative, where the data have one.
+    """Builds the recommender of a run, which also writes narratives with `task=converse`.
 
-    Args:
-        config: The run's config.
-        data: Gives the catalogue and the closed form.
-        lm: The pristine LM; it stays so.
-        start: Whether to initialise the adapter; a model whose weights are loaded next needs no start.
+    The arguments are those of `regen.training.assembly.build_model`.
     """
     torch.manual_seed(config.seed)
     items, train = data.closed_form.items, data.splits["train"]
@@ -223,21 +203,13 @@ def build_next_item_model(config: TrainConfig, data: NextItemData, lm: LanguageM
         if isinstance(train, ConversationDataset):
             inputs = torch.from_numpy(np.stack([train.mean(row) for row in range(len(train))]))
             texts = [one.text for one in train.examples]
+        token_ids = lm.tokenizer(texts, add_special_tokens=False)["input_ids"]
         initialise(
             adapter,
-            init=config.adapter.init,
-            strength=config.adapter.ridge,
+            ridge=config.adapter.ridge,
             inputs=inputs,
-            targets=_text_embeddings(lm, texts),
+            targets=lm.mean_embeddings([ids or [lm.tokenizer.eos_token_id] for ids in token_ids]),
             interactions=items[titled],
             norm=lm.embedding_norm(),
         )
     return model
-
-
-@torch.no_grad()
-def _text_embeddings(lm: LanguageModel, texts: list[str]) -> Float[torch.Tensor, "texts lm_dim"]:
-    """Mean input embedding of each text's tokens: what a soft token starts to say."""
-    embed = lm.model.get_input_embeddings()
-    ids = lm.tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return torch.stack([embed(torch.tensor(one or [lm.tokenizer.eos_token_id])).float().mean(dim=0) for one in ids])

@@ -1,4 +1,4 @@
-"""How both learning rates move: they rise over the first steps, then fall or stay."""
+"""Learning-rate schedules with a linear warm-up."""
 
 import inspect
 import math
@@ -11,35 +11,35 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from regen.config.objects import Component
 
-_NUMBER_OF_STEPS = ("steps", "total_steps", "num_training_steps", "T_max")  # what classes call it
+_NUMBER_OF_STEPS = ("steps", "total_steps", "num_training_steps", "T_max")  # names of the parameter
 
 
 def linear(optimizer: Optimizer, *, steps: int, warmup_share: float = 0.05) -> LambdaLR:
-    """From the peak to zero in a straight line.
+    """Linear decay from the peak to zero.
 
     Args:
-        optimizer: Its rates are the peaks.
-        steps: Of the whole run.
-        warmup_share: Share of the steps in which the rates rise.
+        optimizer: The optimizer, with the peak learning rates.
+        steps: Number of steps of the run.
+        warmup_share: Share of warm-up steps.
     """
     return _after_warmup(optimizer, steps, warmup_share, lambda left: left)
 
 
 def cosine(optimizer: Optimizer, *, steps: int, warmup_share: float = 0.05) -> LambdaLR:
-    """From the peak to zero along half a cosine; the arguments are those of `linear`."""
+    """Cosine decay from the peak to zero. The arguments are those of `linear`."""
     return _after_warmup(optimizer, steps, warmup_share, lambda left: 0.5 - 0.5 * math.cos(math.pi * left))
 
 
 def constant(optimizer: Optimizer, *, steps: int, warmup_share: float = 0.05) -> LambdaLR:
-    """At the peak; the arguments are those of `linear`."""
+    """Constant at the peak. The arguments are those of `linear`."""
     return _after_warmup(optimizer, steps, warmup_share, lambda left: 1.0)
 
 
 def schedule_of(node: Component) -> Callable[[Optimizer, int], Any]:
-    """What makes a run's schedule from its optimizer and its number of steps.
+    """Returns a function that makes a run's schedule from its optimizer and number of steps.
 
-    A class of the user's own gets the number of steps if one of its parameters is named `steps`, `total_steps`,
-    `num_training_steps` or `T_max` and the config does not set it.
+    A class of your own gets the number of steps if it has a parameter `steps`, `total_steps`, `num_training_steps` or
+    `T_max` that the config does not set.
     """
     return partial(_build, node)
 
@@ -53,7 +53,7 @@ def _build(node: Component, optimizer: Optimizer, steps: int) -> Any:
 
 
 def _after_warmup(optimizer: Optimizer, steps: int, warmup_share: float, of_peak: Callable[[float], float]) -> LambdaLR:
-    """`of_peak` gives the share of the peak from the share of the steps after the warm-up that are left."""
+    """Schedule whose factor after the warm-up is `of_peak(share of the steps that are left)`."""
     warmup = max(1, round(warmup_share * steps))
 
     def share(step: int) -> float:

@@ -1,8 +1,8 @@
-"""The W&B logger of a run: a group per grid, and the data that the run reads.
+"""The W&B logger of a run: its group is the grid, and it records the artefacts that the run reads.
 
-It works offline: all that is logged stays in the run's folder, and `wandb sync` makes the same groups, tables and
-lineage of it later. Reviews stay where they are unless `logger.wandb.log_data=true`: of the inputs, W&B gets names,
-hashes and recipes. Frozen weights are in no artifact, because a run's weights file holds only what was trained.
+Offline runs log to the run's folder, and `wandb sync` uploads the same groups, tables and lineage later. Unless
+`logger.wandb.log_data=true`, W&B gets names, hashes and recipes of the input data, and no reviews. Frozen weights are
+never uploaded, because the weights file of a run holds trained weights only.
 """
 
 import os
@@ -19,30 +19,26 @@ from regen.config.objects import Component, plain
 from regen.storage.artefacts import Artefact
 from regen.training.run import Run, is_main_process
 
-__all__ = ["grid_name", "input_artifact", "use_inputs", "wandb_logger", "without_secrets"]
-
-LONGEST_TAG = 64  # what W&B takes
-_OWN = ("offline", "log_data", "log_weights", "table_rows")  # options that wandb.init does not know
+LONGEST_TAG = 64  # limit of W&B
+_OWN = ("offline", "log_data", "log_weights", "table_rows")  # options that are not arguments of wandb.init
 _SECRET = re.compile(r"(^|_)(api_?key|token|secret|password)$", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 @contextmanager
 def wandb_logger(run: Run, node: Component) -> Iterator[Any]:
-    """Lightning's W&B logger of a run, its inputs recorded; closed whatever happens, so that cells do not merge."""
+    """Yields Lightning's W&B logger of a run and closes it at the end, so that the runs of a grid do not merge."""
     import wandb
     from hydra.utils import get_class
 
-    options = dict(node.node)
-    offline = options["offline"]
-    options = {key: value for key, value in options.items() if key not in (*_OWN, "_target_")}
+    options = {key: value for key, value in node.options.items() if key not in _OWN}
     options |= {
         "group": options["group"] or grid_name(),
         "job_type": "train",
         "tags": _tags(run, options["tags"]),
-        "mode": "offline" if offline else None,  # Lightning's own `offline` would hold for all later cells too
+        "mode": "offline" if node.options["offline"] else None,  # Lightning's own `offline` also affects later runs
         "name": run.folder.name,
-        "id": run.folder.name.rsplit("-", 1)[1],  # so that a resumed run goes on there too (offline ones ignore that)
+        "id": run.folder.name.rsplit("-", 1)[1],  # so that a resumed run continues online (offline ones ignore it)
         "resume": "allow",
     }
     config = without_secrets({**plain(run.config), "inputs": run.inputs.fingerprints()})
@@ -59,7 +55,7 @@ def wandb_logger(run: Run, node: Component) -> Iterator[Any]:
 
 
 def grid_name() -> str | None:
-    """The folder of this multirun below `grids/`, which its cells share as their group; None for a single run."""
+    """The W&B group of a multirun: its folder in `grids/`; None for a single run."""
     if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
         return None
     parts = Path(HydraConfig.get().sweep.dir).parts
@@ -68,23 +64,23 @@ def grid_name() -> str | None:
 
 
 def use_inputs(experiment: Any, run: Run, *, upload: bool) -> None:
-    """Records the artefacts that a run reads as its inputs; `upload` is that of `input_artifact`."""
+    """Records the artefacts that a run reads as its inputs. For `upload` see `input_artifact`."""
     for name, artefact in {"prepared": run.inputs.prepared, **run.inputs.encoded}.items():
         kind = "dataset" if name == "prepared" else "embeddings"
         artifact = input_artifact(artefact, kind, upload=upload)
-        if experiment.offline:  # what use_artifact does, which refuses to offline; `wandb sync` carries it out
+        if experiment.offline:  # use_artifact refuses this offline; `wandb sync` completes it
             experiment._log_artifact(artifact, is_user_created=True, use_after_commit=True)
         elif not experiment.disabled:
             experiment.use_artifact(artifact)
 
 
 def input_artifact(artefact: Artefact, kind: str, *, upload: bool) -> Any:
-    """A W&B artifact of one of ours, its manifest as metadata.
+    """Makes a W&B artifact from an artefact, with its manifest as metadata.
 
     Args:
         artefact: Prepared data or vectors.
         kind: The artifact's type.
-        upload: Whether the files themselves go to W&B; else only where they are and their hashes.
+        upload: Whether to upload the files; otherwise only their paths and hashes.
     """
     import wandb
 
@@ -105,7 +101,7 @@ def _tags(run: Run, given: Sequence[str]) -> list[str]:
 
 
 def without_secrets(node: Any) -> Any:
-    """Plain values without keys and passwords; a setting that names an environment variable stays."""
+    """Removes keys and passwords from plain values; names of environment variables stay."""
     if isinstance(node, Mapping):
         kept = {key: value for key, value in node.items() if not (isinstance(value, str) and _SECRET.search(str(key)))}
         return {key: without_secrets(value) for key, value in kept.items()}
@@ -116,7 +112,7 @@ def without_secrets(node: Any) -> Any:
 
 @contextmanager
 def _copies_in(folder: Path) -> Iterator[None]:
-    """Lets W&B keep what it has yet to upload in this folder rather than in the user's home."""
+    """Makes W&B stage its uploads in this folder instead of the user's home."""
     import wandb.env
 
     before = os.environ.get(wandb.env.DATA_DIR)

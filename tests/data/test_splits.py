@@ -79,7 +79,7 @@ def test_purchases_without_a_time_are_refused(tables):
 def test_a_cell_is_trained_on_a_split_by_time_and_its_record_says_so(small_config):
     folder, _ = train_and_evaluate(small_config("split=time", "trainer.max_steps=2"))
     assert '"split": "by time, validation 10%, test 20%"' in (folder / "run.json").read_text()
-    with pytest.raises(DataError, match="split=time: a brief_user_summary speaks of all purchases"):
+    with pytest.raises(DataError, match="split=time: a brief_user_summary describes all purchases"):
         train_and_evaluate(small_config("split=time", "feature=brief_user_summary"))
 
 

@@ -84,10 +84,10 @@ def test_ridge_map_is_ridge_regression():
     torch.testing.assert_close(mean, inputs.mean(dim=0))
 
 
-@pytest.mark.parametrize("init", ["random", "ridge"])
-def test_soft_tokens_start_at_the_given_norm(adapter, init):
+@pytest.mark.parametrize("ridge", [None, 0.1], ids=["random", "ridge"])
+def test_soft_tokens_start_at_the_given_norm(adapter, ridge):
     inputs, targets, interactions = torch.randn(40, 12), torch.randn(40, 20), torch.randn(90, 12)
-    initialise(adapter, init=init, strength=0.1, inputs=inputs, targets=targets, interactions=interactions, norm=3.2)
+    initialise(adapter, ridge=ridge, inputs=inputs, targets=targets, interactions=interactions, norm=3.2)
     soft = adapter(interactions[:, None], torch.ones(90, 1, dtype=torch.bool))
     assert float(soft.detach().norm(dim=-1).mean()) == pytest.approx(3.2, rel=1e-3)
 
@@ -101,7 +101,7 @@ def test_a_step_at_the_default_rate_leaves_most_of_the_warm_start(small_config, 
     unit = functools.partial(nn.functional.normalize, dim=-1)
     fused = torch.cat([unit(torch.randn(8, 10, 128)), unit(torch.randn(8, 10, 384))], dim=-1)
     rows, targets, mask = fused.flatten(0, 1), 0.1 * torch.randn(80, 576), torch.ones(8, 10, dtype=torch.bool)
-    initialise(adapter, init="ridge", strength=0.1, inputs=rows, targets=targets, interactions=rows, norm=3.0)
+    initialise(adapter, ridge=0.1, inputs=rows, targets=targets, interactions=rows, norm=3.0)
     before = adapter(fused, mask).detach()
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=options.lr)
     (adapter(fused, mask) * torch.randn(8, 10, 576)).sum().backward()

