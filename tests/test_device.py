@@ -3,6 +3,9 @@
 import copy
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,6 +103,50 @@ def test_checkpointed_gradients_are_the_same(small_config, tmp_path, monkeypatch
     assert sum(calls) - once == 2 * once > 0
     assert again == pytest.approx(loss, rel=1e-5)
     assert folder.name == plain.name
+
+
+def test_every_layer_is_compiled_while_the_run_trains_and_not_afterwards(small_config, monkeypatch):
+    """With `torch.compile` replaced by a wrapper; the slow test below compiles."""
+    calls = []
+
+    def compile_plainly(call, **options):
+        assert options == {"dynamic": True}
+        return lambda *arguments, **named: calls.append(call) or call(*arguments, **named)
+
+    monkeypatch.setattr(torch, "compile", compile_plainly)
+    folder, _ = train_and_evaluate(small_config("training.compile=true", "trainer.max_steps=2"))
+    assert len(set(calls)) == 2  # layers of the LM
+    trained = len(calls)
+    pipeline.load_folder(folder)
+    train_and_evaluate(small_config("training.compile=true", "trainer.max_steps=2", "evaluation.resamples=200"))
+    assert len(calls) == trained
+
+
+COMPILED = """
+import sys, torch
+from small import SMALL, quick_embeddings
+from regen.config.objects import compose
+from regen.pipeline import train_and_evaluate
+
+folder, losses = sys.argv[1], []
+options = [*SMALL, "encoder=cf", "tuning=lora", "trainer.max_steps=6", f"paths.data_dir={folder}/data"]
+with quick_embeddings():
+    for on in ("false", "true"):
+        run = [f"training.compile={on}", f"paths.runs_dir={folder}/{on}"]
+        losses.append(train_and_evaluate(compose([*options, *run]))[1])
+print(*losses, torch._dynamo.utils.counters["stats"]["unique_graphs"])
+"""
+
+
+@pytest.mark.slow  # compiles C++; in a process of its own, because the shape checks of the tests cannot be compiled
+def test_compiled_layers_give_the_same_loss_by_two_graphs(tmp_path):
+    """One graph for training and one for validation serve all layers and lengths."""
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", COMPILED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    plain, compiled, graphs = done.stdout.split()[-3:]
+    assert float(compiled) == pytest.approx(float(plain), rel=1e-5)
+    assert graphs == "2"
 
 
 @pytest.fixture

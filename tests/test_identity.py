@@ -38,6 +38,7 @@ CHANGES_NOTHING = {
     *(f"trainer.{name}" for name in ("num_sanity_val_steps", "detect_anomaly", "enable_autolog_hparams")),
     *("trainer.limit_predict_batches", "trainer.model_registry"),
     *("training.num_workers", "training.checkpoint_seconds", "training.gradient_checkpointing"),
+    "training.compile",
     "training.narratives_at_validation",  # unless what they give is monitored: see the test below
     *(
         f"task.{name}"

@@ -27,7 +27,7 @@ TRAINER_SETTINGS = (  # arguments of Lightning's Trainer that change the result
     *("val_check_interval", "check_val_every_n_epoch", "accumulate_grad_batches"),
     *("gradient_clip_val", "gradient_clip_algorithm", "deterministic", "sync_batchnorm"),
 )
-_HOW_FAST = ("checkpoint_seconds", "num_workers", "gradient_checkpointing")  # keys of `training` without effect
+_HOW_FAST = ("checkpoint_seconds", "num_workers", "gradient_checkpointing", "compile")  # change results by rounding
 # Ends of the names of callbacks that do not change the result:
 _WATCHING = ("ProgressBar", "LearningRateMonitor", "Summary", "Timer", "DeviceStatsMonitor", "SearchPruning")
 

@@ -5,7 +5,7 @@ import logging
 import pickle
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from regen.data.datamodule import NarrativeDataModule
 from regen.embeddings.fusion import InteractionVectors
 from regen.models.language_model import LanguageModel, hold_frozen_in_bfloat16
 from regen.models.soft_token_lm import SoftTokenLM
+from regen.runtime.compiled import compiled_layers
 from regen.runtime.costs import KEY, PeakMemory
 from regen.runtime.device import described, device_of, out_of_memory_named
 from regen.runtime.packed_weights import packed_weights
@@ -93,12 +94,16 @@ def _train(run: Run, trainer: L.Trainer, module: NarrativeModule, data: Narrativ
         logger.info("resuming %s", last)
     if training.gradient_checkpointing:
         module.model.causal_lm.activation_checkpointing_enable({"use_reentrant": False})
-    packed = packed_weights(lm, backward=True) if run.config.trainer.strategy != SHARDED else nullcontext()
+    faster: AbstractContextManager[None] = nullcontext()
+    if training.compile:
+        faster = compiled_layers(module.model.decoder.layers)
+    elif run.config.trainer.strategy != SHARDED:
+        faster = packed_weights(lm, backward=True)
     asked = (
         f"training.batch_size={training.batch_size}, up to {max(data.splits['train'].lengths)} positions a row, "
         f"lm={run.config.lm.name} with {sum(p.numel() for p in lm.parameters()):,} parameters"
     )
-    with packed, out_of_memory_named(asked, LESS_MEMORY):
+    with faster, out_of_memory_named(asked, LESS_MEMORY):
         trainer.fit(module, data, ckpt_path=str(last) if resume else None, weights_only=True)
     if trainer.global_step == 0:
         limits = ", ".join(run.limits) or "trainer.max_time"

@@ -61,6 +61,7 @@ class Training(Settings):
     narratives_at_validation: int = number(0, 100_000, "narratives written at each validation")
     checkpoint_seconds: float = number(0, 86_400, "seconds between checkpoints")
     gradient_checkpointing: bool = MISSING
+    compile: bool = MISSING
     num_workers: int | None = number(0, 1000, "worker processes of the data loader", default=None)
 
 
