@@ -302,7 +302,7 @@ def test_times_and_ratings_may_be_texts(source, time):
 def test_a_text_that_is_no_time_or_rating_is_an_error_or_counted(source, wrong):
     users = [{**USERS[0], "purchase_history": [bought("b1", 100), bought("b2", wrong.pop("time"), **wrong)]}]
     with pytest.raises(
-        DataError, match=r"1 of 2 interactions have a (timestamp|rating) that is no .*It is '(soon|good)'"
+        DataError, match=r"1 of 2 interactions have a (timestamp|rating) that is not a .*It is '(soon|good)'"
     ):
         source(users).read()
     _, counts = source(users, on_bad_row="skip").read()

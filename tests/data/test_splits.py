@@ -102,7 +102,9 @@ def test_lists_of_users_decide(tmp_path):
 
 
 def test_wrong_lists_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"there is no .*test.txt. It should list the ids of the test users, one per line"):
+    with pytest.raises(
+        DataError, match=r"there is no .*test.txt. It should list the ids of the test users, one per line"
+    ):
         split_of(pl.Series(["a"]), lists(tmp_path, validation="a"))
     with pytest.raises(DataError, match=r"test.txt: user 'a' is in the validation list as well"):
         split_of(pl.Series(["a"]), lists(tmp_path, validation="a", test="a"))
