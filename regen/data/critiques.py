@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -100,12 +101,8 @@ def _path(category: str | None) -> list[str]:
 def _shared_path(one: str | None, other: str | None) -> float:
     paths = _path(one), _path(other)
     longest = max(map(len, paths))
-    same = 0
-    for first, second in zip(*paths, strict=False):
-        if first != second:
-            break
-        same += 1
-    return same / longest if longest else 0.0
+    same = list(takewhile(lambda names: names[0] == names[1], zip(*paths, strict=False)))
+    return len(same) / longest if longest else 0.0
 
 
 def critiques_of(tables: Tables, *, shared: float) -> pl.DataFrame:

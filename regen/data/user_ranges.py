@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 
 
 class UserRanges:
@@ -72,8 +73,6 @@ class ParquetParts:
 
     def add(self, rows: pl.DataFrame) -> None:
         """Appends rows. All parts must have the same columns."""
-        import pyarrow.parquet as pq
-
         table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
         self._writer = self._writer or pq.ParquetWriter(self.path, table.schema, compression="zstd")
         self._writer.write_table(table, row_group_size=2**18)

@@ -1,6 +1,7 @@
 """Collaborative filtering: item factors from purchases (paper 4.2, CF encoder)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,6 +20,7 @@ class ItemFactorizer(Protocol):
         """Fits item factors to a users x items matrix of confidences."""
 
 
+@dataclass(kw_only=True)
 class ALS:
     """Weighted alternating least squares for implicit feedback (Hu, Koren and Volinsky 2008), by `implicit`.
 
@@ -29,11 +31,10 @@ class ALS:
         seed: Seed of the initial factors.
     """
 
-    def __init__(self, *, factors: int, regularization: float, iterations: int, seed: int) -> None:
-        self.factors = factors
-        self.regularization = regularization
-        self.iterations = iterations
-        self.seed = seed
+    factors: int
+    regularization: float
+    iterations: int
+    seed: int
 
     def fit_items(self, confidence: sp.csr_matrix) -> Float[np.ndarray, "items factors"]:
         from implicit.cpu.als import AlternatingLeastSquares
@@ -48,6 +49,7 @@ class ALS:
         )
 
 
+@dataclass(kw_only=True)
 class BPR:
     """Bayesian personalised ranking (Rendle et al. 2009), by `implicit`. One thread, so that results are reproducible.
 
@@ -59,14 +61,11 @@ class BPR:
         seed: Seed of the initial factors and of the sampling.
     """
 
-    def __init__(
-        self, *, factors: int, learning_rate: float, regularization: float, iterations: int, seed: int
-    ) -> None:
-        self.factors = factors
-        self.learning_rate = learning_rate
-        self.regularization = regularization
-        self.iterations = iterations
-        self.seed = seed
+    factors: int
+    learning_rate: float
+    regularization: float
+    iterations: int
+    seed: int
 
     def fit_items(self, confidence: sp.csr_matrix) -> Float[np.ndarray, "items factors"]:
         from implicit.cpu.bpr import BayesianPersonalizedRanking

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import zip_longest
+from statistics import multimode
 
 import krippendorff
 import numpy as np
@@ -29,7 +30,7 @@ def final_score(draws: Sequence[int]) -> int:
 
 def stage_confidence(draws: Sequence[Sequence[int]]) -> float:
     """Mean over attributes of the most frequent confidence, the lowest one of ties (paper 3.3)."""
-    modes = [min(value for value, count in Counter(of).items() if count == max(Counter(of).values())) for of in draws]
+    modes = [min(multimode(of)) for of in draws]
     return sum(modes) / len(modes)
 
 

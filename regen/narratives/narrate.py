@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,10 +82,11 @@ class TemplateNarrator:
         return Written(rows, [], {})
 
 
+@dataclass(frozen=True, kw_only=True)
 class OpenAINarrator:
     """Writes with a language model at an OpenAI-compatible endpoint, with two requests per user.
 
-    Args:
+    Attributes:
         endpoint: The language model.
         ledger: File that stores the answers.
         request_limits: Maximum length of a history in a request.
@@ -93,20 +94,11 @@ class OpenAINarrator:
         engine: Sends the requests from this process or from a cluster.
     """
 
-    def __init__(
-        self,
-        *,
-        endpoint: Endpoint,
-        ledger: Path,
-        request_limits: HistoryLimits,
-        run_limits: RunLimits,
-        engine: Engine = HERE,
-    ) -> None:
-        self.engine = engine
-        self.endpoint = endpoint
-        self.ledger = ledger
-        self.request_limits = request_limits
-        self.run_limits = run_limits
+    endpoint: Endpoint
+    ledger: Path
+    request_limits: HistoryLimits
+    run_limits: RunLimits
+    engine: Engine = field(default_factory=lambda: HERE)
 
     def recipe(self) -> dict[str, Any]:
         """Endpoint, model, sampling, prompts and limits of the history."""

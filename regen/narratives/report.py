@@ -65,8 +65,6 @@ class Report:
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[tuple[str, str, str]] = field(default_factory=list)
     given_up: set[str] = field(default_factory=set)
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
     dollars: float = 0.0
     dollars_before: float = 0.0
     out_of_money: bool = False
@@ -81,8 +79,6 @@ class Report:
         self.counts.update({name: count for name, count in other.counts.items() if name != "requests"})
         self.failures += other.failures
         self.given_up |= other.given_up
-        self.prompt_tokens += other.prompt_tokens
-        self.completion_tokens += other.completion_tokens
         self.dollars += other.dollars
         self.out_of_money |= other.out_of_money
 

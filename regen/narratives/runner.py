@@ -5,6 +5,7 @@ import logging
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import InitVar, dataclass, field
 
 from aiolimiter import AsyncLimiter
 from pydantic import ValidationError
@@ -68,34 +69,29 @@ def ask_all(
     return asyncio.run(run.run())
 
 
+@dataclass
 class _Run:
-    def __init__(
-        self,
-        requests: Iterator[Request],
-        total: int,
-        endpoint: Endpoint,
-        ledger: Ledger,
-        limits: RunLimits,
-        name: str,
-        unusable: Mapping[str, int],
-    ) -> None:
-        self.requests = requests
-        self.unusable = unusable
-        self.endpoint = endpoint
-        self.ledger = ledger
-        self.limits = limits
-        self.report = Report()
+    requests: Iterator[Request]
+    total: InitVar[int]
+    endpoint: Endpoint
+    ledger: Ledger
+    limits: RunLimits
+    name: InitVar[str]
+    unusable: Mapping[str, int]
+    report: Report = field(default_factory=Report)
+    reserved: float = 0.0  # dollars
+    room: asyncio.Condition = field(default_factory=asyncio.Condition)
+    resume_at: float = 0.0
+    under_way: dict[str, asyncio.Event] = field(default_factory=dict)
+    stop: BaseException | None = None
+    failed_in_a_row: int = 0
+
+    def __post_init__(self, total: int, name: str) -> None:
         self.bar = tqdm(total=total, desc=name, unit="request")
-        self.settings = endpoint.settings()
-        self.price = limits.price or Price(0.0, 0.0)
-        self.reserved = 0.0
-        self.room = asyncio.Condition()
-        self.resume_at = 0.0
-        self.under_way: dict[str, asyncio.Event] = {}
-        self.stop: BaseException | None = None
-        self.failed_in_a_row = 0
-        self.per_minute = _limiter(limits.requests_per_minute)
-        tokens = limits.tokens_per_minute
+        self.settings = self.endpoint.settings()
+        self.price = self.limits.price or Price(0.0, 0.0)
+        self.per_minute = _limiter(self.limits.requests_per_minute)
+        tokens = self.limits.tokens_per_minute
         self.tokens = None if tokens is None else AsyncLimiter(tokens, 60.0)
 
     async def run(self) -> Report:
@@ -251,8 +247,6 @@ class _Run:
         )
         self.report.counts[outcome] += 1
         self.failed_in_a_row = 0
-        self.report.prompt_tokens += prompt_tokens or 0
-        self.report.completion_tokens += completion_tokens or 0
         self.report.dollars += dollars
         if problem is not None:
             raise problem
