@@ -13,7 +13,7 @@ import polars as pl
 from regen.data.tables import LINE, DataError
 
 
-def find_file(folder: Path, name: str, *, setting: str) -> Path:
+def find_file(folder: str, name: str, *, setting: str) -> Path:
     """Path of the file with that name, or with that name and `.gz`.
 
     Args:
@@ -24,10 +24,10 @@ def find_file(folder: Path, name: str, *, setting: str) -> Path:
     Raises:
         DataError: If neither file exists.
     """
-    for path in (folder / name, folder / f"{name}.gz"):
+    for path in (Path(folder) / name, Path(folder) / f"{name}.gz"):
         if path.is_file():
             return path
-    raise DataError(f"{folder / name}: no such file, nor {name}.gz. Set {setting} to its folder.")
+    raise DataError(f"{Path(folder) / name}: no such file, nor {name}.gz. Set {setting} to its folder.")
 
 
 def read_jsonl(

@@ -6,6 +6,7 @@
 needs none.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -20,6 +21,7 @@ _ITEMS = pl.Schema({"asin": pl.String(), **{name: ITEMS[name] for name in ITEMS.
 _SEQUENCES = pl.Schema({"reviewerID": pl.String(), "asin_sequence": pl.List(pl.String())})
 
 
+@dataclass(kw_only=True)
 class ItemSequencesSource(TablesSource):
     """Reads the layout above.
 
@@ -30,14 +32,15 @@ class ItemSequencesSource(TablesSource):
         on_bad_row: `error` stops at an unusable row, `skip` drops and counts it.
     """
 
-    def __init__(self, *, folder: str, metadata: str, sequences: str, on_bad_row: OnBadRow = "error") -> None:
-        self.folder = Path(folder)
-        self.names = {"items": metadata, "interactions": sequences}
-        self.on_bad_row = on_bad_row
+    folder: str
+    metadata: str
+    sequences: str
+    on_bad_row: OnBadRow = "error"
 
     def files(self) -> dict[str, Path]:
         """Items and purchases."""
-        return {role: find_file(self.folder, name, setting="source.folder") for role, name in self.names.items()}
+        names = {"items": self.metadata, "interactions": self.sequences}
+        return {role: find_file(self.folder, name, setting="source.folder") for role, name in names.items()}
 
     def read(self) -> tuple[Tables, dict[str, int]]:
         """Validated tables, and the counts of `validate`."""

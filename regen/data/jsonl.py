@@ -18,6 +18,7 @@ user bought that item more than once. A text about the user has neither. `featur
     {"user_id": "u7", "feature": "user_profile", "text": "Careful technical drawer"}
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -30,6 +31,7 @@ from regen.data.validation import validate
 FILES = {"items": "items.jsonl", "interactions": "interactions.jsonl", "narratives": "narratives.jsonl"}
 
 
+@dataclass(kw_only=True)
 class JsonlSource(TablesSource):
     """Reads the layout above.
 
@@ -39,10 +41,9 @@ class JsonlSource(TablesSource):
         max_rating: Highest rating of the scale.
     """
 
-    def __init__(self, *, folder: str, on_bad_row: OnBadRow = "error", max_rating: float = MAX_RATING) -> None:
-        self.folder = Path(folder)
-        self.on_bad_row = on_bad_row
-        self.max_rating = max_rating
+    folder: str
+    on_bad_row: OnBadRow = "error"
+    max_rating: float = MAX_RATING
 
     def files(self) -> dict[str, Path]:
         """The three input files."""

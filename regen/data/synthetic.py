@@ -60,6 +60,27 @@ class Truth:
         return (self.need_share * (self.need_of_item == need) + (1 - self.need_share) * any_need) * self.within
 
 
+@dataclass(frozen=True)
+class _World:
+    """The items and users of a synthetic world.
+
+    Attributes:
+        lexicon: Words of the vertical.
+        words: Traits of each item.
+        item_ids: Id of each item.
+        items: The table of items.
+        needs_of: Need of each user.
+        user_ids: Id of each user.
+    """
+
+    lexicon: Lexicon
+    words: list[dict[str, str]]
+    item_ids: list[str]
+    items: pl.DataFrame
+    needs_of: np.ndarray
+    user_ids: list[str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSource(TablesSource):
     """Generates a synthetic world. The same settings give the same data.
@@ -107,28 +128,23 @@ class SyntheticSource(TablesSource):
     def read(self) -> tuple[Tables, dict[str, int]]:
         """The generated tables; nothing is dropped, so there are no counts."""
         rng = np.random.default_rng(self.seed)
-        lexicon = Lexicon.load(self.vertical)
-        words, item_ids, items, needs_of, user_ids = self._drawn(rng, lexicon)
-        bought = self._purchases(rng, needs_of)
-        interactions = self._interactions(rng, bought, words, item_ids, user_ids)
-        narratives, planted = self._narratives(rng, lexicon, interactions, needs_of, words, item_ids, user_ids)
-        return Tables(items, interactions, narratives, planted), {}
+        world = self._world(rng)
+        interactions = self._interactions(rng, world, self._purchases(rng, world.needs_of))
+        narratives, planted = self._narratives(rng, world, interactions)
+        return Tables(world.items, interactions, narratives, planted), {}
 
     def truth(self) -> Truth:
         """The true purchase probabilities, which are in no table."""
-        lexicon = Lexicon.load(self.vertical)
-        _, item_ids, _, needs_of, user_ids = self._drawn(np.random.default_rng(self.seed), lexicon)
+        world = self._world(np.random.default_rng(self.seed))
         rank, need = np.divmod(np.arange(self.items), self.needs)
         pool = (self.items - 1 - need) // self.needs + 1
         within = ((rank + 1) / pool) ** (1 / SKEW) - (rank / pool) ** (1 / SKEW)
-        return Truth(
-            item_ids, need, within, dict(zip(user_ids, needs_of.tolist(), strict=True)), self.needs, self.need_share
-        )
+        need_of_user = dict(zip(world.user_ids, world.needs_of.tolist(), strict=True))
+        return Truth(world.item_ids, need, within, need_of_user, self.needs, self.need_share)
 
-    def _drawn(
-        self, rng: np.random.Generator, lexicon: Lexicon
-    ) -> tuple[list[dict[str, str]], list[str], pl.DataFrame, np.ndarray, list[str]]:
-        """Words, ids and table of the items, then needs and ids of the users. Must be drawn first."""
+    def _world(self, rng: np.random.Generator) -> _World:
+        """Items and users, which are drawn before everything else."""
+        lexicon = Lexicon.load(self.vertical)
         words = [
             {name: lexicon.traits[name][value] for name, value in zip(TRAITS, row, strict=True)}
             for row in zip(*(rng.integers(len(lexicon.traits[name]), size=self.items) for name in TRAITS), strict=True)
@@ -136,7 +152,8 @@ class SyntheticSource(TablesSource):
         item_ids = [f"i{number:07d}" for number in rng.permutation(self.items)]
         items = self._items(rng, lexicon, words, item_ids)
         needs_of = rng.integers(self.needs, size=self.users)
-        return words, item_ids, items, needs_of, [f"u{number:08d}" for number in rng.permutation(self.users)]
+        user_ids = [f"u{number:08d}" for number in rng.permutation(self.users)]
+        return _World(lexicon, words, item_ids, items, needs_of, user_ids)
 
     def _items(
         self, rng: np.random.Generator, lexicon: Lexicon, words: list[dict[str, str]], item_ids: list[str]
@@ -174,23 +191,16 @@ class SyntheticSource(TablesSource):
         )
         return frame.unique(["user", "item"], keep="first", maintain_order=True)
 
-    def _interactions(
-        self,
-        rng: np.random.Generator,
-        bought: pl.DataFrame,
-        words: list[dict[str, str]],
-        item_ids: list[str],
-        user_ids: list[str],
-    ) -> pl.DataFrame:
+    def _interactions(self, rng: np.random.Generator, world: _World, bought: pl.DataFrame) -> pl.DataFrame:
         ratings = rng.choice(np.arange(1.0, 6.0), size=len(bought), p=RATINGS)
-        said = [words[item] for item in bought["item"]]
+        said = [world.words[item] for item in bought["item"]]
         praise, blame = filled(PRAISE, said, rng), filled(BLAME, said, rng)
         titles = rng.choice(np.array(REVIEW_TITLES), size=len(bought))
         return sort_interactions(
             pl.DataFrame(
                 {
-                    "user_id": pl.Series(user_ids, dtype=pl.String).gather(bought["user"]),
-                    "item_id": pl.Series(item_ids, dtype=pl.String).gather(bought["item"]),
+                    "user_id": pl.Series(world.user_ids, dtype=pl.String).gather(bought["user"]),
+                    "item_id": pl.Series(world.item_ids, dtype=pl.String).gather(bought["item"]),
                     "timestamp": bought["timestamp"].cast(pl.Int64),
                     "rating": ratings,
                     "review_title": titles.tolist(),
@@ -202,25 +212,19 @@ class SyntheticSource(TablesSource):
         )
 
     def _narratives(
-        self,
-        rng: np.random.Generator,
-        lexicon: Lexicon,
-        interactions: pl.DataFrame,
-        needs_of: np.ndarray,
-        words: list[dict[str, str]],
-        item_ids: list[str],
-        user_ids: list[str],
+        self, rng: np.random.Generator, world: _World, interactions: pl.DataFrame
     ) -> tuple[pl.DataFrame, pl.DataFrame]:
-        chosen = {user_ids[user]: user for user in rng.choice(self.users, self.narrated_users, replace=False)}
+        lexicon = world.lexicon
+        chosen = {world.user_ids[user]: user for user in rng.choice(self.users, self.narrated_users, replace=False)}
         latest = (
             interactions.filter(pl.col("user_id").is_in(list(chosen)))
             .group_by("user_id", maintain_order=True)
             .agg(pl.col("item_id", "timestamp").last())
         )
-        number_of = {item: number for number, item in enumerate(item_ids)}
+        number_of = {item: number for number, item in enumerate(world.item_ids)}
         needs = list(lexicon.needs)
         truth = [
-            {**words[number_of[item]], "need": needs[needs_of[chosen[user]]]}
+            {**world.words[number_of[item]], "need": needs[world.needs_of[chosen[user]]]}
             for user, item in latest.select("user_id", "item_id").iter_rows()
         ]
         parts = []

@@ -6,6 +6,7 @@ with an explanation is an interaction, also if the graph lacks it. CF never sees
 (`regen.embeddings.encode.cf_interactions`).
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -22,6 +23,7 @@ _BOOKS = pl.Schema({"iid": pl.String(), "title": pl.String(), "item_summary": pl
 _PAIRS = pl.Schema({"uid": pl.String(), "iid": pl.String(), "explanation": pl.String()})
 
 
+@dataclass(kw_only=True)
 class XRecSource(TablesSource):
     """Reads the layout of `xrec_amazon`.
 
@@ -30,9 +32,8 @@ class XRecSource(TablesSource):
         on_bad_row: `error` stops at an unusable row, `skip` drops and counts it.
     """
 
-    def __init__(self, *, folder: str, on_bad_row: OnBadRow = "error") -> None:
-        self.folder = Path(folder)
-        self.on_bad_row = on_bad_row
+    folder: str
+    on_bad_row: OnBadRow = "error"
 
     def files(self) -> dict[str, Path]:
         """The four input files."""

@@ -21,9 +21,9 @@ from regen.storage.artefacts import Artefact, appearing_whole, open_artefact
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-_PURCHASE = ("item_id", "timestamp", "title", "description", "category", "brand", "price", "rating")
+_PURCHASE: tuple[str, ...] = ("item_id", "timestamp", "title", "description", "category", "brand", "price", "rating")
 _PURCHASE += ("review_title", "review_text")
-_TYPES = {pl.String(): "string", pl.Int64(): "int64", pl.Int8(): "int8", pl.Float64(): "float64"}
+_TYPES: dict[Any, str] = {pl.String(): "string", pl.Int64(): "int64", pl.Int8(): "int8", pl.Float64(): "float64"}
 
 
 def _typed(name: str, schema: pl.Schema) -> Any:
