@@ -129,7 +129,7 @@ def _column(path: Path, rows: list[dict[str, Any]], name: str, dtype: pl.DataTyp
     if dtype == pl.List(pl.String):
         for row in rows:
             if not _is_texts(row[name]):
-                raise DataError(f"{path}:{row[LINE]}: {name}={str(row[name])[:80]} is no list of texts.")
+                raise DataError(f"{path}:{row[LINE]}: {name}={str(row[name])[:80]} is not a list of texts.")
             _refuse_half_characters(path, row[LINE], name, "".join(row[name]))
         return pl.Series(name, [row[name] for row in rows], dtype=dtype)
     accepted: tuple[type, ...] = (str,) if dtype == pl.String else (int, float)
@@ -139,7 +139,8 @@ def _column(path: Path, rows: list[dict[str, Any]], name: str, dtype: pl.DataTyp
         if name.endswith("id") and isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
         if value is not None and (isinstance(value, bool) or not isinstance(value, accepted)):
-            raise DataError(f"{path}:{row[LINE]}: {name}={value!r} is no {'text' if dtype == pl.String else 'number'}.")
+            kind = "text" if dtype == pl.String else "number"
+            raise DataError(f"{path}:{row[LINE]}: {name}={value!r} is not a {kind}.")
         if isinstance(value, str):
             _refuse_half_characters(path, row[LINE], name, value)
         try:

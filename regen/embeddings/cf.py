@@ -105,7 +105,7 @@ def normalized_factors(model: ItemFactorizer, confidence: sp.csr_matrix) -> Floa
         ValueError: If there is no interaction to fit on, or the factors are zero or not finite.
     """
     if confidence.nnz == 0:
-        raise ValueError("CF has nothing to fit on: every interaction of a training user has a narrative about it.")
+        raise ValueError("CF has nothing to fit on: no training user has an interaction without a narrative about it.")
     factors = model.fit_items(confidence)
     fitted = np.asarray(confidence.getnnz(axis=0) > 0)
     if not np.isfinite(factors).all() or not factors[fitted].any():

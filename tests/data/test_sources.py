@@ -106,7 +106,7 @@ def test_bad_rows_are_errors_or_left_out(write, rows, message):
         ({"items": [*ITEMS, '{"item_id": "b4", "tit']}, r"items.jsonl:4: not JSON"),
         ({"items": [*ITEMS, "[1]"]}, r"items.jsonl:4: expected a JSON object"),
         ({"items": [{"title": "x"}]}, r"items.jsonl:1: no key 'item_id'; it has 'title'"),
-        ({"items": [{"item_id": "b1", "price": "cheap"}]}, r"items.jsonl:1: price='cheap' is no number"),
+        ({"items": [{"item_id": "b1", "price": "cheap"}]}, r"items.jsonl:1: price='cheap' is not a number"),
         ({"items": [*ITEMS, '{"item_id": "b4", "price": 1%s}' % ("0" * 5000)]}, r"items.jsonl:4: not JSON \(.* 5001 digits"),
         ({"items": [*ITEMS, "[" * 100_000]}, r"items.jsonl:4: not JSON \(maximum recursion depth"),
     ],
