@@ -66,8 +66,7 @@ class Reviews:
 
 
 def stage(prepared: Artefact, root: Path) -> Artefact:
-    options = {"pretrained": "minilm", "batch_size": 64, "engine": LocalEngine()}
-    return encode_content.encode_content({"name": "minilm"}, prepared=prepared, root=root, **options)
+    return encode_content.ContentPart("minilm", 64, LocalEngine()).encode(prepared, root=root)
 
 
 def speed(interactions: int, rounds: int) -> Line:

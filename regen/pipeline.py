@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from regen.config import schema
 from regen.config.objects import Component, build_object, plain, read_run_config
 from regen.data.prepare import load_tables, prepare
+from regen.embeddings.encode import CFPart
+from regen.embeddings.encode_content import ContentPart, ItemContentPart
 from regen.embeddings.encode_critiques import CRITIQUES, CritiquePart
-from regen.embeddings.parts import CFPart, ContentPart, ItemContentPart, Part, interaction_vectors
+from regen.embeddings.parts import Part, interaction_vectors
 from regen.runtime.console import quiet_libraries
 from regen.storage import identity
 from regen.storage.artefacts import Artefact, expected_folder

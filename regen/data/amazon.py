@@ -1,13 +1,14 @@
-"""Source `amazon2018`: Amazon Product Reviews of 2018 (Ni, Li and McAuley 2019), as published, for any vertical.
+"""Source `amazon2018`: Amazon Product Reviews 2018 (Ni, Li and McAuley 2019), as published, for any vertical.
 
-Two files a vertical: reviews (`<Vertical>_5.json.gz`, users and items with five or more) and metadata
-(`meta_<Vertical>.json.gz`). Histories are those of paper 3.2: reviews per user by time, items without a usable title
-dropped, the latest 50 kept. The files are streamed; texts are held for one range of users at a time.
+A vertical has two files: reviews (`<Vertical>_5.json.gz`, the 5-core) and metadata (`meta_<Vertical>.json.gz`).
+Histories follow paper 3.2: a user's reviews by time, without items that have no usable title, the latest 50 kept. The
+files are streamed; memory holds the texts of one range of users at a time.
 
-`regen.data.amazon2023` reads the files of 2023 with the same code; `regen.data.amazon_layouts` says how they differ.
+`regen.data.amazon2023` reads the files of 2023 with the same code. `regen.data.amazon_layouts` lists the differences.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -22,9 +23,9 @@ from regen.data.tables import INTERACTIONS, ITEMS, NARRATIVES, DataError, sort_i
 from regen.data.times import TimeWindow, times_in_units
 from regen.data.user_ranges import ParquetParts, UserRanges
 
-DAY = 86_400  # seconds; copies of a review bear the same day
-RANGE_BYTES = 500 * 2**20  # of unpacked text whose users are sorted in memory at once
-_UNPACKED = 3.5  # bytes per byte of gzip in these files
+DAY = 86_400  # seconds; copies of a review have the same day
+RANGE_BYTES = 500 * 2**20  # unpacked text per range of users
+_UNPACKED = 3.5  # compression ratio of these gzip files
 
 
 class AmazonSource:
@@ -33,12 +34,12 @@ class AmazonSource:
     Args:
         reviews: Path or URL of the reviews.
         metadata: Path or URL of the metadata.
-        folder: Looked into first for a file of a URL's name; files that are not there are fetched into the user cache.
-        max_history: How many of a user's interactions stay, the latest ones.
-        collapse_copies: Keep one of the interactions of a user with the same rating, title and text on the same day:
+        folder: Searched first for the file name of a URL. Other files are downloaded into the user cache.
+        max_history: Number of interactions to keep per user, the latest ones.
+        collapse_copies: Keep one of a user's interactions with the same rating, title and text on the same day.
             Amazon shows one review under all variants of a listing.
-        core: Keep users with at least so many different items and items with at least so many different users. Counted
-            after everything else is dropped and before `max_history` cuts histories.
+        core: Keep users with at least this many different items and items with at least this many different users.
+            Applied after all other filters, but before `max_history`.
         since: Drop interactions before this date.
         until: Drop interactions from this date on.
     """
@@ -67,22 +68,22 @@ class AmazonSource:
         self.window = TimeWindow.between(since, until, setting="source")
 
     def files(self) -> dict[str, Path]:
-        """Reviews and metadata, fetched if need be."""
+        """Reviews and metadata, downloaded if necessary."""
         return {
             key.removeprefix("source."): fetch(location, setting=key, folder=self.folder, page=self.layout.page)
             for key, location in self.locations.items()
         }
 
     def write(self, folder: Path) -> dict[str, int]:
-        """Writes the three tables; `narratives` is empty, a narrator fills it.
+        """Writes the three tables; `narratives` is empty.
 
         Raises:
-            DataError: If a file is damaged, or nothing is left of it.
+            DataError: If a file is damaged, or no interaction is left.
         """
         files = self.files()
         for role, path in files.items():
             check_layout(path, role, self.layout)
-        counts: dict[str, int] = {}
+        counts: Counter[str] = Counter()
         spill = folder / ".ranges"
         spill.mkdir()
         ranges = UserRanges(spill, count=_range_count(files["reviews"]))
@@ -102,24 +103,25 @@ class AmazonSource:
                 table.add(histories)
         spill.rmdir()
         counts["users.read"] = ranges.users
-        counts["users.dropped.no_interaction_left"] = ranges.users - counts.get("users.kept", 0)
+        counts["users.dropped.no_interaction_left"] = ranges.users - counts["users.kept"]
         if not table.rows:
             raise DataError(self._nothing_left(files, counts))
         counts["items.dropped.no_interaction_left"] = items["title"].count() - len(kept_items)
         _write_items(items.filter(pl.col("item_id").is_in(kept_items)), folder, counts)
         NARRATIVES.to_frame().write_parquet(folder / "narratives.parquet")
-        return counts | {"interactions.kept": table.rows}
+        counts["interactions.kept"] = table.rows
+        return dict(counts)
 
-    def _nothing_left(self, files: dict[str, Path], counts: dict[str, int]) -> str:
+    def _nothing_left(self, files: dict[str, Path], counts: Counter[str]) -> str:
         core = "" if self.core is None else f", and lower source.core={self.core}"
-        window = f", and look at the time window ({self.window})" if self.window else ""
+        window = f", and check the time window ({self.window})" if self.window else ""
         return (
             f"{files['reviews']}: 0 interactions are left of {counts['interactions.read']:,} reviews; at least one is "
             f"needed. Check that {files['metadata']} is the metadata of the same vertical{core}{window}."
         )
 
-    def _clean(self, rows: pl.DataFrame, items: pl.DataFrame, counts: dict[str, int]) -> pl.DataFrame:
-        """The usable interactions of a range of users, sorted, each once."""
+    def _clean(self, rows: pl.DataFrame, items: pl.DataFrame, counts: Counter[str]) -> pl.DataFrame:
+        """Sorts a range of users and drops unusable and repeated interactions."""
         titled = items.filter(pl.col("title").is_not_null())["item_id"].implode()
         rows = _drop(rows, ~pl.col("item_id").is_in(items["item_id"].implode()), "item_without_metadata", counts)
         rows = sort_interactions(_drop(rows, ~pl.col("item_id").is_in(titled), "item_without_title", counts))
@@ -131,37 +133,36 @@ class AmazonSource:
             rows = _drop(rows, said & dated & ~review.is_first_distinct(), "copied_review", counts)
         return rows
 
-    def _latest(self, rows: pl.DataFrame, counts: dict[str, int]) -> pl.DataFrame:
-        """The interactions of a range of users that histories may hold; notes what they lack."""
+    def _latest(self, rows: pl.DataFrame, counts: Counter[str]) -> pl.DataFrame:
+        """Keeps the latest `max_history` interactions per user, and counts missing values."""
         newer = pl.int_range(pl.len(), dtype=pl.Int64).reverse().over("user_id")
         rows = _drop(rows, newer >= self.max_history, f"before_the_latest_{self.max_history}", counts)
         ends = rows.group_by("user_id").agg(
             tie=pl.col("timestamp").tail(2).n_unique() < pl.col("timestamp").tail(2).len()
         )
-        noted = {
-            "users.kept": len(ends),
-            "users.last_purchase_ties": int(ends["tie"].sum()),
-            "interactions.without_text": rows["review_text"].null_count(),
-            "interactions.without_time": rows["timestamp"].null_count(),
-            "interactions.without_rating": rows["rating"].null_count(),
-            "interactions.with_bad_time": int(rows["bad_time"].sum()),
-            "interactions.rating_of_zero": int(rows["rating_of_zero"].sum()),
-            **times_in_units("interactions", rows["time_unit"]),
-        }
-        for name, count in noted.items():
-            counts[name] = counts.get(name, 0) + count
+        counts.update(
+            {
+                "users.kept": len(ends),
+                "users.last_purchase_ties": int(ends["tie"].sum()),
+                "interactions.without_text": rows["review_text"].null_count(),
+                "interactions.without_time": rows["timestamp"].null_count(),
+                "interactions.without_rating": rows["rating"].null_count(),
+                "interactions.with_bad_time": int(rows["bad_time"].sum()),
+                "interactions.rating_of_zero": int(rows["rating_of_zero"].sum()),
+                **times_in_units("interactions", rows["time_unit"]),
+            }
+        )
         return rows.select(INTERACTIONS.names())
 
 
-def _drop(rows: pl.DataFrame, bad: pl.Expr, reason: str, counts: dict[str, int]) -> pl.DataFrame:
+def _drop(rows: pl.DataFrame, bad: pl.Expr, reason: str, counts: Counter[str]) -> pl.DataFrame:
     kept = rows.filter(~bad)
-    key = f"interactions.dropped.{reason}"
-    counts[key] = counts.get(key, 0) + len(rows) - len(kept)
+    counts[f"interactions.dropped.{reason}"] += len(rows) - len(kept)
     return kept
 
 
-def _write_items(items: pl.DataFrame, folder: Path, counts: dict[str, int]) -> None:
-    """Writes the items that are left; counts them and what is noted of them."""
+def _write_items(items: pl.DataFrame, folder: Path, counts: Counter[str]) -> None:
+    """Writes and counts the remaining items."""
     counts["items.without_price"] = items["price"].null_count()
     for name in items.columns[len(ITEMS) :]:
         counts[f"items.{name}"] = int(items[name].sum())

@@ -1,7 +1,7 @@
 """Source `amazon2023`: Amazon Reviews 2023 (Hou et al. 2024) as published, for any of its 33 verticals.
 
-Two files a vertical, plain or gzipped: reviews (`<Vertical>.jsonl`) and metadata (`meta_<Vertical>.jsonl`). An item is
-a `parent_asin`, which stands for all variants of a product. A 5-core file (`<Vertical>.csv`) may take the place of the
+A vertical has two files, plain or gzipped: reviews (`<Vertical>.jsonl`) and metadata (`meta_<Vertical>.jsonl`). An
+item is a `parent_asin`, which is one product with all its variants. A 5-core file (`<Vertical>.csv`) can replace the
 reviews; it has ratings and times, but no texts.
 """
 

@@ -1,4 +1,4 @@
-"""The two layouts of Amazon's reviews: which field holds what in the files of 2018 and of 2023."""
+"""Field names in the files of Amazon Reviews 2018 and 2023."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from regen.data.download import DATA_PAGE
 from regen.data.json_lines import whole_lines
 from regen.data.tables import DataError
 
-_KINDS = {  # of our columns; the others are texts
+_TYPES = {  # of our columns; all others are texts
     "timestamp": pl.Float64(),
     "rating": pl.Float64(),
     "description": pl.List(pl.String()),
@@ -26,15 +26,15 @@ def _unchanged(items: pl.DataFrame) -> pl.DataFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where the files of one year hold what.
+    """The fields in the files of one year.
 
     Attributes:
-        year: Of the data set; `source=amazon<year>` reads it.
-        page: Where its authors say where the files are.
-        reviews: Our column of each field of a review.
-        items: Our column of each field of an item.
+        year: Year of the data set; `source=amazon<year>` reads it.
+        page: Web page of the data set.
+        reviews: Maps each field of a review to our column.
+        items: Maps each field of an item to our column.
         fill_gaps: Fills empty columns of items from other fields of the same item.
-        notes: Boolean columns of items that `fill_gaps` adds; how many items have each is a count.
+        notes: Boolean columns that `fill_gaps` adds. The stage counts the items where each is true.
     """
 
     year: int
@@ -45,23 +45,23 @@ class Layout:
     notes: tuple[str, ...] = ()
 
     def keys(self, role: str) -> list[str]:
-        """The fields by which a file of this layout is known: its ids."""
+        """Names of the id fields, by which a file of this layout is recognised."""
         fields = self.reviews if role == "reviews" else self.items
         return [field for field, column in fields.items() if column.endswith("_id")]
 
 
 def schema(fields: Mapping[str, str]) -> pl.Schema:
-    """Types of the fields in a file."""
-    return pl.Schema({field: _KINDS.get(column, pl.String()) for field, column in fields.items()})
+    """Polars types of the fields in a file."""
+    return pl.Schema({field: _TYPES.get(column, pl.String()) for field, column in fields.items()})
 
 
 def _fill_from_details(items: pl.DataFrame) -> pl.DataFrame:
-    """Fills the gaps of metadata of 2023.
+    """Fills empty columns of the metadata of 2023.
 
-    - Without a `store`, `details` may name the brand, else the manufacturer. Its color and size then end the
-      description. With a store they are left out, because an item stands for all its variants.
-    - Without a description, the list of features is the description.
-    - Without categories, the main category is the category.
+    - No `store`: the brand or manufacturer in `details` becomes the brand, and color and size from `details` are
+      appended to the description. Items with a store do not get color and size, because one item is all its variants.
+    - No description: the list of features becomes the description.
+    - No categories: the main category becomes the category.
     """
     items = items.with_columns(pl.col("description", "category", "features").map_batches(_without_blanks))
     no_store = (pl.col("brand").str.strip_chars() == "").fill_null(True)
@@ -91,7 +91,7 @@ def _fill_from_details(items: pl.DataFrame) -> pl.DataFrame:
 
 
 def _named(*keys: str) -> pl.Expr:
-    """The first of these keys that `details` has; its values may be texts or numbers."""
+    """Value of the first of these keys in `details`, as text."""
     found = [pl.col("details").str.json_path_match(f"$['{key}']").str.strip_chars() for key in keys]
     return pl.coalesce(pl.when(~value.is_in(["", "null"])).then(value) for value in found)
 
@@ -153,27 +153,24 @@ AMAZON_2023 = Layout(
 
 
 def check_layout(path: Path, role: str, layout: Layout) -> None:
-    """Refuses a file in the layout of another year, known by the keys of its first line.
+    """Checks that the first line of a file does not have the keys of another year.
 
     Args:
-        path: Of JSON lines or CSV.
+        path: JSON lines or CSV.
         role: `reviews` or `metadata`.
-        layout: That the file should have.
+        layout: The expected layout.
 
     Raises:
-        DataError: Which says what to do.
+        DataError: If the file has the layout of another year.
     """
-    if not path.is_file():
-        return  # the reader of lines says so
-    begin = next(whole_lines(path), b"").split(b"\n", 1)[0]
+    first_line = next(whole_lines(path), b"").split(b"\n", 1)[0]
     try:
-        keys = set(json.loads(begin))
+        keys = set(json.loads(first_line))
     except (ValueError, TypeError):
         return
     for other in (AMAZON_2018, AMAZON_2023):
         if not keys.issuperset(layout.keys(role)) and keys.issuperset(other.keys(role)):
             raise DataError(
-                f"{path}: these {role} have the layout of Amazon Reviews {other.year} ({', '.join(other.keys(role))}); "
-                f"source=amazon{layout.year} reads that of {layout.year} ({', '.join(layout.keys(role))}). Set "
-                f"source=amazon{other.year}."
+                f"{path}: these {role} have the layout of Amazon Reviews {other.year} ({', '.join(other.keys(role))}), "
+                f"but source=amazon{layout.year} expects {', '.join(layout.keys(role))}. Set source=amazon{other.year}."
             )

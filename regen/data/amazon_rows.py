@@ -1,5 +1,6 @@
-"""Streams the files of Amazon's reviews as rows of our tables: cleaned, and counted where something is wrong."""
+"""Reads Amazon's review and metadata files as cleaned rows of our tables, and counts what is dropped."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,21 +14,16 @@ from regen.data.tables import INTERACTIONS, ITEMS
 from regen.data.times import TimeWindow, read_times
 
 
-def read_reviews(path: Path, layout: Layout, window: TimeWindow, counts: dict[str, int]) -> Iterator[pl.DataFrame]:
-    """Interactions with plain texts, chunk by chunk, and notes on each; counts what is dropped.
+def read_reviews(path: Path, layout: Layout, window: TimeWindow, counts: Counter[str]) -> Iterator[pl.DataFrame]:
+    """Yields cleaned interactions in chunks, and counts dropped rows.
 
     Yields:
-        The columns of interactions, `bad_time`, `time_unit` and `rating_of_zero`.
+        The columns of interactions, and `bad_time`, `time_unit` and `rating_of_zero`.
     """
     fields = schema(layout.reviews)
     lines = RatingLines(path, fields) if is_csv(path) else JsonLines(path, fields)
-    found: dict[str, int] = {}
-
-    def add(name: str, count: int) -> None:
-        found[name] = found.get(name, 0) + count
-
-    for reason in ("no_user_id", "no_item_id", *(["outside_the_time_window"] if window else [])):
-        add(f"dropped.{reason}", 0)
+    reasons = ["no_user_id", "no_item_id", *(["outside_the_time_window"] if window else [])]
+    counts.update({f"interactions.dropped.{reason}": 0 for reason in reasons})
     for chunk in lines.chunks():
         rows = chunk.rename(dict(layout.reviews)).select(INTERACTIONS.names())
         seconds, bad, units = read_times(rows["timestamp"])
@@ -47,19 +43,18 @@ def read_reviews(path: Path, layout: Layout, window: TimeWindow, counts: dict[st
         for reason, good in kept.items():
             before = len(rows)
             rows = rows.filter(good)
-            add(f"dropped.{reason}", before - len(rows))
+            counts[f"interactions.dropped.{reason}"] += before - len(rows)
         if not rows.is_empty():
             yield rows
     counts["interactions.read"] = lines.lines
     counts["interactions.dropped.malformed_line"] = lines.malformed
-    counts.update({f"interactions.{name}": count for name, count in found.items()})
 
 
-def read_items(path: Path, layout: Layout, seen: set[str], counts: dict[str, int]) -> pl.DataFrame:
-    """The items that somebody reviewed, each once, whether their title is usable or not.
+def read_items(path: Path, layout: Layout, seen: set[str], counts: Counter[str]) -> pl.DataFrame:
+    """Reads the items that have reviews, one row per item, including items without a usable title.
 
     Returns:
-        The columns of items, and boolean ones with what is worth a count: `with_unreadable_price` and the layout's.
+        The columns of items, and the boolean columns `with_unreadable_price` and `layout.notes`.
     """
     lines = JsonLines(path, schema(layout.items))
     wanted = pl.Series(sorted(seen), dtype=pl.String).implode()
@@ -83,7 +78,7 @@ def read_items(path: Path, layout: Layout, seen: set[str], counts: dict[str, int
             ).select(chunks[0].columns)
         )
     found = pl.concat(chunks).sort(ITEMS.names(), nulls_last=True)
-    # of repeated rows the one with a title; which of several depends on their content, not on the file's order
+    # Of repeated rows, prefer one with a title. The choice depends on the content, not on the order in the file.
     items = found.sort("item_id", pl.col("title").is_null(), maintain_order=True).unique(
         "item_id", keep="first", maintain_order=True
     )

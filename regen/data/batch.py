@@ -1,4 +1,4 @@
-"""What one training or generation step reads."""
+"""The input tensors of a training or generation step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass
 class Layout:
-    """Where a training step finds things once padding stands at the rows' ends only.
+    """Index tensors of a training step whose rows are padded at their ends only.
 
     Attributes:
-        order: Column of each position in the padded row.
-        predicts: Positions, of all rows one after the other, that predict a narrative's token.
-        targets: These tokens.
+        order: Column in the padded batch for each position.
+        predicts: Positions in the flattened rows that predict a narrative token.
+        targets: The tokens to predict there.
     """
 
     order: Int[Tensor, "batch length"]
@@ -24,20 +24,20 @@ class Layout:
     targets: Int[Tensor, " tokens"]
 
     def pin_memory(self) -> "Layout":
-        """A copy from which a GPU can read while it computes."""
+        """A copy in pinned memory."""
         return Layout(self.order.pin_memory(), self.predicts.pin_memory(), self.targets.pin_memory())
 
 
 class Rows:
-    """Base of the batches: dataclasses of tensors with a row per example."""
+    """Base class of batches: dataclasses of tensors with one row per example."""
 
     def on(self, device: torch.device) -> Any:
-        """The same on that device, without a layout. (Lightning moves whatever has a `to` by it.)"""
+        """A copy on the device, without the layout. Not named `to`, because Lightning would call it."""
         moved = {name: value.to(device) if isinstance(value, Tensor) else None for name, value in vars(self).items()}
         return type(self)(**moved)
 
     def pin_memory(self) -> Any:
-        """A copy from which a GPU can read while it computes (called by the loader)."""
+        """A copy in pinned memory; the data loader calls this."""
         pinned = {name: value.pin_memory() for name, value in vars(self).items() if value is not None}
         return type(self)(**pinned)
 
@@ -47,14 +47,14 @@ class Batch(Rows):
     """Examples padded to common lengths: histories and prompts on the left, narratives on the right.
 
     Attributes:
-        examples: Index of each row in its split.
+        examples: Index of each row's example in its split.
         fused: Interaction vectors, oldest first.
         history_mask: True where `fused` holds an interaction.
         prompt: Token ids of the feature's prompt.
         prompt_mask: True where `prompt` holds a token.
         target: Token ids of the narrative and its end token.
         target_mask: True where `target` holds a token.
-        layout: Of a training step, where it was made before the batch went to its device.
+        layout: Set in training, before the batch moves to its device.
     """
 
     examples: Int[Tensor, " batch"]
@@ -68,7 +68,7 @@ class Batch(Rows):
 
 
 def pad_rows(rows: Sequence[Tensor], value: int, *, left: bool) -> tuple[Tensor, Tensor]:
-    """Stacks ragged rows; returns them and a mask of what is not padding."""
+    """Pads rows to the longest one. Returns them and a mask that is false on padding."""
     side = "left" if left else "right"
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
     ones = [torch.ones(len(row), dtype=torch.bool) for row in rows]

@@ -1,4 +1,4 @@
-"""What texts, titles and prices of scraped product files really hold, brought to plain values."""
+"""Cleans texts, titles, categories and prices of scraped product files."""
 
 import html
 import re
@@ -7,7 +7,7 @@ import polars as pl
 
 _TAGS = "a|abbr|b|big|blockquote|br|center|cite|code|dd|div|dl|dt|em|embed|font|form|h[1-6]|hr|i|iframe|img|input|li|"
 _TAGS += "link|meta|object|ol|p|param|pre|script|small|span|strike|strong|style|sub|sup|table|tbody|td|th|thead|tr|u|ul"
-TAG = rf"(?i)</?(?:{_TAGS})(?:\s[^<>]*=[^<>]*|\s*/)?>"  # by name, so that "a < b" and "I <3 it" stay
+TAG = rf"(?i)</?(?:{_TAGS})(?:\s[^<>]*=[^<>]*|\s*/)?>"  # by name, to keep "a < b" and "I <3 it"
 _SCRIPT = r"(?is)<(?:script|style)\b.*?</(?:script|style)\s*>"
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _SUSPECT = ["&", "<", "[[", *(chr(code) for code in range(128) if _CONTROL.match(chr(code)))]
@@ -15,8 +15,8 @@ _VIDEO = re.compile(r"\[\[VIDEOID:[^\]]*\]\]")
 _PRODUCT = re.compile(r"\[\[ASIN:\w+\s*([^\]]*)\]\]")
 _AMOUNT = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?:\.\d{3})+,\d{2}|\d+(?:\.\d+)?|\.\d+"
 _PRICE = rf"^(?:(?i:price|from)\s*:?\s*)?(?:USD|US)?\s*\$?\s*({_AMOUNT})\s*(?:USD)?(?:\s*-\s*\$?\s*[\d,.]+)?$"
-_EUROPEAN = r"^[\d.]*,\d{2}$"  # "1.234,50": points between thousands, a comma before the cents
-_NOTHING = ["", "-", "—", "None", "nan", "null"]  # what stands where nothing is known
+_EUROPEAN = r"^[\d.]*,\d{2}$"  # "1.234,50"
+_NOTHING = ["", "-", "—", "None", "nan", "null"]  # placeholders of missing values
 _INLINE = r"(?i)</?(?:b|big|em|i|small|strong|sub|sup|u)\s*/?>"  # tags inside words, as in "H<sub>2</sub>O"
 _SCRAP = rf"(?:{TAG})|(?i:(?:<|&lt;)\s*(?:span|div|script|!--))|\bgetTime\b|\bfunction\s*\w*\(|\bvar \w+\s*=|^\s*$"
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
@@ -24,9 +24,9 @@ _TWICE = re.compile(r"&amp;(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]
 
 
 def clean_text(texts: pl.Series) -> pl.Series:
-    """Texts without tags, entities and control characters; what holds none of them is not touched. Blank is null.
+    """Removes HTML tags and control characters, and decodes entities. Blank texts become null.
 
-    Amazon's `[[VIDEOID:…]]` goes, `[[ASIN:… title]]` becomes the title.
+    Amazon's `[[VIDEOID:…]]` is removed, and `[[ASIN:… title]]` becomes the title.
     """
     suspect = texts.str.contains_any(_SUSPECT).fill_null(False)
     if suspect.any():
@@ -46,9 +46,9 @@ def _clean(text: str) -> str:
 
 
 def unescape(text: str) -> str:
-    """The text with HTML entities decoded, twice if it was escaped twice as a whole ("&amp;quot;").
+    """Decodes HTML entities, twice if the whole text was escaped twice ("&amp;quot;").
 
-    Only entities that end with a semicolon count: "pens&notebooks" holds none.
+    Only entities that end with a semicolon are decoded: "pens&notebooks" has none.
     """
     if "&" not in text:
         return text
@@ -59,7 +59,7 @@ def unescape(text: str) -> str:
 
 
 def clean_titles(titles: pl.Series) -> pl.Series:
-    """Titles on one line; null where the field holds a scrap of a page instead of a title."""
+    """Cleans titles to one line each; null if the field contains part of a web page instead of a title."""
     titles = titles.str.replace_all(_INLINE, "")
     scrap = titles.str.contains(_SCRAP).fill_null(False)
     cleaned = clean_text(titles.set(scrap, None)).str.replace_all(r"\s+", " ")
@@ -67,7 +67,7 @@ def clean_titles(titles: pl.Series) -> pl.Series:
 
 
 def parse_prices(prices: pl.Series) -> pl.Series:
-    """Dollars; of a range ("$5.00 - $9.00") the lower end, null for what is no price in dollars."""
+    """Parses prices in dollars: the lower end of a range ("$5.00 - $9.00"), null for anything else."""
     number = prices.str.strip_chars().str.extract(_PRICE, 1)
     european = number.str.contains(_EUROPEAN).fill_null(False)
     plain = number.str.replace_all(",", "", literal=True)
@@ -76,15 +76,15 @@ def parse_prices(prices: pl.Series) -> pl.Series:
 
 
 def unreadable(texts: pl.Series, values: pl.Series) -> pl.Series:
-    """Where a field holds something of which no value was read."""
+    """Mask of the texts that are not placeholders but have no parsed value."""
     return ~texts.str.strip_chars().is_in(_NOTHING).fill_null(True) & values.is_null()
 
 
 def join_categories(paths: pl.Series) -> pl.Series:
-    """Category paths as one text, "Office Products - Pens", as the REGEN release writes them.
+    """Joins category paths as in the REGEN release: "Office Products - Pens".
 
     Args:
-        paths: Lists of names, from general to special; names that hold markup are left out, as are repetitions.
+        paths: Lists of names, from general to specific. Names with markup and repeated names are dropped.
     """
     rows = pl.DataFrame({"row": pl.int_range(len(paths), eager=True), "name": paths})
     names = rows.explode("name", empty_as_null=True).filter(

@@ -1,4 +1,4 @@
-"""Examples of `task=converse`: a user's purchases, the item that comes next, and a narrative about that item."""
+"""Examples of `task=converse`: a user's purchases, the next item, and a narrative about that item."""
 
 import copy
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from regen.config.schema import Split
 from regen.data.batch import pad_rows
 from regen.data.datamodule import token_ids
 from regen.data.histories import Example, build_examples
@@ -19,21 +20,21 @@ from regen.data.tables import DataError, Tables
 
 
 def told_purchases(
-    tables: Tables, split: Any, *, feature: str, max_history: int, exclude_bought: bool
+    tables: Tables, split: Split, *, feature: str, max_history: int, exclude_bought: bool
 ) -> dict[str, list[Example]]:
-    """Narratives with the purchases up to the item that they speak of, which is what is to be found; by split.
+    """Narratives with the purchases up to the item that they are about, by split. That item is the one to predict.
 
-    A narrative about a first purchase is left out: nothing comes before it.
+    Narratives about a user's first purchase are dropped.
 
     Args:
-        tables: Prepared tables; row numbers refer to their sorted interactions.
-        split: Says whose narratives are trained on.
-        feature: Of the narratives; one about an item.
-        max_history: The longest history.
-        exclude_bought: Whether a repeated purchase counts once, the first time; a narrative about it is left out.
+        tables: Prepared tables.
+        split: Any split.
+        feature: A feature about one item.
+        max_history: Maximum length of a history.
+        exclude_bought: Whether only the first purchase of an item counts. Narratives about later ones are dropped.
 
     Raises:
-        DataError: If a split has no narrative left.
+        DataError: If no narrative is left in a split.
     """
     items = tables.interactions["item_id"].to_numpy()
     found: dict[str, list[Example]] = {name: [] for name in NAMES}
@@ -52,11 +53,11 @@ def told_purchases(
 
 @dataclass
 class ConversationBatch(NextItemBatch):
-    """Histories as in `NextItemBatch`, each with an item and a narrative about it.
+    """A `NextItemBatch` with an item and a narrative about it for each history.
 
     Attributes:
-        item: Vector of the item that is spoken of.
-        asked: Token ids between the item and the narrative, the same in all rows.
+        item: Vector of the item that the narrative is about.
+        asked: Token ids of the narrative's prompt, after the item; the same in all rows.
         target: Token ids of the narrative and its end token.
         target_mask: True where `target` holds a token.
     """
@@ -68,13 +69,13 @@ class ConversationBatch(NextItemBatch):
 
 
 class ConversationDataset(NextItemDataset):
-    """Narratives of one split with what came before them.
+    """Narratives of one split with the purchases before them.
 
     Args:
         examples: From `told_purchases`.
         *args: As for `NextItemDataset`.
         asked: Prompt of the narrative.
-        max_narrative_tokens: Longer narratives are cut there.
+        max_narrative_tokens: Narratives are truncated to this length; None for no limit.
         **options: As for `NextItemDataset`.
 
     Raises:
@@ -104,19 +105,19 @@ class ConversationDataset(NextItemDataset):
             )
 
     def about(self, items: Float[np.ndarray, "examples dim"]) -> "ConversationDataset":
-        """The same histories with narratives about other items, given by their vectors."""
+        """A copy whose narratives are about other items, given by their vectors."""
         other = copy.copy(self)
         other.spoken_of = items
         return other
 
     def item(self, index: int) -> Float[np.ndarray, " dim"]:
-        """Vector of the item that one example speaks of."""
+        """Vector of the item that one example's narrative is about."""
         if self.spoken_of is not None:
             return np.asarray(self.spoken_of[index])
         return self.vectors(replace(self.examples[index], item_id=None), draw=self.draw)[-1]
 
     def mean(self, index: int) -> Float[np.ndarray, " dim"]:
-        """Mean vector of one example's purchases and the item that it speaks of."""
+        """Mean vector of one example's purchases and its item."""
         return np.asarray(np.vstack([self.history(index), self.item(index)]).mean(axis=0))
 
     def collate(self, indices: Sequence[int]) -> ConversationBatch:

@@ -1,4 +1,4 @@
-"""The k-core of interactions: users and items with at least k of each other, for tables larger than memory."""
+"""Filters interactions to their k-core: every user has at least k items, every item at least k users."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,16 +13,16 @@ from regen.data.user_ranges import read_rows
 def in_core(
     parts: Iterable[pl.DataFrame], item_ids: pl.Series, core: int, folder: Path, counts: dict[str, int]
 ) -> Iterator[pl.DataFrame]:
-    """Leaves out, again and again, users with fewer than `core` items and items with fewer than `core` users.
+    """Drops users with fewer than `core` items and items with fewer than `core` users, until none are left.
 
-    The rows wait on disk; in memory are two numbers for each pair of a user and an item.
+    The rows are kept on disk. Memory holds two numbers per pair of user and item.
 
     Args:
-        parts: Interactions, sorted by user; all rows of a user are in one part.
+        parts: Interactions sorted by user. All rows of a user are in one part.
         item_ids: All items of the interactions.
-        core: How many different items a user has at least, and how many different users an item.
-        folder: Where rows wait.
-        counts: Gets how many interactions were dropped.
+        core: Minimum number of different items per user and of different users per item.
+        folder: For temporary files.
+        counts: The number of dropped interactions is added here.
     """
     numbers = pl.DataFrame({"item_id": item_ids}).with_row_index("_item")
     pairs = [pl.Schema({"_user": pl.UInt32(), "_item": pl.UInt32()}).to_frame()]
@@ -38,7 +38,7 @@ def in_core(
         pairs.append(numbered.select("_user", "_item").unique())
         paths.append(folder / f"part-{len(paths):06}.arrow")
         numbered.write_ipc(paths[-1], compression="lz4")
-        del rows, numbered  # or they would stay in memory while the next part is made
+        del rows, numbered  # free the memory before the next part is made
     user, item = (column.to_numpy() for column in pl.concat(pairs))
     of_users, of_items = core_of(user, item, core)
     key = f"interactions.dropped.outside_the_{core}_core"
@@ -55,7 +55,7 @@ def in_core(
 def core_of(
     user: UInt32[np.ndarray, " pairs"], item: UInt32[np.ndarray, " pairs"], core: int
 ) -> tuple[Bool[np.ndarray, " users"], Bool[np.ndarray, " items"]]:
-    """Which users and items are in the k-core of different pairs, by their numbers."""
+    """Masks of the users and items in the k-core of distinct pairs."""
     users, items = (int(numbers.max(initial=0)) + 1 for numbers in (user, item))
     while True:
         of_users = np.bincount(user, minlength=users) >= core

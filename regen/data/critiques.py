@@ -1,13 +1,14 @@
-"""Critiques (REGEN's second paper): what a user could say about one purchase that leads to the next one.
+"""Critiques (REGEN's second paper): a user's words about one purchase that lead to the next one.
 
-Fixed rules, offline: a critique names one or two attributes in which the next item differs from the last one, never the
-item itself. Adjacent purchases have one if their categories share enough of their path.
+Fixed rules write them, without a language model. A critique names one or two attributes in which the next item differs
+from the last one, but never the item itself. Adjacent purchases have a critique if their category paths overlap enough.
 """
 
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from jaxtyping import Float
 from regen.data.tables import Tables
 
 VERSION = 1
-MOST = 2  # attributes that a critique names
-PRICES = {"cheaper": 0.8, "of a better quality": 1.25}  # next price over the last one: below, or above
+MOST = 2  # attributes in a critique
+PRICES = {"cheaper": 0.8, "of a better quality": 1.25}  # bounds of next price / last price
 PATH = re.compile(r"\s*(?:>|\||::|\s-\s)\s*")
 WISHES = ("I'd rather have {wish}.", "Not quite. Do you have {wish}?", "I was thinking of {wish}.", "Show me {wish}.")
 COLUMNS = pl.Schema(
@@ -34,14 +35,15 @@ Item = Mapping[str, Any]
 
 
 def critique(last: Item, following: Item, *, shared: float = 0.0) -> str | None:
-    """What leads from one item to another; None where they differ in nothing that can be named, or are too unlike.
-
-    The same two items have the same critique.
+    """The critique that leads from one item to another, always the same for the same two items.
 
     Args:
-        last: What was bought: `title`, `category`, `brand`, `price`, each maybe None.
-        following: What was bought next, likewise.
-        shared: The least share of the longer category path that both have from its beginning; 0 asks for nothing.
+        last: The item bought first: `title`, `category`, `brand` and `price`, each may be None.
+        following: The item bought next, likewise.
+        shared: Minimum common prefix of the two category paths, as a share of the longer one; 0 for no minimum.
+
+    Returns:
+        None if no attribute differs, or if the categories are too different.
     """
     words = dict(named(last, following))
     if not words or (shared > 0 and _shared_path(last.get("category"), following.get("category")) < shared):
@@ -55,7 +57,7 @@ def critique(last: Item, following: Item, *, shared: float = 0.0) -> str | None:
 
 
 def named(last: Item, following: Item) -> dict[str, str]:
-    """The attributes of the next item that a critique names: brand, category, price, or a word of the title."""
+    """The attributes of the next item that the critique names, by kind."""
     found = differences(last, following)
     names = sorted(found)
     number = _number(last, following)
@@ -64,12 +66,12 @@ def named(last: Item, following: Item) -> dict[str, str]:
 
 
 def _number(last: Item, following: Item) -> int:
-    """Chooses attributes and words, the same for the same two items."""
+    """A hash of the two items, which chooses attributes and words."""
     return int(hashlib.sha256(f"{last.get('item_id')} {following.get('item_id')}".encode()).hexdigest(), 16)
 
 
 def differences(last: Item, following: Item) -> dict[str, str]:
-    """Attributes of the next item that the last one does not have, by kind."""
+    """All attributes of the next item that differ: `brand`, `category`, `price`, or a `word` of the title."""
     found: dict[str, str] = {}
     if following.get("brand") and following["brand"] != last.get("brand"):
         found["brand"] = str(following["brand"])
@@ -99,18 +101,14 @@ def _path(category: str | None) -> list[str]:
 def _shared_path(one: str | None, other: str | None) -> float:
     paths = _path(one), _path(other)
     longest = max(map(len, paths))
-    same = 0
-    for first, second in zip(*paths, strict=False):
-        if first != second:
-            break
-        same += 1
-    return same / longest if longest else 0.0
+    same = list(takewhile(lambda names: names[0] == names[1], zip(*paths, strict=False)))
+    return len(same) / longest if longest else 0.0
 
 
 def critiques_of(tables: Tables, *, shared: float) -> pl.DataFrame:
-    """A critique for each pair of adjacent purchases that can have one; columns `COLUMNS`.
+    """The critiques of all pairs of adjacent purchases that have one; columns `COLUMNS`.
 
-    Items without a title are left out and a repeated purchase counts once, as in `regen.data.next_item`.
+    Items without a title are dropped and a repeated purchase counts once, as in `regen.data.next_item`.
 
     Args:
         tables: Prepared tables.
@@ -135,9 +133,9 @@ class Critiques:
     """Critiques with their sentence embeddings.
 
     Attributes:
-        texts: Distinct.
-        vectors: Of each text; one more row, the last, is zero and stands for no critique.
-        row_of: Row of the text by user and the item that it leads to.
+        texts: Distinct critiques.
+        vectors: Embedding of each text. The additional last row is zero and means no critique.
+        row_of: Row of the text, by user and the item that it leads to.
     """
 
     texts: list[str]
@@ -145,5 +143,5 @@ class Critiques:
     row_of: Mapping[tuple[str, str], int]
 
     def rows(self, user: str, items: Sequence[str]) -> list[int]:
-        """Row of what leads to each of a user's items; -1 where nothing does."""
+        """Row of the critique that leads to each of a user's items, or -1 if there is none."""
         return [self.row_of.get((user, item), -1) for item in items]

@@ -1,4 +1,4 @@
-"""Examples to batches: tokens, padding, batches of similar lengths, and a loader that can stop and go on."""
+"""Datasets, batches of similar lengths, and a data loader that can resume."""
 
 import copy
 import logging
@@ -17,7 +17,7 @@ from regen.data.histories import Example
 from regen.data.tables import DataError
 
 logger = logging.getLogger(__name__)
-EVALUATION_DRAW = 2**31  # noise vectors of validation and test: the same at every visit, and of no training epoch
+EVALUATION_DRAW = 2**31  # `draw` of validation and test; larger than any training epoch
 
 
 class NarrativeDataset(Dataset[int]):
@@ -25,15 +25,15 @@ class NarrativeDataset(Dataset[int]):
 
     Args:
         examples: Narratives with their histories.
-        vectors: Gives the vectors of an example's history.
-        tokenizer: The LM's.
+        vectors: Returns the vectors of an example's history.
+        tokenizer: Tokenizer of the LM.
         prompts: Prompt of each feature.
-        window: The most positions the LM reads.
-        max_narrative_tokens: Longer narratives are cut there; without it they are an error when the window is full.
-        words: Gives a line of words per interaction, which then stand before the prompt (`encoder=text`).
-        max_words: Tokens of these words; the newest interactions that fit are kept.
-        reserved: Positions that words leave to the narrative, the same for every example: the room for a history must
-            not depend on the text that is to be written.
+        window: Context length of the LM.
+        max_narrative_tokens: Narratives are truncated to this length; None for no limit.
+        words: Returns a line of text per interaction, to put before the prompt (`encoder=text`).
+        max_words: Maximum number of tokens of these lines. The newest interactions that fit are kept.
+        reserved: Positions to keep free for the narrative, the same for all examples, so that the length of the
+            history does not depend on the target.
 
     Raises:
         DataError: If history, prompt and narrative do not fit into the LM's window.
@@ -81,11 +81,11 @@ class NarrativeDataset(Dataset[int]):
 
     @property
     def prefixes(self) -> list[int]:
-        """Positions before the narrative of each example."""
+        """Number of positions before each narrative."""
         return [length - len(target) for length, target in zip(self.lengths, self.targets, strict=True)]
 
     def part(self, start: int, end: int) -> "NarrativeDataset":
-        """The examples from one to before another, as a dataset of its own."""
+        """A dataset of the examples from `start` to before `end`."""
         part = copy.copy(self)
         for name in ("examples", "targets", "prompts", "lengths"):
             setattr(part, name, getattr(self, name)[start:end])
@@ -112,15 +112,17 @@ class NarrativeDataset(Dataset[int]):
 
 @dataclass
 class LengthBatches(Sampler[list[int]]):
-    """Batches of similar lengths, a function of (seed, epoch) alone; each rank takes its share of every batch.
+    """Batches of examples of similar length. Seed and epoch determine them; each rank takes its share of every batch.
 
     Args:
-        lengths: Positions of each example.
-        batch_size: Examples of one step, over all ranks.
-        shuffle: New batches in every epoch; else one fixed order, shortest first.
-        seed: Of the shuffle.
-        rank: Of this process.
-        world_size: How many processes share a batch.
+        lengths: Number of positions of each example.
+        batch_size: Examples per step, over all ranks.
+        shuffle: Whether to form new batches in every epoch. Otherwise the order is fixed, shortest first.
+        seed: Seed of the shuffle.
+        rank: Rank of this process.
+        world_size: Number of processes.
+        epoch: The current epoch.
+        first: Number of batches of this epoch that an interrupted run has finished.
     """
 
     lengths: Sequence[int]
@@ -130,7 +132,7 @@ class LengthBatches(Sampler[list[int]]):
     rank: int = 0
     world_size: int = 1
     epoch: int = 0
-    first: int = 0  # batches of this epoch that an interrupted run has behind it
+    first: int = 0
 
     def __post_init__(self) -> None:
         if len(self.lengths) < self.world_size:
@@ -140,12 +142,12 @@ class LengthBatches(Sampler[list[int]]):
             )
         if self.shuffle and self.batch_size % self.world_size:
             raise ValueError(
-                f"training.batch_size={self.batch_size} is the batch of all processes together and has to be a "
-                f"multiple of their number, {self.world_size}."
+                f"training.batch_size={self.batch_size} has to be a multiple of the number of processes, "
+                f"{self.world_size}, because they share a batch."
             )
 
     def batches(self) -> list[list[int]]:
-        """The batches of the epoch, before ranks share them; every rank has a share of each, so all step alike."""
+        """The batches of the epoch over all ranks. Each has at least one example per rank."""
         lengths = np.asarray(self.lengths)
         if not self.shuffle:
             order = np.argsort(lengths, kind="stable")
@@ -157,7 +159,7 @@ class LengthBatches(Sampler[list[int]]):
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(len(lengths))
         order = order[: len(order) - len(order) % self.world_size]
-        pool = 32 * self.batch_size  # sorting within pools keeps batches random and their padding small
+        pool = 32 * self.batch_size  # sorting within pools: random batches with little padding
         pools = [order[i : i + pool] for i in range(0, len(order), pool)]
         order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in pools])
         batches = [order[i : i + self.batch_size].tolist() for i in range(0, len(order), self.batch_size)]
@@ -168,15 +170,14 @@ class LengthBatches(Sampler[list[int]]):
             yield batch[self.rank :: self.world_size]
 
     def __len__(self) -> int:
-        """Number of batches, without building them: a loader asks for it at every step."""
-        full, rest = divmod(
-            len(self.lengths), self.batch_size if self.shuffle else max(self.batch_size, self.world_size)
-        )
+        """Number of batches. Does not build them, because the loader asks at every step."""
+        size = self.batch_size if self.shuffle else max(self.batch_size, self.world_size)
+        full, rest = divmod(len(self.lengths), size)
         return full + (rest >= self.world_size)
 
 
 class ResumableLoader(DataLoader[int]):
-    """A loader whose state is (epoch, batches handed out), so that a killed run goes on with the very next batch."""
+    """A loader whose state is (epoch, batches yielded), so that an interrupted run resumes with the next batch."""
 
     def __init__(self, dataset: Any, batches: LengthBatches, *, num_workers: int) -> None:
         super().__init__(
@@ -194,7 +195,7 @@ class ResumableLoader(DataLoader[int]):
             return
         self.dataset.draw = self.batches.epoch  # type: ignore[attr-defined]
         for taken, batch in enumerate(super().__iter__(), start=self.batches.first + 1):
-            if taken == len(self.batches):  # before the yield: nobody asks for one more after the last
+            if taken == len(self.batches):  # before the yield: nothing runs after the last batch
                 self.batches.epoch, self.batches.first = self.batches.epoch + 1, 0
             else:
                 self.batches.first = taken
@@ -208,14 +209,14 @@ class ResumableLoader(DataLoader[int]):
 
 
 class NarrativeDataModule(L.LightningDataModule):
-    """The three splits as loaders.
+    """Data loaders of the three splits.
 
     Args:
         splits: Datasets by split name: `train`, `validation`, `test`. Each has `lengths`, `collate` and `draw`.
-        batch_size: Examples of one training step, over all processes.
-        eval_batch_size: Examples of one validation or generation step in each process.
-        num_workers: Processes that form batches; 0 forms them between steps.
-        seed: Of the shuffle.
+        batch_size: Examples per training step, over all processes.
+        eval_batch_size: Examples per validation or generation step, in each process.
+        num_workers: Number of processes that form batches; 0 for the main process.
+        seed: Seed of the shuffle.
     """
 
     def __init__(
@@ -256,7 +257,7 @@ class NarrativeDataModule(L.LightningDataModule):
         if shuffle and rank == 0 and (left_out := len(dataset) % world):
             logger.warning(
                 "%d of %d training examples are left out of each epoch, others every time, so that %d processes take "
-                "equal steps.",
+                "the same number of steps.",
                 left_out,
                 len(dataset),
                 world,
@@ -265,7 +266,7 @@ class NarrativeDataModule(L.LightningDataModule):
 
 
 def longest_narrative(texts: Sequence[str], *, tokenizer: Any, max_narrative_tokens: int | None) -> int:
-    """Positions of the longest narrative with its end."""
+    """Number of tokens of the longest narrative, including its end token."""
     return 1 + max((len(ids[:max_narrative_tokens]) for ids in token_ids(tokenizer, texts)), default=0)
 
 
@@ -277,7 +278,7 @@ def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
 
 
 def _newest(lines: list[np.ndarray], room: int) -> list[np.ndarray]:
-    """The latest lines that fit, oldest first; of the very latest at least the beginning."""
+    """The latest lines that fit, oldest first. If none fits, the beginning of the latest one."""
     kept: list[np.ndarray] = []
     for line in reversed(lines):
         if len(line) > room:

@@ -1,8 +1,7 @@
-"""Fetching public data files: by path or URL, resumed where a transfer broke off, checked by size."""
+"""Downloads public data files, resumes interrupted transfers and checks the size."""
 
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,28 +12,28 @@ from tqdm import tqdm
 
 from regen.data.tables import DataError
 
-TIMEOUT = 30.0  # seconds without a byte
+TIMEOUT = 30.0  # seconds without any data
 ATTEMPTS = 4
 DATA_PAGE = "https://cseweb.ucsd.edu/~jmcauley/datasets/amazon_v2/"
 
 
 def user_cache() -> Path:
-    """Where fetched files and converted language models lie: `$REGEN_CACHE`, else the user's cache folder."""
+    """Folder of downloads and converted language models: `$REGEN_CACHE`, else the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "regen"
     return Path(os.environ.get("REGEN_CACHE", default))
 
 
 def fetch(location: str, *, setting: str, folder: Path | None = None, page: str = DATA_PAGE) -> Path:
-    """The local file of a path or URL.
+    """Returns the local file of a path or URL, and downloads it if necessary.
 
     Args:
         location: A path, or a URL that begins with http.
-        setting: The config key that sets it, for messages.
-        folder: Looked into first for a file of a URL's name, also for one that is no longer gzipped.
-        page: Of the data set, for messages.
+        setting: Config key of the location, for error messages.
+        folder: Searched first for the file name of a URL, with and without `.gz`.
+        page: Web page of the data set, for error messages.
 
     Raises:
-        DataError: If there is no such file, or the host does not give it; the message says what to do instead.
+        DataError: If the file does not exist or cannot be downloaded.
     """
     if not location.startswith(("http://", "https://")):
         if not Path(location).is_file():
@@ -52,43 +51,38 @@ def fetch(location: str, *, setting: str, folder: Path | None = None, page: str 
                 _transfer(location, target)
             except (httpx.HTTPError, OSError) as error:
                 raise DataError(
-                    f"{location}: cannot be fetched ({str(error) or type(error).__name__}). The data set's page, "
-                    f"{page}, says where its files lie now, and most "
-                    f"verticals have mirrors on Kaggle and the Hugging Face hub under the name {name}. Put the file "
-                    f"into a folder and set source.folder=FOLDER, or {setting}=PATH_OR_URL. What was fetched so far "
-                    "is kept, and the same command goes on from there."
+                    f"{location}: cannot be fetched ({str(error) or type(error).__name__}). Look for {name} on the "
+                    f"page of the data set, {page}, on Kaggle or on the Hugging Face hub. Put the file into a folder "
+                    f"and set source.folder=FOLDER, or set {setting}=PATH_OR_URL. The same command resumes a partial "
+                    "download."
                 ) from error
     return target
 
 
 def place_of(url: str) -> Path:
-    """Where the file of a URL lies in the user's cache, under its name and apart from those of all other URLs."""
+    """Path of a URL's file in the user's cache. Each URL has its own folder."""
     return user_cache() / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:12] / Path(urlsplit(url).path).name
 
 
 class _BrokenOffError(httpx.TransportError):
-    """The connection closed before the announced size was reached."""
+    """The file is shorter than the announced size."""
 
 
-def _resumable(error: type[Exception] = httpx.TransportError) -> Callable[..., Callable[..., None]]:
-    return retry(
-        retry=retry_if_exception_type(error),
-        stop=stop_after_attempt(ATTEMPTS),
-        wait=wait_exponential(multiplier=0.5, max=10),
-        reraise=True,
-    )
-
-
-@_resumable()
+@retry(
+    retry=retry_if_exception_type(httpx.TransportError),
+    stop=stop_after_attempt(ATTEMPTS),
+    wait=wait_exponential(multiplier=0.5, max=10),
+    reraise=True,
+)
 def _transfer(url: str, target: Path) -> None:
-    """Fetches into `<name>.part`, going on where an earlier transfer stopped, and renames when it is whole."""
+    """Downloads to `<name>.part`, resumes an earlier transfer, and renames the complete file."""
     part = target.with_name(f"{target.name}.part")
     have = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"} if have else {"Accept-Encoding": "identity"}
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with httpx.stream("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True) as answer:
-        if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:  # the file there is another one now
+        if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:  # the file on the host has changed
             part.unlink()
-            raise _BrokenOffError("the partial file does not fit the one on the host; starting anew")
+            raise _BrokenOffError("the partial file does not match the one on the host; starting again")
         answer.raise_for_status()
         resumed = answer.status_code == httpx.codes.PARTIAL_CONTENT
         have = have if resumed else 0
@@ -98,10 +92,10 @@ def _transfer(url: str, target: Path) -> None:
             part.open("ab" if resumed else "wb") as file,
             tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=target.name) as bar,
         ):
-            for block in answer.iter_raw():  # some hosts call a .gz file encoded; it stays as it is
+            for block in answer.iter_raw():  # raw: some hosts declare a .gz file as encoded
                 file.write(block)
                 bar.update(len(block))
     size = part.stat().st_size
     if total is not None and size != total:
-        raise _BrokenOffError(f"{size:,} of {total:,} bytes came")
+        raise _BrokenOffError(f"received {size:,} of {total:,} bytes")
     part.replace(target)

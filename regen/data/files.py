@@ -1,4 +1,4 @@
-"""Reading a user's files: every complaint names the file and the line."""
+"""Reads a user's JSONL and CSV files. Every error names the file and the line."""
 
 import csv
 import gzip
@@ -13,21 +13,21 @@ import polars as pl
 from regen.data.tables import LINE, DataError
 
 
-def find_file(folder: Path, name: str, *, setting: str) -> Path:
-    """The file of that name, or with `.gz` behind it.
+def find_file(folder: str, name: str, *, setting: str) -> Path:
+    """Path of the file with that name, or with that name and `.gz`.
 
     Args:
-        folder: Where it should be.
-        name: Its name without `.gz`.
-        setting: The config key that sets the folder, for the message.
+        folder: Where to look.
+        name: File name without `.gz`.
+        setting: Config key of the folder, for the error message.
 
     Raises:
-        DataError: If there is neither.
+        DataError: If neither file exists.
     """
-    for path in (folder / name, folder / f"{name}.gz"):
+    for path in (Path(folder) / name, Path(folder) / f"{name}.gz"):
         if path.is_file():
             return path
-    raise DataError(f"{folder / name}: no such file, nor {name}.gz. Set {setting} to the folder that holds it.")
+    raise DataError(f"{Path(folder) / name}: no such file, nor {name}.gz. Set {setting} to its folder.")
 
 
 def read_jsonl(
@@ -38,18 +38,19 @@ def read_jsonl(
     as_text: Sequence[str] = (),
     joined: Mapping[str, str] = {},
 ) -> pl.DataFrame:
-    """One row per JSON object a line, with the `line` it stands on; keys outside the schema are ignored.
+    """Reads one JSON object per line into one row, with its `line` number.
 
     Args:
         path: A `.jsonl` or `.jsonl.gz` file.
         required: Keys that every object must have.
-        schema: Columns to take; an absent key is null.
-        as_text: Text columns that may hold numbers, besides ids. A number's text has a point ("2018."), so that it can
-            be told from a text ("2018").
-        joined: Text columns that may hold lists of texts, and what stands between these.
+        schema: Columns to read. A missing key is null; other keys are ignored.
+        as_text: Text columns, besides ids, that may hold numbers. The text of a number has a point ("2018."), which
+            distinguishes it from a text ("2018").
+        joined: Text columns that may hold lists of texts, and the separator for joining them.
 
     Raises:
-        DataError: If a line is not a JSON object, lacks a key or holds another type, or the file is cut off.
+        DataError: If a line is not a JSON object, lacks a key or has a value of the wrong type, or if the file is
+            truncated.
     """
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(_lines(path), start=1):
@@ -57,11 +58,11 @@ def read_jsonl(
             continue
         try:
             record = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also thousands of digits, or of nested lists
+        except (ValueError, RecursionError) as error:  # or thousands of digits or nested lists
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
             raise DataError(f"{path}:{number}: not JSON ({reason}): {line.strip()[:80]!r}") from error
         if not isinstance(record, dict):
-            raise DataError(f"{path}:{number}: a JSON object is needed, this is {line.strip()[:80]!r}")
+            raise DataError(f"{path}:{number}: expected a JSON object, found {line.strip()[:80]!r}")
         if missing := [key for key in required if key not in record]:
             raise DataError(f"{path}:{number}: no key {missing[0]!r}; it has {', '.join(map(repr, record))}.")
         rows.append({name: record.get(name) for name in schema.names()} | {LINE: number})
@@ -76,10 +77,10 @@ def read_jsonl(
 
 
 def read_csv(path: Path, *, required: Sequence[str]) -> pl.DataFrame:
-    """Text columns of a CSV file, with the `line` each row stands on.
+    """Reads a CSV file as text columns, with the `line` number of each row.
 
     Raises:
-        DataError: If a column is missing, a row has another number of fields, or the file is cut off.
+        DataError: If a column is missing, a row has the wrong number of fields, or the file is truncated.
     """
     reader = csv.reader(_lines(path))
     header = next(reader, [])
@@ -124,11 +125,11 @@ def _number_as_text(value: Any) -> Any:
 
 
 def _column(path: Path, rows: list[dict[str, Any]], name: str, dtype: pl.DataType) -> pl.Series:
-    """A typed column; ids that are whole numbers become text; anything else of a wrong type is refused."""
+    """A typed column. Ids may be whole numbers; any other value of the wrong type is an error."""
     if dtype == pl.List(pl.String):
         for row in rows:
             if not _is_texts(row[name]):
-                raise DataError(f"{path}:{row[LINE]}: {name}={str(row[name])[:80]} is no list of texts.")
+                raise DataError(f"{path}:{row[LINE]}: {name}={str(row[name])[:80]} is not a list of texts.")
             _refuse_half_characters(path, row[LINE], name, "".join(row[name]))
         return pl.Series(name, [row[name] for row in rows], dtype=dtype)
     accepted: tuple[type, ...] = (str,) if dtype == pl.String else (int, float)
@@ -138,7 +139,8 @@ def _column(path: Path, rows: list[dict[str, Any]], name: str, dtype: pl.DataTyp
         if name.endswith("id") and isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
         if value is not None and (isinstance(value, bool) or not isinstance(value, accepted)):
-            raise DataError(f"{path}:{row[LINE]}: {name}={value!r} is no {'text' if dtype == pl.String else 'number'}.")
+            kind = "text" if dtype == pl.String else "number"
+            raise DataError(f"{path}:{row[LINE]}: {name}={value!r} is not a {kind}.")
         if isinstance(value, str):
             _refuse_half_characters(path, row[LINE], name, value)
         try:

@@ -1,7 +1,7 @@
-"""Grounding: which names and numbers of a text occur nowhere in its user's history. No language model takes part.
+"""Grounding: finds names and numbers of a text that do not occur in the user's history, without a language model.
 
-The check compares words. It finds an invented brand, price or year. It does not see a wrong claim in common words, and
-it may flag a true name that the history does not spell out, such as a holiday. A single flag is a hint; compare shares.
+The check compares words. It finds an invented brand, price or year, but no false claim in common words. It may flag a
+true name that the history does not contain, such as a holiday. So compare shares of flagged texts, not single flags.
 """
 
 import re
@@ -21,7 +21,7 @@ _PERSON = re.compile(r"i(?:['\u2019]\w+)?")  # "I", "I'm"
 
 
 def brand_names(items: pl.DataFrame) -> frozenset[str]:
-    """Brands of one word, which count as names at the start of a sentence too."""
+    """Brands of one word. They also count as names at the start of a sentence."""
     brands = items["brand"].drop_nulls().unique()
     return frozenset(brand for brand in brands if len(brand.split()) == 1)
 
@@ -33,18 +33,18 @@ def claims(text: str, brands: Collection[str] = frozenset()) -> list[str]:
 
 
 def ungrounded(text: str, history: str, brands: Collection[str] = frozenset()) -> list[str]:
-    """The names and numbers of a text that the history does not contain as whole words, in any case.
+    """Names and numbers of a text that are not whole words of the history, ignoring case.
 
     Args:
         text: A narrative.
-        history: Everything known of the user's purchases, see `history_texts`; case-folded.
-        brands: Of the catalogue, see `brand_names`.
+        history: Case-folded text from `history_texts`.
+        brands: Brands of the catalogue, from `brand_names`.
     """
     return [claim for claim in claims(text, brands) if not any(_occurs(form, history) for form in _forms(claim))]
 
 
 def _forms(claim: str) -> set[str]:
-    """Ways to write it: without a possessive or plural s, a thousands separator, or decimals that are zero."""
+    """Spellings to search for: without a possessive or plural s, thousands separators or zero decimals."""
     plain = claim.casefold().replace("\u2019", "'")
     forms = {plain, plain.removesuffix("'s"), plain.removesuffix("s"), plain.removesuffix("'")}
     if plain[0].isdigit():
@@ -57,11 +57,11 @@ def _occurs(form: str, history: str) -> bool:
 
 
 def history_texts(tables: Tables, histories: Sequence[np.ndarray]) -> list[str]:
-    """Everything known of each history, case-folded: items, prices, ratings, reviews, dates and how many purchases.
+    """Case-folded text of each history: number of purchases, items, prices, ratings, reviews and dates.
 
     Args:
         tables: Prepared tables.
-        histories: Rows of the interactions of each history.
+        histories: Interaction rows of each history.
     """
     needed = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *histories]))
     bought = tables.interactions[needed].join(tables.items, on="item_id", how="left", maintain_order="left")
@@ -74,9 +74,9 @@ def history_texts(tables: Tables, histories: Sequence[np.ndarray]) -> list[str]:
 
 
 def ungrounded_shares(tables: Tables) -> pl.DataFrame:
-    """Columns `feature`, `texts` and `ungrounded`: the share of narratives with a name or number that is not grounded.
+    """Columns `feature`, `texts` and `ungrounded`: the share of narratives with an ungrounded name or number.
 
-    Histories are those that a model is given, with every review.
+    Histories are those of the models, with all reviews.
     """
     features = sorted(tables.narratives["feature"].unique())
     examples = build_examples(tables, withhold=dict.fromkeys(features, False))

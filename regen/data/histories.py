@@ -1,4 +1,4 @@
-"""Histories: for every narrative the interactions the model is given, and the reviews it must not see."""
+"""Builds the history of each narrative: the interactions before it, and the reviews to withhold."""
 
 import logging
 import re
@@ -21,16 +21,16 @@ Review = tuple[str | None, str | None]
 
 
 def _said(review: Review) -> str:
-    """What a review says, without case, punctuation and spacing: of its text, or of its title if it has no text."""
+    """The text of a review, or its title if it has no text, without case, punctuation and spacing."""
     said = next((part.strip() for part in reversed(review) if part and part.strip()), "")
     return _NOT_WORDS.sub(" ", said.casefold()).strip() or said  # a review may consist of an emoji
 
 
 def withheld_reviews(reviews: Sequence[Review], *, final: bool) -> np.ndarray:
-    """Which reviews of a history are kept from the model: none, or the final one and every copy of it.
+    """Masks the final review and its duplicates, or nothing.
 
     Args:
-        reviews: Oldest first.
+        reviews: Reviews of a history, oldest first.
         final: Whether the feature withholds the final review.
     """
     said = [_said(review) if final else "" for review in reviews]
@@ -41,16 +41,16 @@ def withheld_reviews(reviews: Sequence[Review], *, final: bool) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One narrative and the history it is written from.
+    """One narrative and its history.
 
     Attributes:
-        user_id: Whose narrative.
-        feature: Which one.
-        item_id: The item it speaks of, None where it speaks of the user.
-        text: The reference.
-        rows: Row of each interaction in the sorted interactions, oldest first.
-        withheld: Whether the review of that interaction is kept from the model.
-        split: `train`, `validation` or `test`; None where nothing was split.
+        user_id: The user.
+        feature: The output feature.
+        item_id: The item that the narrative is about, None if it is about the user.
+        text: The reference narrative.
+        rows: Row of each interaction of the history in `tables.interactions`, oldest first.
+        withheld: Whether the review of each interaction is hidden from the model.
+        split: `train`, `validation` or `test`; None if the data were not split.
     """
 
     user_id: str
@@ -65,20 +65,20 @@ class Example:
 def build_examples(
     tables: Tables, *, withhold: Mapping[str, bool], max_history: int = 50, split: Split | None = None
 ) -> list[Example]:
-    """Histories of all narratives of the given features.
+    """Builds the examples of all narratives of the given features.
 
-    A history holds the user's interactions up to the one the narrative speaks of, which comes last; for a narrative
-    about the user all of them. Items without a title are left out (paper 3.2), then the latest `max_history` are kept.
-    Interactions of the same time come before the one spoken of. Where a feature withholds the final review, the same
-    review copied to other interactions of the user is withheld too.
+    The history of a narrative about an interaction ends with that interaction; others at the same time come before it.
+    The history of a narrative about the user has all interactions. Items without a title are dropped (paper 3.2), then
+    the latest `max_history` interactions are kept. If a feature withholds the final review, duplicates of that review
+    are withheld too.
 
     Args:
-        tables: Prepared tables; row numbers refer to their sorted interactions.
+        tables: Prepared tables.
         withhold: For each feature to build, whether the final interaction's review is withheld.
-        max_history: The longest history.
-        split: Says which split an example belongs to; those that belong to none are left out. A split by time ends
-            the histories of validation and test before its points, the interaction spoken of excepted, whose review is
-            then withheld.
+        max_history: Maximum length of a history.
+        split: Assigns examples to splits; those in no split are dropped. In a split by time, interactions of validation
+            and test histories lie before its points, except the one that the narrative is about, whose review is then
+            withheld.
 
     Raises:
         ValueError: If `max_history` is below 1.
@@ -108,7 +108,7 @@ def build_examples(
         examples.append(Example(user, feature, item, text, history.rows[chosen], hidden, part))
     if without:
         logger.warning(
-            "%d of %d narratives are left out: their item, or every item of their user, has no title (first: user %r).",
+            "%d of %d narratives are dropped: their item, or every item of their user, has no title (first: user %r).",
             len(without),
             len(narratives),
             without[0],
@@ -135,23 +135,39 @@ class _History:
         }
 
     def up_to(self, item: str | None, timestamp: int | None, most: int, *, end: int | None = None) -> np.ndarray | None:
-        """Positions of the history that ends with the given interaction; None where the user has no such one.
+        """Positions of the history that ends with the given interaction; None if the user has no such interaction.
 
-        With an `end` the interactions before that one lie before this time.
+        With an `end`, all other interactions lie before this time.
         """
-        everything = np.arange(len(self.rows))
         if item is None:
-            return everything[-most:]
-        spoken_of = [
-            at for at in everything if self.items[at] == item and (timestamp is None or self.times[at] == timestamp)
-        ]
-        if not spoken_of:
-            return None
-        last = spoken_of[-1]
-        bound = self.times[last]
-        before = [
-            at for at, time in enumerate(self.times) if at != last and (bound is None or time is None or time <= bound)
-        ]
-        if end is not None:
-            before = [at for at in before if (time := self.times[at]) is not None and time < end]
-        return np.array([*before, last])[-most:]
+            return np.arange(len(self.rows))[-most:]
+        chosen = positions_up_to(self.items, self.times, item, timestamp)
+        if end is not None and chosen is not None:
+            *before, last = chosen
+            chosen = [*(at for at in before if (time := self.times[at]) is not None and time < end), last]
+        return None if chosen is None else np.array(chosen)[-most:]
+
+
+def positions_up_to(
+    items: Sequence[str], times: Sequence[int | None], item: str, timestamp: int | None
+) -> list[int] | None:
+    """Positions of the interactions up to the latest one with this item, which comes last in the result.
+
+    An interaction with an unknown time counts as earlier.
+
+    Args:
+        items: Item of each interaction.
+        times: Time of each interaction.
+        item: The item to end with.
+        timestamp: Time of the interaction to end with, None for any.
+
+    Returns:
+        None if there is no such interaction.
+    """
+    found = [at for at, one in enumerate(items) if one == item and timestamp in (None, times[at])]
+    if not found:
+        return None
+    last = found[-1]
+    bound = times[last]
+    before = [at for at, time in enumerate(times) if at != last and (bound is None or time is None or time <= bound)]
+    return [*before, last]

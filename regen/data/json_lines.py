@@ -1,7 +1,8 @@
-"""Streams JSON lines of any size into Polars: bad lines are counted, a damaged file is an error."""
+"""Streams JSON lines of any size into Polars. Bad lines are counted; a damaged file is an error."""
 
 import codecs
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -16,22 +17,19 @@ from regen.data.tables import DataError
 
 READ_BYTES = 4 * 2**20
 CHUNK_BYTES = 32 * 2**20
-_GZIP = 31  # window bits that make zlib expect gzip's header and check its sum
+_GZIP = 31  # window bits for zlib: expect a gzip header and verify the checksum
 
 
-class JsonLines:
-    """Reads one file, chunk by chunk.
-
-    A value that does not fit its column's type is null; a text column takes anything else as its JSON text. A line that
-    is no JSON object with at least one of the keys is left out and counted.
+class Lines(ABC):
+    """Reads a file of one row per line, chunk by chunk.
 
     Args:
-        path: A `.json` or `.jsonl` file, plain or gzipped.
-        schema: Columns to take; an absent key is null, other keys are ignored.
+        path: The file, plain or gzipped.
+        schema: Columns to read. Missing ones are null; other columns of the file are ignored.
 
     Attributes:
-        lines: How many lines were read so far, without blank ones.
-        malformed: How many of them were left out.
+        lines: Number of rows read so far, without blank lines.
+        malformed: Number of them that were dropped.
     """
 
     def __init__(self, path: Path, schema: pl.Schema) -> None:
@@ -41,10 +39,10 @@ class JsonLines:
         self.malformed = 0
 
     def chunks(self) -> Iterator[pl.DataFrame]:
-        """The file's rows in its order, about 32 MB of text at a time; shows a progress bar.
+        """Yields the file's rows in order, about 32 MB of text at a time, with a progress bar.
 
         Raises:
-            DataError: If the file is missing, damaged or cut off.
+            DataError: If the file is missing, damaged or truncated.
         """
         if not self.path.is_file():
             raise DataError(f"{self.path}: no such file.")
@@ -56,13 +54,25 @@ class JsonLines:
                 if not (rows := self._parse(text)).is_empty():
                     yield rows
 
+    @abstractmethod
+    def _parse(self, text: bytes) -> pl.DataFrame:
+        """Rows of some whole lines."""
+
+
+class JsonLines(Lines):
+    """Reads JSON objects, one per line.
+
+    A value of the wrong type is null, except that a text column stores any other value as its JSON text. A line that is
+    not a JSON object with at least one of the keys is dropped and counted.
+    """
+
     def _parse(self, text: bytes) -> pl.DataFrame:
         try:
             rows = self._read(text)
         except pl.exceptions.PolarsError:
             good = [line for line in text.split(b"\n") if line.strip() and self._is_object(line)]
             rows = self._read(b"\n".join(good)) if good else pl.DataFrame(schema=self.schema)
-        filled = rows.filter(~pl.all_horizontal(pl.all().is_null()))  # JSON, but no object with any of the keys
+        filled = rows.filter(~pl.all_horizontal(pl.all().is_null()))  # JSON, but not an object with any of the keys
         self.lines += len(rows)
         self.malformed += len(rows) - len(filled)
         return filled
@@ -84,10 +94,10 @@ class JsonLines:
 
 
 def whole_lines(path: Path) -> Iterator[bytes]:
-    """Content of a plain or gzipped file in chunks of about 32 MB that end with a line.
+    """Yields the content of a plain or gzipped file in chunks of about 32 MB that end at a line break.
 
     Raises:
-        DataError: If the file is damaged or cut off.
+        DataError: If the file is damaged or truncated.
     """
     size, kept, parts = path.stat().st_size, b"", []
     held = 0
@@ -107,7 +117,7 @@ def whole_lines(path: Path) -> Iterator[bytes]:
 
 
 def _unpacked(path: Path, bar: "tqdm[Never]") -> Iterator[bytes]:
-    """Content of the file, unpacked if it is gzip; a file of several gzip members is their content in a row."""
+    """Yields the content of the file, unpacked if it is gzip, with one or several members."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -117,7 +127,7 @@ def _unpacked(path: Path, bar: "tqdm[Never]") -> Iterator[bytes]:
             if not packed:
                 yield block
                 continue
-            while block.strip(b"\0") if unpacker.eof else block:  # padding may follow the last member
+            while block.strip(b"\0") if unpacker.eof else block:  # zero padding may follow the last member
                 if unpacker.eof:
                     unpacker = isal_zlib.decompressobj(_GZIP)
                 try:

@@ -1,4 +1,4 @@
-"""Examples of `task=recommend` (paper 4.1): a user's purchases, oldest first, and the item that comes after each."""
+"""Examples of `task=recommend` (paper 4.1): a user's purchases, oldest first, and the next item after each."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from regen.config.schema import Split
 from regen.data.batch import Rows, pad_rows
 from regen.data.critiques import Critiques
 from regen.data.datamodule import EVALUATION_DRAW
@@ -23,18 +24,18 @@ Vectors = Callable[..., Float[np.ndarray, "history dim"]]
 
 
 def purchase_sequences(
-    tables: Tables, split: Any, *, max_history: int, exclude_bought: bool
+    tables: Tables, split: Split, *, max_history: int, exclude_bought: bool
 ) -> dict[str, list[Example]]:
-    """The purchases of each user up to the last one, which is what is to be found; by split.
+    """The purchases of each user, by split. The last purchase is the one to predict.
 
-    Items without a title are left out (paper 3.2), then all but the latest `max_history` and the last one. Users with
-    fewer than two purchases have no example.
+    Items without a title are dropped (paper 3.2). Then the last purchase and up to `max_history` purchases before it
+    are kept. Users with fewer than two purchases have no example.
 
     Args:
-        tables: Prepared tables; row numbers refer to their sorted interactions.
-        split: Says whose purchases are trained on.
-        max_history: The longest history.
-        exclude_bought: Whether a repeated purchase counts once, the first time.
+        tables: Prepared tables. `rows` of an example are row numbers of their interactions.
+        split: A split by users or by file.
+        max_history: Maximum length of a history.
+        exclude_bought: Whether only the first purchase of an item counts.
 
     Raises:
         DataError: If a split has no user with two purchases.
@@ -61,17 +62,17 @@ def purchase_sequences(
 
 @dataclass
 class NextItemBatch(Rows):
-    """Histories padded to a common length at their ends.
+    """Histories, padded on the right.
 
     Attributes:
-        examples: Index of each row in its split.
+        examples: Index of each row's example in its split.
         fused: Vectors of the purchases, oldest first.
         history_mask: True where `fused` holds a purchase.
-        items: Row of each purchase's item in the catalogue; 0 where there is none.
-        queries: What the closed form looks for after each purchase, in the space of `fused`.
-        targets: Row of the item that comes next; -1 where nothing is to be found.
+        items: Catalogue row of each purchase's item; 0 on padding.
+        queries: Prediction of the closed form after each purchase, in the space of `fused`.
+        targets: Catalogue row of the next item; -1 where there is no target.
         prompt: Token ids before the history, the same in all rows.
-        words: Token ids of what the user said about each purchase, on the way to the next one.
+        words: Token ids of the critique after each purchase.
         words_mask: True where `words` holds a token.
     """
 
@@ -87,20 +88,21 @@ class NextItemBatch(Rows):
 
 
 class NextItemDataset(Dataset[int]):
-    """Users of one split.
+    """Examples of one split.
 
     Args:
         examples: From `purchase_sequences`.
-        vectors: Gives the vectors of purchases.
-        item_of: Row in the catalogue of each interaction's item.
-        queries: What the closed form looks for after each purchase: of their vectors, those of what was said (or None),
-            and `fold`.
-        tokenizer: The LM's.
-        prompt: Before the history.
-        window: The most positions the LM reads.
-        every: Whether each purchase has the next one as its target; else the last one alone has.
-        critiques: What users said, by `item_ids` of the catalogue.
-        fold: Part of the training users that each example is in; None outside of training.
+        vectors: Returns the vectors of an example's purchases.
+        item_of: Catalogue row of each interaction's item.
+        queries: Prediction of the closed form after each purchase. Called with the vectors of the purchases, those of
+            the critiques (or None), and `fold`.
+        tokenizer: Tokenizer of the LM.
+        prompt: Text before the history.
+        window: Context length of the LM.
+        every: Whether the next item is a target after each purchase, or only after the last one.
+        critiques: Critiques of the users.
+        item_ids: Item id of each catalogue row; needed for critiques.
+        fold: Cross-fitting fold of each training example; None outside of training.
 
     Raises:
         DataError: If prompt and history do not fit into the LM's window.
@@ -131,7 +133,7 @@ class NextItemDataset(Dataset[int]):
             else critiques.rows(one.user_id, [item_ids[row] for row in item_of[one.rows[1:]]])
             for one in self.examples
         ]
-        texts = [*(critiques.texts if critiques is not None else ()), ""]  # the last one stands for nothing said
+        texts = [*(critiques.texts if critiques is not None else ()), ""]  # the last one means no critique
         self.tokens = [
             torch.tensor(ids, dtype=torch.int64) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]
         ]
@@ -150,15 +152,15 @@ class NextItemDataset(Dataset[int]):
         return index
 
     def history(self, index: int) -> Float[np.ndarray, "history dim"]:
-        """Vectors of one user's purchases without the last one."""
+        """Vectors of one example's purchases without the last one."""
         return history_vectors(self.examples[index], self.vectors, draw=self.draw)
 
     def items(self, index: int) -> Int[np.ndarray, " purchases"]:
-        """Catalogue rows of one user's purchases, the last one with them."""
+        """Catalogue rows of one example's purchases, including the last one."""
         return np.asarray(self.item_of[self.examples[index].rows])
 
     def collate(self, indices: Sequence[int]) -> NextItemBatch:
-        """Pads the users of one step."""
+        """Pads the examples of one step."""
         fused = [self.history(index) for index in indices]
         queries = [self.query(index, one) for index, one in zip(indices, fused, strict=True)]
         items = [torch.from_numpy(self.items(index)) for index in indices]
@@ -179,13 +181,13 @@ class NextItemDataset(Dataset[int]):
         )
 
     def _words(self, indices: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
-        """Token ids of what was said after each purchase, and their mask."""
+        """Token ids of the critique after each purchase, and their mask."""
         said = [[*self.said[index], *[-1] * (length - len(self.said[index]))] for index in indices]
         words, mask = pad_rows([self.tokens[row] for rows in said for row in rows], self.pad, left=False)
         return words.view(len(indices), length, -1), mask.view(len(indices), length, -1)
 
     def query(self, index: int, history: Float[np.ndarray, "history dim"]) -> Float[np.ndarray, "history dim"]:
-        """What the closed form looks for after each purchase of one user."""
+        """Prediction of the closed form after each purchase of one example."""
         said = None if self.critiques is None else self.critiques.vectors[self.said[index]]
         return self.queries(history, said, fold=None if self.fold is None else self.fold[index])
 

@@ -20,13 +20,13 @@ def prepare(source: Source, config: Mapping[str, Any], *, root: Path, force: boo
     """Builds or reuses the prepared tables of a source.
 
     Args:
-        source: Reads the rows.
-        config: What made the source.
-        root: Folder that holds artefacts.
-        force: Build again even where it exists.
+        source: The data source.
+        config: Config of the source, which identifies the artefact.
+        root: Folder of the artefacts.
+        force: Build again even if the artefact exists.
 
     Raises:
-        DataError: If the source holds rows that cannot be used.
+        DataError: If the source has unusable rows.
     """
 
     def make(folder: Path) -> dict[str, int]:
@@ -42,11 +42,11 @@ def prepare(source: Source, config: Mapping[str, Any], *, root: Path, force: boo
 
 @functools.lru_cache(maxsize=2)  # the cells of a grid read the same tables
 def load_tables(folder: Path, *, texts: bool = True) -> Tables:
-    """The tables of a prepared artefact, in the order that row numbers elsewhere refer to.
+    """Reads the tables of a prepared artefact. Row numbers elsewhere refer to this order.
 
     Args:
-        folder: Of the artefact.
-        texts: Whether to read texts of any length: without them a table is a fraction of its size.
+        folder: Folder of the artefact.
+        texts: Whether to read descriptions, reviews and narratives, which are most of a table's size.
     """
     planted = folder / "planted.parquet"
     long = () if texts else ("description", "review_title", "review_text", "text")
@@ -65,6 +65,6 @@ def load_tables(folder: Path, *, texts: bool = True) -> Tables:
 
 
 def item_rows(tables: Tables) -> pl.Series:
-    """For every interaction the row of its item in `items`."""
+    """Row in `items` of each interaction's item."""
     rows = tables.items.with_row_index("item").select("item_id", pl.col("item").cast(pl.Int64))
     return tables.interactions.select("item_id").join(rows, on="item_id", how="left", maintain_order="left")["item"]

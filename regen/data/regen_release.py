@@ -1,7 +1,7 @@
-"""Source `regen_release`: the published REGEN data set, one user with history and narratives a line (paper 3).
+"""Source `regen_release`: the published REGEN data set, one user with history and narratives per line (paper 3).
 
-Where a value stands in a line is a mapping in `conf/source/regen_release.yaml`: the release has fields whose names are
-not known to us, and a name that is not there is an error that lists the names found.
+The field names of the release are not documented, so `conf/source/regen_release.yaml` maps them. A mapped name that
+does not occur is an error that lists the names in the file.
 """
 
 import json
@@ -27,10 +27,11 @@ from regen.data.tables import (
     OnBadRow,
     Tables,
     nearest,
+    with_columns_of,
 )
 from regen.data.validation import validate
 
-SAMPLE = 1_000  # lines in which a mapped name has to occur
+SAMPLE = 1_000  # a mapped name has to occur in the first lines
 _ELEMENT: tuple[str, ...] = ("item_id", "title", "description", "category", "price", "brand")
 _ELEMENT += ("timestamp", "rating", "review_title", "review_text")
 
@@ -40,10 +41,10 @@ class ReleaseSource(TablesSource):
 
     Args:
         path: The file, plain or gzipped.
-        fields: Dotted names: `user_id`, `history` and each of `narratives` from the line down, the others from an
-            element of the history down; null for what the file does not have.
-        on_bad_row: `error` stops at a row that cannot be used, `skip` leaves it out and counts it.
-        max_rating: The best rating that these data can have.
+        fields: Dotted names in the file, null for a value that the file does not have. `user_id`, `history` and
+            `narratives` are names in the line, the others are names in an element of the history.
+        on_bad_row: `error` stops at an unusable row, `skip` drops and counts it.
+        max_rating: Highest rating of the scale.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class ReleaseSource(TablesSource):
         self.on_bad_row = on_bad_row
         self.narratives = {name: str(at) for name, at in fields["narratives"].items() if at is not None}
         self.fields = {name: str(at) for name, at in fields.items() if name != "narratives" and at is not None}
+        self.purchase_fields = {name: self.fields[name] for name in _ELEMENT if name in self.fields}
         for name in self.narratives:
             if name not in FEATURES:
                 raise ValueError(f"source.fields.narratives.{name}: no such feature. {nearest(name, FEATURES)}")
@@ -67,7 +69,7 @@ class ReleaseSource(TablesSource):
                 raise ValueError(f"source.fields.{name} cannot be null.")
 
     def files(self) -> dict[str, Path]:
-        """The one file."""
+        """The file of the vertical."""
         if not self.path.is_file():
             raise DataError(
                 f"{self.path}: no such file. Download the release from Kaggle (googleai/"
@@ -76,41 +78,38 @@ class ReleaseSource(TablesSource):
         return {"release": self.path}
 
     def read(self) -> tuple[Tables, dict[str, int]]:
-        """The tables, checked, and the counts of `validate`, with `users.read` and `users.dropped.malformed_line`.
+        """Validated tables, and the counts of `validate`, `users.read` and `users.dropped.malformed_line`.
 
         Raises:
-            DataError: If a mapped name does not occur, or a row cannot be used.
+            DataError: If a mapped name does not occur, or a row is unusable.
         """
         self._check_names()
         lines = JsonLines(self.path, _schema(self._paths()))
         users = pl.concat([pl.DataFrame(schema=lines.schema), *lines.chunks()])
         if lines.malformed and self.on_bad_row == "error":
             raise DataError(
-                f"{self.path}: {lines.malformed:,} of {lines.lines:,} lines are no JSON object. "
-                "Set source.on_bad_row=skip to leave them out."
+                f"{self.path}: {lines.malformed:,} of {lines.lines:,} lines are not JSON objects. "
+                "Set source.on_bad_row=skip to drop them."
             )
         users = users.with_row_index(LINE, offset=1).cast({LINE: pl.Int64})
-        history, element = self.fields["history"], _names(self.fields, _ELEMENT)
         bought = (
-            users.select(LINE, _value(self.fields["user_id"]).alias("user_id"), _value(history).alias("history"))
+            users.select(LINE, user_id=_value(self.fields["user_id"]), history=_value(self.fields["history"]))
             .explode("history", empty_as_null=False)
-            .select(LINE, "user_id", *(_value(at, "history").alias(name) for name, at in element.items()))
+            .select(
+                LINE, "user_id", *(_value(f"history.{at}").alias(name) for name, at in self.purchase_fields.items())
+            )
         )
-        for name in _ELEMENT:
-            if name not in element:
-                bought = bought.with_columns(pl.lit(None, dtype=pl.String).alias(name))
+        bought = with_columns_of(pl.Schema(dict.fromkeys(_ELEMENT, pl.String())), bought)
         price = parse_prices(bought["price"])
         unread = bought.filter(unreadable(bought["price"], price))["item_id"]
         bought = bought.with_columns(price.alias("price"), pl.int_range(pl.len()).alias(POSITION))
         items = bought.filter(pl.col("item_id").is_not_null()).select(ITEMS.names()).unique()
         distinct = items.sort(ITEMS.names(), nulls_last=True).unique("item_id", keep="first", maintain_order=True)
         interactions = bought.select(LINE, POSITION, *INTERACTIONS.names())
-        once = interactions.unique([LINE, *INTERACTIONS.names()], keep="first", maintain_order=True)  # some stand twice
-        tables = Tables(
-            items=distinct,
-            interactions=once,
-            narratives=self._narratives(users, bought),
-        )
+        once = interactions.unique(
+            [LINE, *INTERACTIONS.names()], keep="first", maintain_order=True
+        )  # some are repeated
+        tables = Tables(items=distinct, interactions=once, narratives=self._narratives(users, bought))
         checked, counts = validate(
             tables, on_bad_row=self.on_bad_row, origin=str(self.path), max_rating=self.max_rating
         )
@@ -126,7 +125,7 @@ class ReleaseSource(TablesSource):
         return checked, counts | noted | {"users.dropped.malformed_line": lines.malformed}
 
     def _narratives(self, users: pl.DataFrame, bought: pl.DataFrame) -> pl.DataFrame:
-        """One row per text; those about one item speak of the last element of the history."""
+        """One row per text. Texts about one item are about the last element of the history."""
         last = bought.group_by(LINE, maintain_order=True).agg(pl.col("item_id", "timestamp").last())
         rows = [pl.DataFrame(schema={LINE: pl.Int64(), **NARRATIVES, "timestamp": pl.String()})]
         for feature, at in self.narratives.items():
@@ -137,11 +136,11 @@ class ReleaseSource(TablesSource):
         return pl.concat(rows, how="diagonal")
 
     def _paths(self) -> dict[str, pl.DataType]:
-        """Full dotted name of every mapped value, `[]` behind the list of purchases, with its type."""
+        """Full dotted name and type of every mapped value, with `[]` after the list of purchases."""
         history = self.fields["history"]
         paths: dict[str, pl.DataType] = {self.fields["user_id"]: pl.String()}
-        for at in _names(self.fields, _ELEMENT).values():
-            paths[f"{history}[].{at}"] = pl.String()  # takes numbers as well
+        for at in self.purchase_fields.values():
+            paths[f"{history}[].{at}"] = pl.String()  # also for numbers
         return paths | {at: pl.String() for at in self.narratives.values()}
 
     def _check_names(self) -> None:
@@ -154,7 +153,7 @@ class ReleaseSource(TablesSource):
                 continue
             found.update(dict.fromkeys(_leaves(record)))
         keys = {at: f"source.fields.{name}" for name, at in self.fields.items()}
-        keys |= {f"{self.fields['history']}[].{at}": keys[at] for at in _names(self.fields, _ELEMENT).values()}
+        keys |= {f"{self.fields['history']}[].{at}": keys[at] for at in self.purchase_fields.values()}
         keys |= {at: f"source.fields.narratives.{name}" for name, at in self.narratives.items()}
         for at in self._paths():
             if at not in found:
@@ -167,13 +166,9 @@ class ReleaseSource(TablesSource):
                 )
 
 
-def _names(fields: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
-    return {name: fields[name] for name in names if name in fields}
-
-
-def _value(path: str, column: str | None = None) -> pl.Expr:
-    """What stands at a dotted name below a struct column, or from the row down."""
-    first, *rest = [*([column] if column else []), *path.split(".")]
+def _value(path: str) -> pl.Expr:
+    """The value at a dotted name: a column, then fields of its structs."""
+    first, *rest = path.split(".")
     value = pl.col(first)
     for name in rest:
         value = value.struct.field(name)
@@ -201,7 +196,7 @@ def _types(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[str]:
-    """Dotted names of all values that are neither object nor list, `[]` behind a list."""
+    """Yields the dotted names of all values that are not an object or a list, with `[]` after a list."""
     if isinstance(value, dict):
         for key, below in value.items():
             yield from _leaves(below, f"{path}.{key}" if path else key)

@@ -1,4 +1,4 @@
-"""Fused histories for someone else's model, as a torch or a Hugging Face dataset."""
+"""Fused histories as a torch or a Hugging Face dataset, for other models."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class FusedSequences(Dataset[dict[str, Any]]):
-    """One item per narrative: what the adapter reads, and the reference.
+    """The input of the adapter and the reference, for each narrative.
 
-    Items have `user_id`, `feature`, `item_id` (None for a narrative about the user), `text`, and `history`, a float32
-    tensor `(interactions, K)`, oldest first: the vectors of the encoder's parts, one after the other.
+    Elements have `user_id`, `feature`, `item_id` (None for a narrative about the user), `text` and `history`, a float32
+    tensor `(interactions, K)`, oldest first. K is the total width of the encoder's parts.
 
     Args:
         split: A split of a `NarrativeDataModule`, `data.splits["train"]`.
@@ -38,7 +38,7 @@ class FusedSequences(Dataset[dict[str, Any]]):
         }
 
     def to_huggingface(self) -> "datasets.Dataset":
-        """The same as a `datasets.Dataset`; histories are lists of lists of float32."""
+        """The same data as a `datasets.Dataset`; histories are lists of lists of float32."""
         import datasets
 
         features = datasets.Features(

@@ -1,4 +1,4 @@
-"""What every source is: input files, and a way to write the prepared tables."""
+"""Interface of the data sources."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -8,17 +8,16 @@ from regen.data.tables import NARRATIVE_KEY, Tables
 
 
 class Source(Protocol):
-    """Where rows come from."""
+    """Reads input files and writes the prepared tables."""
 
     def files(self) -> dict[str, Path]:
-        """Input files by their role; what is in them identifies the artefact."""
+        """Input files by role. Their content identifies the artefact."""
 
     def write(self, folder: Path) -> dict[str, int]:
-        """Writes `items.parquet`, `interactions.parquet` and `narratives.parquet`, checked and sorted.
+        """Writes validated and sorted `items.parquet`, `interactions.parquet` and `narratives.parquet`.
 
         Returns:
-            How many rows were read, kept and dropped for which reason: `<table>.read`, `<table>.kept`,
-            `<table>.dropped.<reason>`; other names for what else was noticed.
+            Row counts: `<table>.read`, `<table>.kept`, `<table>.dropped.<reason>`, and others specific to the source.
         """
 
 
@@ -27,19 +26,14 @@ class TablesSource(ABC):
 
     @abstractmethod
     def read(self) -> tuple[Tables, dict[str, int]]:
-        """The three tables, checked, and the counts."""
+        """The three tables, validated, with interactions sorted, and row counts."""
 
     def write(self, folder: Path) -> dict[str, int]:
-        """Reads everything, then writes it."""
+        """Reads and writes the tables."""
         tables, counts = self.read()
-        write_tables(tables, folder)
+        tables.items.sort("item_id").write_parquet(folder / "items.parquet")
+        tables.interactions.write_parquet(folder / "interactions.parquet")
+        tables.narratives.sort(NARRATIVE_KEY).write_parquet(folder / "narratives.parquet")
+        if tables.planted is not None:
+            tables.planted.write_parquet(folder / "planted.parquet")
         return counts
-
-
-def write_tables(tables: Tables, folder: Path) -> None:
-    """Writes tables whose interactions are in the order of histories."""
-    tables.items.sort("item_id").write_parquet(folder / "items.parquet")
-    tables.interactions.write_parquet(folder / "interactions.parquet")
-    tables.narratives.sort(NARRATIVE_KEY).write_parquet(folder / "narratives.parquet")
-    if tables.planted is not None:
-        tables.planted.write_parquet(folder / "planted.parquet")

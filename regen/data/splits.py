@@ -1,7 +1,7 @@
-"""Splits: which narratives are trained on, validated on and tested on, and what may be seen for it.
+"""Splits of the narratives into training, validation and test.
 
-`users` (paper 5.1): a hash of the user id decides, so no user moves when rows are added. `file`: lists of user ids.
-`time`: targets lie on either side of two points in time, and whatever is fitted or read lies before them.
+`users` (paper 5.1) splits by a hash of the user id, so users keep their split when rows are added. `file` reads lists
+of user ids. `time` splits the targets at two points in time; fitted data and histories end before these points.
 """
 
 import hashlib
@@ -17,15 +17,15 @@ NAMES = ("train", "validation", "test")
 
 
 def split_of(user_ids: pl.Series, split: Split) -> pl.Series:
-    """`train`, `validation` or `test` for each user; null for users whom no list has.
+    """`train`, `validation` or `test` for each user; null for users in no list.
 
     Args:
         user_ids: Any users, in any order.
-        split: By users or by file.
+        split: A split by users or by file.
 
     Raises:
-        ValueError: If the shares leave nothing to train on, or the split is by time, which no user has a side of.
-        DataError: If a list is missing or a user is in two.
+        ValueError: If the shares leave nothing to train on, or the split is by time, which does not assign users.
+        DataError: If a list is missing or a user is in two lists.
     """
     distinct = user_ids.unique()
     if isinstance(split, FileSplit):
@@ -34,20 +34,20 @@ def split_of(user_ids: pl.Series, split: Split) -> pl.Series:
     elif isinstance(split, UsersSplit):
         drawn = _hashed(distinct.to_list(), split)
     else:
-        raise ValueError("split=time tells narratives apart, not users. Use split=users or split=file here.")
+        raise ValueError("split=time splits narratives, not users. Use split=users or split=file here.")
     table = pl.DataFrame({"user_id": distinct, "split": pl.Series(drawn, dtype=pl.String)})
     return user_ids.to_frame("user_id").join(table, on="user_id", how="left", maintain_order="left")["split"]
 
 
 def split_narratives(tables: Tables, split: Split) -> pl.Series:
-    """`train`, `validation` or `test` for each row of the narratives; null for rows that belong to none.
+    """`train`, `validation` or `test` for each row of the narratives; null for rows in no split.
 
     Args:
         tables: Prepared tables.
-        split: Any.
+        split: Any split.
 
     Raises:
-        ValueError: See `split_of`.
+        ValueError: As for `split_of`.
         DataError: If a split by time finds a purchase without a time.
     """
     if not isinstance(split, TimeSplit):
@@ -55,34 +55,36 @@ def split_narratives(tables: Tables, split: Split) -> pl.Series:
     validation_from, test_from = points(tables, split)
     time = pl.col("timestamp")
     names = pl.when(time >= test_from).then(pl.lit("test")).when(time >= validation_from).then(pl.lit("validation"))
-    named = names.when(time.is_not_null()).then(pl.lit("train")).alias("split")  # not about an item: no time, no side
+    named = names.when(time.is_not_null()).then(pl.lit("train")).alias("split")
     return tables.narratives.select(named)["split"]
 
 
 def fitted_interactions(tables: Tables, split: Split) -> pl.Series:
-    """Which interactions may be fitted on, by CF for instance: those of training users, or before the first point."""
+    """Mask of the interactions that a model may be fitted on: of training users, or before validation starts."""
     if isinstance(split, TimeSplit):
         return tables.interactions["timestamp"] < points(tables, split)[0]
     return (split_of(tables.interactions["user_id"], split) == "train").fill_null(False)
 
 
 def history_ends(tables: Tables, split: Split) -> dict[str, int]:
-    """The time before which everything lies that a history of validation or test may hold; empty but for `time`."""
+    """Times at which validation and test histories end, in seconds since 1970; empty unless the split is by time."""
     return dict(zip(NAMES[1:], points(tables, split), strict=True)) if isinstance(split, TimeSplit) else {}
 
 
 def points(tables: Tables, split: TimeSplit) -> tuple[int, int]:
-    """Seconds since 1970 from which targets are validated on and tested on.
+    """Start of validation and of test, in seconds since 1970.
 
     Raises:
-        DataError: If a purchase has no time, or no narrative speaks of a purchase.
-        ValueError: If a date cannot be read, or the second point is not after the first.
+        DataError: If a purchase has no time, or no narrative is about a purchase.
+        ValueError: If a setting is not a date, or validation does not start before test.
     """
     if missing := tables.interactions["timestamp"].null_count():
         raise DataError(f"split=time: {missing:,} of {len(tables.interactions):,} purchases have no time.")
     times = tables.narratives.filter(pl.col("item_id").is_not_null())["timestamp"].drop_nulls().sort()
     if times.is_empty():
-        raise DataError("split=time: no narrative speaks of a purchase, so none has a time. Choose such a feature.")
+        raise DataError(
+            "split=time: no narrative is about a purchase, so none has a time. Choose a feature about a purchase."
+        )
     found = []
     for name, after in (("validation_from", split.validation + split.test), ("test_from", split.test)):
         date = getattr(split, name)
@@ -97,7 +99,7 @@ def points(tables: Tables, split: TimeSplit) -> tuple[int, int]:
 
 
 def described(split: Split) -> str:
-    """The split in a few words, for manifests and captions."""
+    """Short description of the split, for manifests and captions."""
     if isinstance(split, UsersSplit | TimeSplit):
         of = "distinct users" if isinstance(split, UsersSplit) else "time"
         return f"by {of}, validation {split.validation:.0%}, test {split.test:.0%}"
@@ -105,10 +107,10 @@ def described(split: Split) -> str:
 
 
 def check_shares(split: Split) -> None:
-    """Refuses shares that leave nothing to train on.
+    """Checks the shares of a split.
 
     Raises:
-        ValueError: Names them.
+        ValueError: If they leave nothing to train on.
     """
     if not isinstance(split, UsersSplit | TimeSplit):
         return
@@ -132,11 +134,13 @@ def _hashed(users: list[str], split: UsersSplit) -> list[str]:
 
 
 def _listed(split: FileSplit) -> dict[str, str]:
-    """The split of each user in the lists `validation.txt`, `test.txt` and, if it is there, `train.txt`."""
+    """The split of each user in `validation.txt`, `test.txt` and, if it exists, `train.txt`."""
     found: dict[str, str] = {}
     for name, path in split.lists.items():
         if not path.is_file():
-            raise DataError(f"split=file: there is no {path}. It holds the ids of the {name} users, one a line.")
+            raise DataError(
+                f"split=file: there is no {path}. It should list the ids of the {name} users, one per line."
+            )
         for user in path.read_text(encoding="utf-8").split("\n"):
             if user and found.setdefault(user, name) != name:
                 raise DataError(f"{path}: user {user!r} is in the {found[user]} list as well.")

@@ -1,4 +1,7 @@
-"""What the synthetic world says: item texts and reviews name traits, narratives name traits and the hidden need."""
+"""Text templates and words of the synthetic source.
+
+Item texts and reviews name traits. Narratives name traits and the hidden need.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +71,6 @@ NARRATIVES: dict[str, tuple[str, ...]] = {
         "Busy with {need}, bought a {category}",
     ),
 }
-FEATURES_ABOUT_AN_ITEM = ("purchase_reason", "purchase_reason_explanation", "product_endorsement")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Lexicon:
     Attributes:
         traits: Values of each visible trait.
         prices: Lowest and highest price of each price band.
-        needs: For each need the forms in which narratives name it.
+        needs: For each need, the phrases that name it in narratives.
     """
 
     traits: dict[str, list[str]]
@@ -87,10 +89,10 @@ class Lexicon:
 
     @staticmethod
     def load(vertical: str) -> "Lexicon":
-        """The words of a vertical.
+        """Reads the words of a vertical.
 
         Raises:
-            ValueError: If there is no such vertical.
+            ValueError: If the vertical is unknown.
         """
         known = sorted(path.stem for path in LEXICON.glob("*.yaml"))
         if vertical not in known:
@@ -103,14 +105,14 @@ class Lexicon:
         return Lexicon(traits, prices, words["need"])
 
     def forms(self, label: str) -> dict[str, list[str]]:
-        """Every value of a label (`need` or a trait) with the lower-case forms that name it."""
+        """For each value of a label (`need` or a trait), the lowercase phrases that name it."""
         if label == "need":
             return self.needs
         return {value: [value.lower()] for value in self.traits[label]}
 
 
 def filled(templates: tuple[str, ...], words: list[dict[str, str]], rng: np.random.Generator) -> list[str]:
-    """One sentence for each set of words, in a wording drawn at random."""
+    """One sentence for each set of words, from a random template."""
     chosen = rng.integers(len(templates), size=len(words))
     texts = [templates[template].format(**row) for template, row in zip(chosen, words, strict=True)]
     return [text[0].upper() + text[1:] for text in texts]

@@ -1,4 +1,4 @@
-"""The contract between sources and everything after them: three tables, checked once."""
+"""Schemas of the three tables that every source produces and every later stage reads."""
 
 import difflib
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ FEATURES = (
 """The output features (paper, appendix B)."""
 
 ITEM_FEATURES = ("purchase_reason", "purchase_reason_explanation", "product_endorsement")
-"""Those that speak of one item."""
+"""Features about one item."""
 
 NEXT_ITEM = "next_item"
-"""What records and tables call the feature of `task=recommend`."""
+"""Feature name of `task=recommend` in records and tables."""
 
 LINE = "line"
-"""Optional helper column of a source: the line of its file that a row stands on."""
+"""Optional helper column: the line of the source file that a row comes from."""
 
 POSITION = "position"
-"""Optional helper column of a source whose file has an order of its own: it decides among equal or unknown times."""
+"""Optional helper column: order of the rows in the source file. It breaks ties of equal or unknown times."""
 
 ITEMS = pl.Schema(
     {
@@ -59,30 +59,31 @@ NARRATIVES = pl.Schema(
     }
 )
 NARRATIVE_KEY = ("user_id", "feature", "item_id", "timestamp")
-"""What identifies a narrative."""
+"""Columns that identify a narrative."""
 
 PLANTED = pl.Schema({"user_id": pl.String(), "label": pl.String(), "value": pl.String(), "forms": pl.List(pl.String())})
 
 MAX_RATING = 5.0
-"""The best rating in prepared tables; CF's confidence grows with rating / 5."""
+"""Highest rating in prepared tables."""
 
 OnBadRow = Literal["error", "skip"]
 
 
 class DataError(ValueError):
-    """Input data that cannot be used; the message names the file, the row and the fix."""
+    """Unusable input data. The message names the file, the row and the fix."""
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What every source gives.
+    """The tables of a source.
 
     Attributes:
-        items: One row an item; `item_id` is unique, everything else may be null.
-        interactions: One row a purchase; `timestamp` in Unix seconds, null where the source has no times.
-        narratives: One row a text; `item_id` and `timestamp` are the interaction it speaks of, null where it speaks of
-            the user.
-        planted: What a synthetic narrative has to name: user, label, value and the lowercase forms that name the value.
+        items: One row per item. `item_id` is unique; all other columns may be null.
+        interactions: One row per purchase. `timestamp` is in Unix seconds, null if the source has no times.
+        narratives: One row per text. `item_id` and `timestamp` identify the interaction it is about. Both are null for
+            a text about the user.
+        planted: Facts that synthetic narratives should name, with the columns of `PLANTED`. `forms` are the lowercase
+            words that count as naming the value.
     """
 
     items: pl.DataFrame
@@ -92,16 +93,22 @@ class Tables:
 
 
 def sort_interactions(interactions: pl.DataFrame) -> pl.DataFrame:
-    """Orders by user, then time (unknown times first), then `position` where there is one.
+    """Sorts by user, then time (unknown times first), then `position` if the column exists.
 
-    Without a position ties go by content, so that the order of the file does not matter.
+    Without a position, content breaks ties, so the result does not depend on the order of the file.
     """
     position = [POSITION] if POSITION in interactions.columns else []
     return interactions.sort("user_id", "timestamp", *position, "item_id", "review_title", "review_text", "rating")
 
 
+def with_columns_of(schema: pl.Schema, rows: pl.DataFrame) -> pl.DataFrame:
+    """Adds the missing columns of the schema, filled with null."""
+    missing = [pl.lit(None, dtype=dtype).alias(name) for name, dtype in schema.items() if name not in rows.columns]
+    return rows.with_columns(missing)
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
-    """A sentence that lists the known names, the most similar one first if one is similar."""
+    """A sentence for error messages: the most similar known name, if one is similar, and all known names."""
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}Known: {', '.join(known)}."

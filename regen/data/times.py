@@ -1,4 +1,4 @@
-"""Times as people write them, brought to whole seconds since 1970."""
+"""Reads times in any common notation as whole seconds since 1970."""
 
 import math
 import re
@@ -9,23 +9,22 @@ import polars as pl
 
 END = 4_102_444_800  # the year 2100, in seconds since 1970
 UNITS = {"milliseconds": 1_000, "microseconds": 1_000_000, "nanoseconds": 1_000_000_000}
-SMALLEST = 100_000_000  # seconds; a number of a smaller unit is at least as large as this time in it (March 1973)
+SMALLEST = 100_000_000  # March 1973; a number in a smaller unit is at least this time in that unit
 _NUMBER = re.compile(r"[+-]?\d{1,30}(\.\d*)?")
-_YEAR = re.compile(r"\d{4}")  # a text with a year alone is no time
+_YEAR = re.compile(r"\d{4}")  # a year alone is not a time
 _DATE = re.compile(r"\d{4}-?\d\d-?\d\d")
 
 
 def read_times(times: pl.Series) -> tuple[pl.Series, pl.Series, pl.Series]:
-    """Seconds since 1970 of a column that holds numbers, or texts with numbers or ISO 8601 dates.
+    """Converts a column of numbers, or of texts with numbers or ISO 8601 dates, to seconds since 1970.
 
-    A number that would lie beyond the year 5000 as seconds is taken for milliseconds, microseconds or nanoseconds, by
-    its size.
+    The size of a number decides its unit: seconds before the year 5000, else milli-, micro- or nanoseconds.
 
     Args:
         times: Numbers or texts; null where a time is unknown.
 
     Returns:
-        The seconds, whether each value is no time before 2100, and the unit of each value, null for seconds.
+        The seconds, a mask of values that are not a time before 2100, and the unit of each value (null for seconds).
     """
     if times.dtype.is_float():
         return _read_numbers(times)
@@ -37,12 +36,12 @@ def read_times(times: pl.Series) -> tuple[pl.Series, pl.Series, pl.Series]:
 
 
 def times_in_units(table: str, units: pl.Series) -> dict[str, int]:
-    """Counts of a table's rows by the unit of their times; seconds are not counted."""
+    """Counts a table's rows by the unit of their times, except seconds."""
     return {f"{table}.times_in_{unit}": count for unit in UNITS if (count := int((units == unit).sum()))}
 
 
 def _read_numbers(times: pl.Series) -> tuple[pl.Series, pl.Series, pl.Series]:
-    """What `read_times` gives for numbers, without a loop: times to the millisecond are all different."""
+    """`read_times` for numbers, without a loop over distinct values: millisecond times rarely repeat."""
     value = pl.col("value")
     divisor = pl.lit(1)
     for per_second in UNITS.values():
@@ -60,11 +59,11 @@ def _read_numbers(times: pl.Series) -> tuple[pl.Series, pl.Series, pl.Series]:
 
 @dataclass(frozen=True)
 class TimeWindow:
-    """A span of time; false where it has neither a begin nor an end.
+    """A span of time, in seconds since 1970; false if it is unbounded.
 
     Attributes:
-        since: Its first second since 1970; null where it has no begin.
-        until: The first second after it; null where it has no end.
+        since: First second in the window, None for no start.
+        until: First second after the window, None for no end.
     """
 
     since: int | None = None
@@ -72,10 +71,10 @@ class TimeWindow:
 
     @staticmethod
     def between(since: str | None, until: str | None, *, setting: str) -> "TimeWindow":
-        """The window of two settings, `<setting>.since` and `<setting>.until`.
+        """Parses the settings `<setting>.since` and `<setting>.until`.
 
         Raises:
-            ValueError: If one is no time, or no time is left between them.
+            ValueError: If one is not a date, or `since` is not before `until`.
         """
         ends = {f"{setting}.since": since, f"{setting}.until": until}
         window = TimeWindow(*(None if date is None else seconds_of(date, setting=key) for key, date in ends.items()))
@@ -84,7 +83,7 @@ class TimeWindow:
         return window
 
     def holds(self, column: str) -> pl.Expr:
-        """Where a column's time is in the window; an unknown time is not."""
+        """Mask of the column's times that are in the window. An unknown time is not."""
         inside = pl.col(column).is_not_null()
         inside = inside if self.since is None else inside & (pl.col(column) >= self.since)
         inside = inside if self.until is None else inside & (pl.col(column) < self.until)
@@ -101,19 +100,19 @@ class TimeWindow:
 
 
 def seconds_of(date: str, *, setting: str) -> int:
-    """Seconds since 1970 of a setting's date.
+    """Parses the date of a setting to seconds since 1970.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not a date.
     """
     seconds, _ = _seconds(date)
     if seconds is None:
-        raise ValueError(f"{setting}={date} has to be a date such as 2018-05-01, or seconds since 1970.")
+        raise ValueError(f"{setting}={date} must be a date such as 2018-05-01, or seconds since 1970.")
     return seconds
 
 
 def _seconds(value: float | str | None) -> tuple[int | None, str | None]:
-    """Seconds and unit of one value; no seconds where it is none."""
+    """Seconds and unit of one value; (None, None) if it is not a time."""
     if isinstance(value, str):
         text = value.strip()
         if (date := _of_date(text)) is not None:

@@ -1,4 +1,4 @@
-"""Tables larger than memory: interactions gathered by ranges of users, and Parquet written part by part."""
+"""Sorts and writes tables larger than memory, one range of users at a time."""
 
 import math
 from collections.abc import Iterator
@@ -6,31 +6,32 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 
 
 class UserRanges:
-    """Interactions gathered by ranges of user ids, so that one range at a time can be sorted in memory.
+    """Partitions interactions into ranges of user ids, so that one range at a time can be sorted in memory.
 
-    All rows are counted by user before the ranges are set, so that each has about as many, whatever the file's order.
+    The ranges are set after all rows were added. So they have about equal numbers of rows in any order of the file.
 
     Args:
-        folder: Where rows wait.
-        count: How many ranges.
+        folder: For temporary files.
+        count: Number of ranges.
     """
 
     def __init__(self, folder: Path, *, count: int) -> None:
         self.folder = folder
         self.count = count
         self._chunks: list[Path] = []
-        self._rows = pl.DataFrame(schema={"user_id": pl.String(), "rows": pl.UInt32()})  # of each user
+        self._rows = pl.DataFrame(schema={"user_id": pl.String(), "rows": pl.UInt32()})  # per user
 
     @property
     def users(self) -> int:
-        """How many users the rows are of."""
+        """Number of users."""
         return len(self._rows)
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Takes rows of any users."""
+        """Adds rows of any users."""
         self._chunks.append(self.folder / f"chunk-{len(self._chunks):06}.arrow")
         rows.write_ipc(self._chunks[-1], compression="lz4")
         counted = rows.group_by("user_id").agg(rows=pl.len())
@@ -54,13 +55,13 @@ class UserRanges:
 
 
 def read_rows(path: Path) -> pl.DataFrame:
-    """Rows that wait in a file."""
-    with path.open("rb") as file:  # Polars would take a path with brackets in it for a pattern
+    """Reads rows from an Arrow file."""
+    with path.open("rb") as file:  # Polars would read a path with brackets as a pattern
         return pl.read_ipc(file)
 
 
 class ParquetParts:
-    """One Parquet file written part by part."""
+    """Writes one Parquet file in parts."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -71,9 +72,7 @@ class ParquetParts:
         return self
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Appends rows; all parts have the same columns."""
-        import pyarrow.parquet as pq
-
+        """Appends rows. All parts must have the same columns."""
         table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
         self._writer = self._writer or pq.ParquetWriter(self.path, table.schema, compression="zstd")
         self._writer.write_table(table, row_group_size=2**18)

@@ -1,4 +1,4 @@
-"""The check that every source's tables pass once: a bad row is an error, or is left out and counted."""
+"""Validates the tables of a source: a bad row is an error, or is dropped and counted."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -35,22 +35,22 @@ def validate(
 ) -> tuple[Tables, dict[str, int]]:
     """Checks the three tables, drops helper columns and sorts the rows.
 
-    Times and ratings may be texts. Ratings of another scale are brought to the one from 0 to 5.
+    Times and ratings may be texts. Ratings are scaled to a maximum of 5.
 
     Args:
-        tables: Rows as a source read them; each table may have a `line` column.
-        on_bad_row: `error` raises at the first kind of bad row, `skip` leaves bad rows out and counts them.
-        origin: Where the rows came from, for messages: one text, or one per table name.
-        add_missing_items: Give an interaction's unknown item a row without a title instead of calling it bad.
-        max_rating: The best rating that these data can have.
+        tables: Tables as read from the files. Each may have a `line` column.
+        on_bad_row: `error` raises at the first kind of bad row, `skip` drops and counts bad rows.
+        origin: File names for error messages: one text, or one per table name.
+        add_missing_items: Add an item without a title for each unknown item id, instead of rejecting the interaction.
+        max_rating: Highest rating of the scale.
 
     Returns:
-        The tables, which no longer depend on the order of the files, and counts: `<table>.read`, `<table>.kept`,
-        `<table>.dropped.<reason>`, `items.added`, and what was noticed in the rows that are kept:
-        `<table>.times_in_<unit>`, `interactions.rating_of_zero`.
+        The tables, which do not depend on the order of the files, and counts: `<table>.read`, `<table>.kept`,
+        `<table>.dropped.<reason>` and `items.added`. Of the kept rows, also `<table>.times_in_<unit>` and
+        `interactions.rating_of_zero`.
 
     Raises:
-        DataError: If a row is bad and `on_bad_row` is `error`, or if there is no interaction.
+        DataError: If a row is bad and `on_bad_row` is `error`, or if no interaction is left.
     """
     if on_bad_row not in ("error", "skip"):
         raise ValueError(f"source.on_bad_row={on_bad_row!r}: it is 'error' or 'skip'.")
@@ -85,11 +85,11 @@ def validate(
 
 
 _TIMES = "give seconds since 1970 (or milli-, micro- or nanoseconds), or an ISO 8601 date."
-_Fix = Callable[[dict[str, Any]], str]  # what to say about the first bad row
+_Fix = Callable[[dict[str, Any]], str]  # from the first bad row to a sentence for the message
 
 
 class _Judge:
-    """Turns a column of bad rows into an error or into a count."""
+    """Turns bad rows into an error or into a count."""
 
     def __init__(self, on_bad_row: OnBadRow, origin: str | Mapping[str, str]) -> None:
         self.on_bad_row = on_bad_row
@@ -97,11 +97,11 @@ class _Judge:
         self.counts: dict[str, int] = {}
 
     def origin_of(self, table: str) -> str:
-        """How a message calls the place that a table came from."""
+        """Name of a table's file in messages."""
         return self.origin if isinstance(self.origin, str) else self.origin.get(table, table)
 
     def open(self, table: str, rows: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
-        """Counts the rows, brings columns to their types, makes blank texts null and rejects what is no time."""
+        """Counts the rows, casts the columns, sets blank texts to null and rejects bad times."""
         missing = [name for name in schema.names() if name not in rows.columns]
         if missing:
             raise DataError(f"{self.origin_of(table)}: the {table} have no column {', '.join(map(repr, missing))}.")
@@ -109,12 +109,12 @@ class _Judge:
         rows = rows.select([*schema.names(), *(name for name in (LINE, POSITION) if name in rows.columns)])
         if "timestamp" in schema:
             rows = self._with_times(table, rows)
-        others: dict[Any, Any] = {
+        types: dict[Any, Any] = {
             name: dtype for name, dtype in schema.items() if name != "rating"
-        }  # ratings may be texts until later
+        }  # see _check_ratings
         texts = [name for name, dtype in schema.items() if dtype == pl.String]
         present = pl.col(texts).str.strip_chars() != ""
-        return rows.cast(others).with_columns(pl.when(present).then(pl.col(texts)))
+        return rows.cast(types).with_columns(pl.when(present).then(pl.col(texts)))
 
     def _with_times(self, table: str, rows: pl.DataFrame) -> pl.DataFrame:
         seconds, bad, units = read_times(rows["timestamp"])
@@ -123,7 +123,7 @@ class _Judge:
             rows.with_columns(seconds.alias("seconds"), bad.alias("bad"), units),
             pl.col("bad"),
             reason="bad_time",
-            says="have a timestamp that is no time before 2100",
+            says="have a timestamp that is not a time before 2100",
             fix=lambda row: f"It is {str(row['timestamp']).rstrip('.')!r}; {_TIMES}",
         )
         return good.with_columns(timestamp="seconds").drop("seconds", "bad")
@@ -131,7 +131,7 @@ class _Judge:
     def reject(
         self, table: str, rows: pl.DataFrame, bad: pl.Expr, *, reason: str, says: str, fix: _Fix | None = None
     ) -> pl.DataFrame:
-        """Raises or leaves out the rows where `bad` holds (null counts as good)."""
+        """Raises for, or drops, the rows where `bad` is true."""
         mask = rows.select(bad.fill_null(False).alias("bad"))["bad"]
         count = int(mask.sum())
         if not count:
@@ -142,14 +142,14 @@ class _Judge:
             raise DataError(
                 f"{self.origin_of(table)}: {count:,} of {rows.height:,} {table} {says}; the first is "
                 f"{f'line {row[LINE]}' if LINE in row else _shown(row)}. {fix(row) + ' ' if fix else ''}"
-                "Set source.on_bad_row=skip to leave them out."
+                "Set source.on_bad_row=skip to drop them."
             )
         self.counts[f"{table}.dropped.{reason}"] = count
         return rows.filter(~mask)
 
 
 def _shown(row: Mapping[str, object], limit: int = 60) -> str:
-    """A row in a message: the columns that have a value, long ones cut."""
+    """A row in a message: the columns with a value, long values truncated."""
     values = {key: repr(value) for key, value in row.items() if value is not None}
     return ", ".join(f"{key}={text if len(text) <= limit else text[: limit - 1] + '…'}" for key, text in values.items())
 
@@ -159,7 +159,7 @@ def _not_finite(column: str) -> pl.Expr:
 
 
 def _repeats(*columns: str) -> pl.Expr:
-    """Every row but the first of those that agree in these columns; null agrees with null."""
+    """Mask of the rows that repeat an earlier one in these columns; null equals null."""
     return ~pl.struct(columns).is_first_distinct()
 
 
@@ -167,7 +167,7 @@ def _check_items(items: pl.DataFrame, judge: _Judge) -> pl.DataFrame:
     reject = partial(judge.reject, "items")
     rows = reject(items, pl.col("item_id").is_null(), reason="no_item_id", says="have no 'item_id'")
     rows = reject(rows, _not_finite("price"), reason="bad_price", says="have a price of NaN or infinity")
-    # Which of two rows survives may depend on what they hold, not on which stands first; a title wins over none.
+    # Content decides which repeated row is kept, not the order in the file; a row with a title comes first.
     rows = rows.sort(ITEMS.names(), nulls_last=True, maintain_order=True)
     return reject(
         rows,
@@ -179,7 +179,7 @@ def _check_items(items: pl.DataFrame, judge: _Judge) -> pl.DataFrame:
 
 
 def _add_missing_items(items: pl.DataFrame, interactions: pl.DataFrame, counts: dict[str, int]) -> pl.DataFrame:
-    """Adds a row without a title for every item that only interactions know."""
+    """Adds a row without a title for each item that occurs in interactions only."""
     known = interactions.select("item_id").drop_nulls().unique()
     missing = known.join(items, on="item_id", how="anti")
     counts["items.added"] = missing.height
@@ -187,7 +187,7 @@ def _add_missing_items(items: pl.DataFrame, interactions: pl.DataFrame, counts: 
 
 
 def _check_ratings(interactions: pl.DataFrame, judge: _Judge, most: float) -> pl.DataFrame:
-    """Ratings as numbers up to 5; 0 stands for no rating in many data sets, and is counted."""
+    """Converts ratings to numbers up to 5. A rating of 0 means no rating in many data sets; it becomes null."""
     number = pl.col("rating").cast(pl.Float64, strict=False)
     unreadable = pl.col("rating").is_not_null() & number.is_null()
     rows = judge.reject(
@@ -195,10 +195,10 @@ def _check_ratings(interactions: pl.DataFrame, judge: _Judge, most: float) -> pl
         interactions,
         unreadable | ~number.is_finite() | (number < 0) | (number > most),
         reason="bad_rating",
-        says=f"have a rating that is no number from 0 to {most:g}",
+        says=f"have a rating that is not a number from 0 to {most:g}",
         fix=lambda row: (
-            f"It is {row['rating']!r}. Write null where a rating is unknown; set source.max_rating to the best rating "
-            "if your scale is another."
+            f"It is {row['rating']!r}. Write null for an unknown rating. Set source.max_rating if your scale has "
+            "another maximum."
         ),
     )
     return rows.with_columns(rating=pl.when(number > 0).then(number * (MAX_RATING / most)), rating_of_zero=number == 0)
@@ -241,14 +241,14 @@ def _check_narratives(narratives: pl.DataFrame, interactions: pl.DataFrame, judg
         rows,
         ~pl.col("user_id").is_in(interactions["user_id"].unique().implode()),
         reason="unknown_user",
-        says="are of a user without interactions",
+        says="have a user without interactions",
         fix=lambda row: f"It is user {row['user_id']!r}.",
     )
     rows = reject(
-        _mark_spoken_of(rows, interactions),
-        ~pl.col("spoken_of"),
+        _mark_existing(rows, interactions),
+        ~pl.col("exists"),
         reason="unknown_interaction",
-        says="speak of an interaction that does not exist",
+        says="are about an interaction that does not exist",
         fix=lambda row: (
             f"User {row['user_id']!r} has none with item {row['item_id']!r} at timestamp {row['timestamp']}."
         ),
@@ -262,12 +262,12 @@ def _check_narratives(narratives: pl.DataFrame, interactions: pl.DataFrame, judg
     )
 
 
-def _mark_spoken_of(narratives: pl.DataFrame, interactions: pl.DataFrame) -> pl.DataFrame:
-    """Adds `spoken_of`: the narrative names no interaction, or one that exists (its time may be left open)."""
+def _mark_existing(narratives: pl.DataFrame, interactions: pl.DataFrame) -> pl.DataFrame:
+    """Adds `exists`: the narrative is about no interaction, or about an existing one (its time may be null)."""
     pairs = interactions.select("user_id", "item_id").unique().with_columns(has_pair=True)
     times = interactions.select("user_id", "item_id", "timestamp").drop_nulls().unique().with_columns(has_time=True)
     marked = narratives.join(pairs, on=["user_id", "item_id"], how="left").join(
         times, on=["user_id", "item_id", "timestamp"], how="left"
     )
     exists = pl.when(pl.col("timestamp").is_null()).then(pl.col("has_pair")).otherwise(pl.col("has_time"))
-    return marked.with_columns(spoken_of=pl.col("item_id").is_null() | exists.fill_null(False))
+    return marked.with_columns(exists=pl.col("item_id").is_null() | exists.fill_null(False))

@@ -1,10 +1,12 @@
-"""Source `xrec`: books of HKUDS/XRec, with narratives that an LLM wrote.
+"""Source `xrec`: the books of HKUDS/XRec, with narratives written by an LLM.
 
-User summaries become `brief_user_summary`, explanations `purchase_reason_explanation`, the user-item graph the
-interactions (no times, ratings or reviews). Items without a text are in the graph only. An explanation's pair counts as
-an interaction whether it is an edge or not; CF never sees it (`regen.embeddings.encode.cf_interactions`).
+User summaries become `brief_user_summary` and explanations become `purchase_reason_explanation`. The user-item graph
+gives the interactions, without times, ratings or reviews. Some items are only in the graph and have no text. Each pair
+with an explanation is an interaction, also if the graph lacks it. CF never sees these pairs
+(`regen.embeddings.encode.cf_interactions`).
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -12,7 +14,7 @@ import polars as pl
 from regen.data.cleaning import unescape
 from regen.data.files import find_file, read_csv, read_jsonl
 from regen.data.source import TablesSource
-from regen.data.tables import INTERACTIONS, ITEMS, LINE, NARRATIVES, OnBadRow, Tables
+from regen.data.tables import INTERACTIONS, ITEMS, LINE, NARRATIVES, OnBadRow, Tables, with_columns_of
 from regen.data.validation import validate
 
 FILES = ("users.jsonl", "items.jsonl", "explanations.jsonl", "interactions.csv")
@@ -21,24 +23,24 @@ _BOOKS = pl.Schema({"iid": pl.String(), "title": pl.String(), "item_summary": pl
 _PAIRS = pl.Schema({"uid": pl.String(), "iid": pl.String(), "explanation": pl.String()})
 
 
+@dataclass(kw_only=True)
 class XRecSource(TablesSource):
     """Reads the layout of `xrec_amazon`.
 
     Args:
-        folder: Holds users, items, explanations (`.jsonl`) and interactions (`.csv`), plain or gzipped.
-        on_bad_row: `error` stops at a row that cannot be used, `skip` leaves it out and counts it.
+        folder: Folder with users, items, explanations (`.jsonl`) and interactions (`.csv`), plain or gzipped.
+        on_bad_row: `error` stops at an unusable row, `skip` drops and counts it.
     """
 
-    def __init__(self, *, folder: str, on_bad_row: OnBadRow = "error") -> None:
-        self.folder = Path(folder)
-        self.on_bad_row = on_bad_row
+    folder: str
+    on_bad_row: OnBadRow = "error"
 
     def files(self) -> dict[str, Path]:
         """The four input files."""
         return {name: find_file(self.folder, name, setting="source.folder") for name in FILES}
 
     def read(self) -> tuple[Tables, dict[str, int]]:
-        """The tables, checked, and the counts of `validate`, with `pairs_that_are_edges` and `pairs_added`."""
+        """Validated tables, and the counts of `validate`, `pairs_that_are_edges` and `pairs_added`."""
         users, books, pairs, graph = self.files().values()
         explained = read_jsonl(pairs, required=_PAIRS.names(), schema=_PAIRS)
         edges = read_csv(graph, required=["user", "item"]).select(
@@ -49,7 +51,7 @@ class XRecSource(TablesSource):
         new = no_edges.unique()
         tables = Tables(
             items=_items(read_jsonl(books, required=_BOOKS.names(), schema=_BOOKS)),
-            interactions=_filled(pl.concat([edges, new], how="diagonal"), INTERACTIONS),
+            interactions=with_columns_of(INTERACTIONS, pl.concat([edges, new], how="diagonal")),
             narratives=_narratives(read_jsonl(users, required=_USERS.names(), schema=_USERS), explained),
         )
         origin = {"items": str(books), "interactions": str(graph), "narratives": f"{users} and {pairs}"}
@@ -59,12 +61,10 @@ class XRecSource(TablesSource):
 
 def _items(books: pl.DataFrame) -> pl.DataFrame:
     text = pl.col("title", "item_summary").map_elements(unescape, return_dtype=pl.String)
-    return _filled(
-        books.with_columns(text).select(
-            item_id="iid", title="title", description="item_summary", category=pl.lit("Books"), line=pl.col(LINE)
-        ),
-        ITEMS,
+    items = books.with_columns(text).select(
+        item_id="iid", title="title", description="item_summary", category=pl.lit("Books"), line=pl.col(LINE)
     )
+    return with_columns_of(ITEMS, items)
 
 
 def _narratives(users: pl.DataFrame, explained: pl.DataFrame) -> pl.DataFrame:
@@ -78,10 +78,4 @@ def _narratives(users: pl.DataFrame, explained: pl.DataFrame) -> pl.DataFrame:
         text="explanation",
         line=pl.col(LINE),
     )
-    return _filled(pl.concat([summaries, reasons], how="diagonal"), NARRATIVES)
-
-
-def _filled(rows: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
-    """The rows with null in every column of the schema that they lack."""
-    absent = [pl.lit(None, dtype=dtype).alias(name) for name, dtype in schema.items() if name not in rows.columns]
-    return rows.with_columns(absent)
+    return with_columns_of(NARRATIVES, pl.concat([summaries, reasons], how="diagonal"))

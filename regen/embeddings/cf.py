@@ -1,6 +1,7 @@
-"""Collaborative filtering: item factors from who bought what (paper 4.2, CF encoder)."""
+"""Collaborative filtering: item factors from purchases (paper 4.2, CF encoder)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,24 +17,24 @@ class ItemFactorizer(Protocol):
     factors: int
 
     def fit_items(self, confidence: sp.csr_matrix) -> Float[np.ndarray, "items factors"]:
-        """Item factors from a users x items matrix of confidences."""
+        """Fits item factors to a users x items matrix of confidences."""
 
 
+@dataclass(kw_only=True)
 class ALS:
     """Weighted alternating least squares for implicit feedback (Hu, Koren and Volinsky 2008), by `implicit`.
 
     Args:
         factors: Width of the item vectors.
         regularization: L2 penalty.
-        iterations: Alternations.
-        seed: Of the factors' start.
+        iterations: Number of alternations.
+        seed: Seed of the initial factors.
     """
 
-    def __init__(self, *, factors: int, regularization: float, iterations: int, seed: int) -> None:
-        self.factors = factors
-        self.regularization = regularization
-        self.iterations = iterations
-        self.seed = seed
+    factors: int
+    regularization: float
+    iterations: int
+    seed: int
 
     def fit_items(self, confidence: sp.csr_matrix) -> Float[np.ndarray, "items factors"]:
         from implicit.cpu.als import AlternatingLeastSquares
@@ -48,25 +49,23 @@ class ALS:
         )
 
 
+@dataclass(kw_only=True)
 class BPR:
-    """Bayesian personalised ranking (Rendle et al. 2009), by `implicit`; one thread, so that a seed repeats.
+    """Bayesian personalised ranking (Rendle et al. 2009), by `implicit`. One thread, so that results are reproducible.
 
     Args:
         factors: Width of the item vectors; the last one is the item's bias.
-        learning_rate: Of the stochastic gradient.
+        learning_rate: Learning rate of the stochastic gradient.
         regularization: L2 penalty.
         iterations: Passes over the interactions.
-        seed: Of the factors' start and the sampling.
+        seed: Seed of the initial factors and of the sampling.
     """
 
-    def __init__(
-        self, *, factors: int, learning_rate: float, regularization: float, iterations: int, seed: int
-    ) -> None:
-        self.factors = factors
-        self.learning_rate = learning_rate
-        self.regularization = regularization
-        self.iterations = iterations
-        self.seed = seed
+    factors: int
+    learning_rate: float
+    regularization: float
+    iterations: int
+    seed: int
 
     def fit_items(self, confidence: sp.csr_matrix) -> Float[np.ndarray, "items factors"]:
         from implicit.cpu.bpr import BayesianPersonalizedRanking
@@ -74,7 +73,7 @@ class BPR:
         return _fit(
             BayesianPersonalizedRanking,
             confidence,
-            factors=self.factors - 1,  # implicit appends the bias as one more
+            factors=self.factors - 1,  # implicit appends the bias
             learning_rate=self.learning_rate,
             regularization=self.regularization,
             iterations=self.iterations,
@@ -84,12 +83,12 @@ class BPR:
 
 
 def confidence_matrix(interactions: pl.DataFrame, *, alpha: float, items: int) -> sp.csr_matrix:
-    """Users x items matrix of confidences c = 1 + alpha * rating / 5; an interaction without a rating counts as 5.
+    """Users x items matrix of confidences c = 1 + alpha * rating / 5. A missing rating counts as 5.
 
     Args:
         interactions: Columns `user_id`, `item` (row of the item in `items.parquet`) and `rating`.
         alpha: What the highest rating adds to the confidence.
-        items: How many items there are, fitted or not.
+        items: Number of items in the catalogue.
     """
     users = interactions["user_id"].rank("dense").to_numpy().astype(np.int64) - 1
     weight = 1.0 + alpha * interactions["rating"].fill_null(5.0).to_numpy() / 5.0
@@ -97,28 +96,31 @@ def confidence_matrix(interactions: pl.DataFrame, *, alpha: float, items: int) -
     return sp.csr_matrix((weight.astype(np.float32), (users, interactions["item"].to_numpy())), shape=shape)
 
 
-def item_vectors(model: ItemFactorizer, confidence: sp.csr_matrix) -> Float[np.ndarray, "items factors"]:
-    """Item factors divided by their mean L2 norm (paper 4.2), so that popularity survives in the norm.
+def normalized_factors(model: ItemFactorizer, confidence: sp.csr_matrix) -> Float[np.ndarray, "items factors"]:
+    """Item factors divided by their mean L2 norm (paper 4.2), which keeps popularity in the norm.
 
-    An item that no user of `confidence` touched has the zero vector and does not count in the mean.
+    Items without training interactions get a zero vector and are excluded from the mean.
 
     Raises:
-        ValueError: If there is no interaction to fit on, or the factors are not finite.
+        ValueError: If there is no interaction to fit on, or the factors are zero or not finite.
     """
     if confidence.nnz == 0:
-        raise ValueError("CF has nothing to fit on: no training user has an interaction that no narrative speaks of.")
+        raise ValueError("CF has nothing to fit on: no training user has an interaction without a narrative about it.")
     factors = model.fit_items(confidence)
-    if not np.isfinite(factors).all():
-        raise ValueError("CF gave factors that are not finite; lower cf.alpha or raise cf.regularization.")
-    touched = np.asarray(confidence.getnnz(axis=0) > 0)
-    factors[~touched] = 0
-    return factors / np.linalg.norm(factors[touched], axis=1).mean()
+    fitted = np.asarray(confidence.getnnz(axis=0) > 0)
+    if not np.isfinite(factors).all() or not factors[fitted].any():
+        raise ValueError(
+            "CF gave factors that are zero or not finite. Lower cf.alpha, or change cf.model: more regularization, or "
+            "a lower learning rate if it has one."
+        )
+    factors[~fitted] = 0
+    return factors / np.linalg.norm(factors[fitted], axis=1).mean()
 
 
 def _fit(model: Callable[..., Any], confidence: sp.csr_matrix, **options: Any) -> Float[np.ndarray, "items factors"]:
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1, "blas"):  # implicit threads over rows itself; BLAS threads inside would fight it
+    with threadpool_limits(1, "blas"):  # implicit has its own threads
         fitted = model(**options)
         fitted.fit(confidence, show_progress=True)
     return np.array(fitted.item_factors, dtype=np.float32)

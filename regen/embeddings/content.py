@@ -1,4 +1,4 @@
-"""Content embeddings: a sentence encoder over item text and this user's review of it (paper 4.2, semantic encoder)."""
+"""Content embeddings by a sentence encoder (paper 4.2, semantic encoder)."""
 
 import functools
 import importlib.util
@@ -22,19 +22,19 @@ def minilm_folder() -> str:
     return str(Path(spec.origin).parent / "model")
 
 
-CHARACTERS = 128  # of a text, on average, in a step of the largest batch; about 32 tokens
+CHARACTERS = 128  # mean length of the texts in a full batch, about 32 tokens; longer texts get smaller batches
 
 
 def load_sentence_encoder(pretrained: str) -> Any:
-    """A `SentenceTransformer`, loaded once a process, and again when its folder has changed.
+    """Loads a `SentenceTransformer`, once per process unless its folder changes.
 
-    On a CPU its weights are packed for faster products.
+    On a CPU its weights are packed for faster matrix products.
 
     Args:
-        pretrained: `minilm` for the weights that ship in a package, or any sentence-transformers id or folder.
+        pretrained: `minilm` for the packaged weights, or any sentence-transformers id or folder.
 
     Raises:
-        ValueError: If nothing can be loaded from there.
+        ValueError: If it cannot be loaded.
     """
     return _loaded_encoder(pretrained, files_state(pretrained))
 
@@ -51,8 +51,8 @@ def _loaded_encoder(pretrained: str, state: tuple[Any, ...]) -> Any:
             encoder = SentenceTransformer(folder)
     except OSError as error:
         raise ValueError(
-            f"content.pretrained={pretrained}: nothing to load there ({str(error).splitlines()[0]}). Give a "
-            "sentence-transformers folder, an id and a network, or content=minilm, whose weights are installed."
+            f"content.pretrained={pretrained}: nothing to load there ({str(error).splitlines()[0]}). Set it to a "
+            "sentence-transformers folder or hub id, or set content=minilm, whose weights are installed."
         ) from error
     pack_weights(encoder, backward=False)
     return encoder
@@ -61,13 +61,13 @@ def _loaded_encoder(pretrained: str, state: tuple[Any, ...]) -> Any:
 def embed_texts(
     texts: Sequence[str], *, pretrained: str = MINILM, batch_size: int = 64, progress: bool = False
 ) -> Float[np.ndarray, "texts dim"]:
-    """Unit-norm sentence embeddings; each distinct text is encoded once. An empty text has the zero vector.
+    """Unit-norm sentence embeddings. Each distinct text is encoded once; an empty text gets a zero vector.
 
     Args:
-        texts: In any order; they are encoded longest first, beside others of their length.
+        texts: Texts in any order. They are batched by length.
         pretrained: As for `load_sentence_encoder`.
-        batch_size: The most texts of a step; of long texts fewer, `CHARACTERS` times as many characters together.
-        progress: Whether to show a bar.
+        batch_size: Maximum number of texts per batch. A batch has at most `CHARACTERS * batch_size` characters.
+        progress: Whether to show a progress bar.
 
     Raises:
         ValueError: If a vector is not finite.
@@ -91,13 +91,13 @@ def embed_texts(
     if len(bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
         raise ValueError(
             f"content.pretrained={pretrained}: the vectors of {len(bad)} of {len(distinct):,} texts are not finite, "
-            f"the first is that of {distinct[bad[0]]!r:.80}. Use another encoder, or leave these texts out."
+            f"the first is that of {distinct[bad[0]]!r:.80}. Use another encoder, or remove these texts."
         )
     return vectors[[row_of[text] for text in texts]]
 
 
 def _steps(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Rows of each step, longest first, no step larger than its first row allows."""
+    """Yields the rows of each batch, longest texts first."""
     order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
     while order:
         size = max(1, min(batch_size, CHARACTERS * batch_size // max(1, lengths[order[0]])))

@@ -1,6 +1,7 @@
-"""Stage `encode`, its CF half: the vectors of all items, from training users alone."""
+"""Stage `encode`, CF part: the vectors of all items, fitted on training users only."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,63 +13,67 @@ from regen.config.schema import Split
 from regen.data.prepare import item_rows, load_tables
 from regen.data.splits import fitted_interactions
 from regen.data.tables import Tables
-from regen.embeddings.cf import ItemFactorizer, confidence_matrix, item_vectors
+from regen.embeddings.cf import ItemFactorizer, confidence_matrix, normalized_factors
 from regen.embeddings.fusion import CFVectors
 from regen.storage import identity
 from regen.storage.artefacts import Artefact, build
 
 
 def cf_interactions(tables: Tables, split: Split) -> pl.DataFrame:
-    """The interactions CF may see (see `fitted_interactions`), without the ones a narrative speaks of.
+    """The interactions that CF may see: those of `fitted_interactions` without a narrative about them.
 
-    Training users thus meet their own final item as a test user does: its factor was not fitted on this very purchase.
-    For `xrec` this takes a pair's own edge out of the graph.
+    So the factor of a training user's final item was not fitted on that purchase, as for a test user. For `xrec` this
+    removes the pairs with an explanation from the graph.
 
     Returns:
         Columns `user_id`, `item` (row in `items`), `rating`.
     """
-    spoken_of = tables.narratives.filter(pl.col("item_id").is_not_null()).select("user_id", "item_id").unique()
+    narrated = tables.narratives.filter(pl.col("item_id").is_not_null()).select("user_id", "item_id").unique()
     return (
         tables.interactions.with_columns(item_rows(tables).alias("item"))
         .filter(fitted_interactions(tables, split))
-        .join(spoken_of, on=["user_id", "item_id"], how="anti")
+        .join(narrated, on=["user_id", "item_id"], how="anti")
         .select("user_id", "item", "rating")
     )
 
 
-def encode_cf(
-    model: ItemFactorizer,
-    config: Mapping[str, Any],
-    *,
-    alpha: float,
-    prepared: Artefact,
-    split: Split,
-    root: Path,
-    force: bool = False,
-) -> Artefact:
-    """Builds or reuses the CF vectors of a prepared data set, fitted on training users only."""
+@dataclass(frozen=True)
+class CFPart:
+    """Item factors of a CF model, fitted on training users only; a `Part`.
 
-    def make(folder: Path) -> dict[str, int]:
-        tables = load_tables(prepared.path, texts=False)
-        interactions = cf_interactions(tables, split)
-        confidence = confidence_matrix(interactions, alpha=alpha, items=len(tables.items))
-        vectors = item_vectors(model, confidence)
-        if bad := int((~np.isfinite(vectors)).any(axis=1).sum()):
-            raise ValueError(
-                f"cf={config['name']}: the vectors of {bad} of {len(vectors):,} items are not finite. Change cf.model: "
-                "more regularization, or a lower learning rate where it has one."
-            )
-        np.save(folder / "vectors.npy", vectors)
-        return {
-            "users": confidence.shape[0],
-            "items": len(vectors),
-            "items_without_factors": int((~vectors.any(axis=1)).sum()),
-            "interactions": len(interactions),
-        }
+    Attributes:
+        model: The CF model.
+        config: Config of the model, which identifies the artefact.
+        alpha: What the highest rating adds to a confidence.
+        split: Selects the training users.
+    """
 
-    return build(
-        **identity.cf(prepared.fingerprint, config, identity.split(plain(split))), root=root, make=make, force=force
-    )
+    model: ItemFactorizer
+    config: Mapping[str, Any]
+    alpha: float
+    split: Split
+
+    def request(self, prepared: str) -> identity.Request:
+        return identity.cf(prepared, self.config, identity.split(plain(self.split)))
+
+    def encode(self, prepared: Artefact, *, root: Path, force: bool = False) -> Artefact:
+        def make(folder: Path) -> dict[str, int]:
+            tables = load_tables(prepared.path, texts=False)
+            interactions = cf_interactions(tables, self.split)
+            confidence = confidence_matrix(interactions, alpha=self.alpha, items=len(tables.items))
+            vectors = normalized_factors(self.model, confidence)
+            np.save(folder / "vectors.npy", vectors)
+            return {
+                "users": confidence.shape[0],
+                "items": len(vectors),
+                "items_without_factors": int((~vectors.any(axis=1)).sum()),
+                "interactions": len(interactions),
+            }
+
+        return build(**self.request(prepared.fingerprint), root=root, make=make, force=force)
+
+    def load(self, made: Artefact, tables: Tables) -> CFVectors:
+        return load_cf(made, tables)
 
 
 def load_cf(artefact: Artefact, tables: Tables) -> CFVectors:

@@ -1,6 +1,6 @@
-"""Stage `encode`, its content half: vectors of all interactions that histories may hold, shard by shard of users.
+"""Stage `encode`, content part: the vectors of all interactions in histories, one shard of users at a time.
 
-At no time are more texts or vectors in memory than those of one shard; items are, because every shard may need any.
+Memory holds the texts and vectors of one shard, and all items.
 """
 
 import functools
@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 from numpy.lib.format import write_array_header_1_0
 
 from regen.data.histories import build_examples
+from regen.data.history_words import review_text
 from regen.data.prepare import item_rows
 from regen.data.tables import FEATURES, Tables
 from regen.embeddings.content import embed_texts
 from regen.embeddings.fusion import ContentVectors, ItemVectors
-from regen.embeddings.interaction_texts import interaction_texts, item_parts, review_text
+from regen.embeddings.interaction_texts import interaction_texts, item_parts
 from regen.embeddings.vector_store import VECTOR_DTYPE, VectorStore, text_keys
 from regen.runtime.shards import INTERACTIONS, Engine
 from regen.storage import identity
@@ -34,13 +35,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ShardTexts:
-    """The distinct texts of a shard, and which of them each of its interactions has.
+    """The distinct texts of a shard, and the text of each of its interactions.
 
     Attributes:
-        texts: Distinct, sorted.
-        reviewed: Interactions that enter a history with their review, and the text of each.
-        unreviewed: Interactions whose review is withheld somewhere, and the text of each.
-        counts: Reviews of the interactions in `reviewed`, and how much of them the encoder's window cuts.
+        texts: Distinct texts, sorted.
+        reviewed: Rows of interactions that occur in a history with their review, and the text of each.
+        unreviewed: Rows of interactions that occur in a history without their review, and the text of each.
+        counts: Number of reviews in `reviewed`, and how many are truncated to fit into the encoder's window.
     """
 
     texts: list[str]
@@ -51,7 +52,7 @@ class ShardTexts:
 
 @dataclass(frozen=True)
 class EncodeShard:
-    """Encodes those texts of a shard that the store does not hold; called by an engine, maybe on another machine."""
+    """Encodes the texts of a shard that the store lacks. The engine may call it on another machine."""
 
     prepared: Path
     root: Path
@@ -61,75 +62,79 @@ class EncodeShard:
     force: bool = False
 
     def __call__(self, rows: tuple[int, int]) -> tuple[int, int]:
-        """Takes interactions from the first to before the second; counts their texts, and those that were encoded."""
+        """Takes the first row and the end of the shard; returns the numbers of its texts and of the encoded ones."""
         texts = shard_texts(self.prepared, rows, pretrained=self.pretrained).texts
         embed = partial(embed_texts, pretrained=self.pretrained, batch_size=self.batch_size)
         store = VectorStore(self.root, self.encoder)
         return len(texts), store.add_missing(texts, embed, size=max(1, len(texts)), force=self.force)
 
 
-def encode_content(
-    encoder: Mapping[str, Any],
-    *,
-    pretrained: str,
-    batch_size: int,
-    prepared: Artefact,
-    root: Path,
-    engine: Engine,
-    force: bool = False,
-) -> Artefact:
-    """Builds or reuses the content vectors of all interactions in histories, and of those whose review may be withheld.
+@dataclass(frozen=True)
+class ContentPart:
+    """Sentence embeddings of item texts with reviews; a `Part`.
 
-    They do not depend on the features that a cell chooses, so that cells share them.
+    The artefact has the vectors of all interactions in histories, and vectors without the review where a feature may
+    withhold it. It does not depend on the features of a run, so runs share it.
 
-    Args:
-        encoder: What identifies the sentence encoder, see `identity.sentence_encoder`.
+    Attributes:
         pretrained: As for `embed_texts`.
         batch_size: As for `embed_texts`.
-        prepared: The data.
-        root: Folder that holds artefacts.
-        engine: Where texts are encoded.
-        force: Encode again, those texts too whose vectors the store holds.
+        engine: Encodes the texts in this process or on a cluster.
     """
 
-    def make(folder: Path) -> dict[str, int]:
-        shards = user_shards(prepared.path, engine.interactions)
-        work = EncodeShard(prepared.path, root, encoder, pretrained, batch_size, force)
-        texts, encoded = map(sum, zip(*engine.map(work, shards, name="encode"), strict=True))
-        parts = (shard_texts(prepared.path, rows, pretrained=pretrained) for rows in shards)
-        return {"encoded": encoded, **_assemble(folder, shards, parts, VectorStore(root, encoder), texts)}
+    pretrained: str
+    batch_size: int
+    engine: Engine
 
-    made = build(**identity.content(prepared.fingerprint, encoder), root=root, make=make, force=force)
-    logger.info("content: %s", _coverage(made.manifest["counts"]))
-    return made
+    def request(self, prepared: str) -> identity.Request:
+        return identity.content(prepared, identity.sentence_encoder(self.pretrained))
 
+    def encode(self, prepared: Artefact, *, root: Path, force: bool = False) -> Artefact:
+        def make(folder: Path) -> dict[str, int]:
+            encoder = identity.sentence_encoder(self.pretrained)
+            shards = user_shards(prepared.path, self.engine.interactions)
+            work = EncodeShard(prepared.path, root, encoder, self.pretrained, self.batch_size, force)
+            texts, encoded = map(sum, zip(*self.engine.map(work, shards, name="encode"), strict=True))
+            parts = (shard_texts(prepared.path, rows, pretrained=self.pretrained) for rows in shards)
+            return {"encoded": encoded, **_assemble(folder, shards, parts, VectorStore(root, encoder), texts)}
 
-def encode_items(
-    encoder: Mapping[str, Any],
-    *,
-    pretrained: str,
-    batch_size: int,
-    prepared: Artefact,
-    root: Path,
-    force: bool = False,
-) -> Artefact:
-    """Builds or reuses the content vector of each item's text, without any review. Arguments as `encode_content`."""
+        made = build(**self.request(prepared.fingerprint), root=root, make=make, force=force)
+        logger.info("content: %s", _coverage(made.manifest["counts"]))
+        return made
 
-    def make(folder: Path) -> dict[str, int]:
-        _, parts = _items(prepared.path)
-        texts = interaction_texts(parts, [""] * len(parts), pretrained=pretrained).texts
-        distinct, store = sorted(set(texts)), VectorStore(root, encoder)
-        embed = partial(embed_texts, pretrained=pretrained, batch_size=batch_size, progress=True)
-        encoded = store.add_missing(distinct, embed, size=INTERACTIONS, force=force)
-        np.save(folder / "vectors.npy", store.vectors(text_keys(texts)))
-        return {"items": len(texts), "texts": len(distinct), "encoded": encoded}
-
-    return build(**identity.item_content(prepared.fingerprint, encoder), root=root, make=make, force=force)
+    def load(self, made: Artefact, tables: Tables) -> ContentVectors:
+        return load_content(made)
 
 
-def load_item_content(artefact: Artefact, tables: Tables) -> ItemVectors:
-    """Memory-mapped content vectors of items."""
-    return ItemVectors(np.load(artefact.path / "vectors.npy", mmap_mode="r"), item_rows(tables).to_numpy())
+@dataclass(frozen=True)
+class ItemContentPart:
+    """Sentence embeddings of item texts without reviews, for `task=recommend`; a `Part`.
+
+    Attributes:
+        pretrained: As for `embed_texts`.
+        batch_size: As for `embed_texts`.
+    """
+
+    pretrained: str
+    batch_size: int
+
+    def request(self, prepared: str) -> identity.Request:
+        return identity.item_content(prepared, identity.sentence_encoder(self.pretrained))
+
+    def encode(self, prepared: Artefact, *, root: Path, force: bool = False) -> Artefact:
+        def make(folder: Path) -> dict[str, int]:
+            _, parts = _items(prepared.path)
+            texts = interaction_texts(parts, [""] * len(parts), pretrained=self.pretrained).texts
+            distinct, store = sorted(set(texts)), VectorStore(root, identity.sentence_encoder(self.pretrained))
+            embed = partial(embed_texts, pretrained=self.pretrained, batch_size=self.batch_size, progress=True)
+            encoded = store.add_missing(distinct, embed, size=INTERACTIONS, force=force)
+            np.save(folder / "vectors.npy", store.vectors(text_keys(texts)))
+            return {"items": len(texts), "texts": len(distinct), "encoded": encoded}
+
+        return build(**self.request(prepared.fingerprint), root=root, make=make, force=force)
+
+    def load(self, made: Artefact, tables: Tables) -> ItemVectors:
+        return ItemVectors(np.load(made.path / "vectors.npy", mmap_mode="r"), item_rows(tables).to_numpy())
 
 
 def load_content(artefact: Artefact) -> ContentVectors:
@@ -141,7 +146,7 @@ def load_content(artefact: Artefact) -> ContentVectors:
 
 
 def user_shards(prepared: Path, size: int) -> list[tuple[int, int]]:
-    """Ranges of at least `size` interactions, the last one aside, that cut no user's history in two."""
+    """Ranges of at least `size` interactions, except the last one, that do not split a user's history."""
     bounds, last, row = [0], None, 0
     for batch in pq.ParquetFile(prepared / "interactions.parquet").iter_batches(size, columns=["user_id"]):
         users = pl.Series(batch.column(0).cast("large_string"))
@@ -153,7 +158,7 @@ def user_shards(prepared: Path, size: int) -> list[tuple[int, int]]:
 
 
 def shard_texts(prepared: Path, rows: tuple[int, int], *, pretrained: str) -> ShardTexts:
-    """Texts of the interactions from the first row to before the second, as the sentence encoder reads them."""
+    """Texts for the sentence encoder of the interactions in a range of rows."""
     start, end = rows
     items, parts = _items(prepared)
     interactions = pl.scan_parquet(prepared / "interactions.parquet", glob=False).slice(start, end - start).collect()
@@ -184,7 +189,7 @@ def shard_texts(prepared: Path, rows: tuple[int, int], *, pretrained: str) -> Sh
 
 
 def _coverage(counts: Mapping[str, int]) -> str:
-    """How much of the reviews reaches the vectors, in words."""
+    """A sentence about the share of the reviews that the sentence encoder reads."""
     share = counts["review_characters_kept"] / max(1, counts["review_characters"])
     return (
         f"{share:.1%} of the reviews' characters reach the vectors; the encoder's window cuts "
@@ -195,7 +200,7 @@ def _coverage(counts: Mapping[str, int]) -> str:
 def _assemble(
     folder: Path, shards: list[tuple[int, int]], parts: Iterable[ShardTexts], store: VectorStore, texts: int
 ) -> dict[str, int]:
-    """Writes vectors and the row of each interaction's vector, shard by shard; rows of one user lie together."""
+    """Writes the vectors, and the row of each interaction's vector, shard by shard. Rows of one user are adjacent."""
     counts: Counter[str] = Counter()
     written = 0
     rows = shards[-1][1]
@@ -217,7 +222,7 @@ def _assemble(
 
 @contextmanager
 def _growing(path: Path, dtype: type, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
-    """An `.npy` file of known shape whose rows are still to be written, one after the other."""
+    """Opens an `.npy` file of known shape, to which the rows are appended."""
     with path.open("wb") as file:
         header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
         write_array_header_1_0(file, header)

@@ -1,4 +1,4 @@
-"""Stage `encode`, critiques: what leads from each purchase to the next one, and its sentence embedding."""
+"""Stage `encode`, critiques: the critique between each two adjacent purchases, and its sentence embedding."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +17,12 @@ from regen.storage import identity
 from regen.storage.artefacts import Artefact, build
 
 FILE = "critiques.parquet"
-CRITIQUES = "critiques"  # what records call the artefact
+CRITIQUES = "critiques"  # name of the artefact in records
 
 
 @dataclass(frozen=True)
 class CritiquePart:
-    """Critiques and the vector of each distinct one, as an artefact.
+    """Builds the artefact of the critiques and their vectors.
 
     Attributes:
         pretrained: As for `embed_texts`.
@@ -35,23 +35,17 @@ class CritiquePart:
     shared: float
 
     def request(self, prepared: str) -> identity.Request:
-        """What names the artefact, from the fingerprint of the prepared data."""
+        """Identity of the artefact, from the fingerprint of the prepared data."""
         recipe = {"version": VERSION, "shared": self.shared, "encoder": identity.sentence_encoder(self.pretrained)}
         return identity.critiques(prepared, recipe)
 
     def encode(self, prepared: Artefact, *, root: Path, force: bool = False) -> Artefact:
-        """Builds or reuses `critiques.parquet` and the vectors.
-
-        Args:
-            prepared: The data.
-            root: Folder that holds artefacts.
-            force: Write and encode them anew.
-        """
+        """Builds or reuses `critiques.parquet` and the vectors; arguments as for `Part.encode`."""
 
         def make(folder: Path) -> dict[str, int]:
             critiques = critiques_of(load_tables(prepared.path), shared=self.shared)
             if critiques.is_empty():
-                raise DataError("data.critiques=true: no two adjacent purchases differ in what a critique can name.")
+                raise DataError("data.critiques=true: no two adjacent purchases have a critique.")
             texts = critiques["text"].unique().sort().to_list()
             store = VectorStore(root, identity.sentence_encoder(self.pretrained))
             embed = partial(embed_texts, pretrained=self.pretrained, batch_size=self.batch_size, progress=True)
@@ -64,7 +58,7 @@ class CritiquePart:
 
 
 def load_critiques(artefact: Artefact) -> Critiques:
-    """The critiques of an artefact."""
+    """Loads the critiques of an artefact."""
     rows = pl.read_parquet(artefact.path / FILE, columns=["user_id", "to_item_id", "text"], glob=False)
     texts = rows["text"].unique().sort().to_list()
     number = {text: row for row, text in enumerate(texts)}

@@ -1,6 +1,6 @@
-"""Fusion: one vector per interaction, from whichever encoders a cell uses (paper 4.2), and the controls in their place.
+"""Fusion of the encoders' vectors into one vector per interaction (paper 4.2), and the controls.
 
-All of these answer the same call: the vectors of one example's history. CF comes first in the concatenation.
+All classes have the same interface: they return the vectors of one example's history.
 """
 
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ from regen.data.histories import Example
 
 @runtime_checkable
 class InteractionVectors(Protocol):
-    """What enters the adapter for a history."""
+    """Returns the adapter's input for a history."""
 
     @property
     def dim(self) -> int:
         """Width of a vector."""
 
     def __call__(self, example: Example, *, draw: int) -> Float[np.ndarray, "history dim"]:
-        """Vectors of the example's history, oldest first; `draw` tells one visit of an example from the next."""
+        """Vectors of the example's history, oldest first. `draw` seeds random vectors of one step."""
 
 
 @dataclass(frozen=True)
 class WordsOnly:
-    """No vectors at all: the prompt holds the history (`encoder=text`)."""
+    """No vectors, because the prompt contains the history as text (`encoder=text`)."""
 
     dim: int = 0
 
@@ -36,10 +36,10 @@ class WordsOnly:
 
 @dataclass(frozen=True)
 class ItemVectors:
-    """One vector per item, by interaction.
+    """The vector of each interaction's item.
 
     Attributes:
-        vectors: Of each item.
+        vectors: Vector of each item.
         item_of: Item row of each interaction.
     """
 
@@ -55,17 +55,17 @@ class ItemVectors:
 
 
 class CFVectors(ItemVectors):
-    """Item factors, normalised by their mean norm."""
+    """Item factors of a CF model, divided by their mean norm."""
 
 
 @dataclass(frozen=True)
 class ContentVectors:
-    """Sentence embeddings, by interaction: of item text and review, or of item text alone where that is withheld.
+    """Sentence embeddings of each interaction: of item text and review, or of item text alone if it is withheld.
 
     Attributes:
         vectors: One unit vector per distinct text.
-        reviewed: Row in `vectors` of each interaction with its review, -1 where it was not encoded.
-        unreviewed: Row in `vectors` of each interaction without its review, -1 where it was not encoded.
+        reviewed: Row in `vectors` of each interaction with its review, -1 if not encoded.
+        unreviewed: Row in `vectors` of each interaction without its review, -1 if not encoded.
     """
 
     vectors: Float[np.ndarray, "texts dim"]
@@ -84,7 +84,7 @@ class ContentVectors:
 
 @dataclass(frozen=True)
 class Fused:
-    """Concatenation of several encoders' vectors."""
+    """Concatenation of the vectors of several encoders, in their order."""
 
     parts: tuple[InteractionVectors, ...]
 
@@ -98,12 +98,12 @@ class Fused:
 
 @dataclass(frozen=True)
 class RandomVectors:
-    """Control: a fixed random vector per item, which is what item identity alone gives.
+    """Control: a fixed random vector per item, which carries the item's identity only.
 
     Attributes:
         item_of: Item row of each interaction.
-        dim: Width.
-        seed: Of the vectors.
+        dim: Width of a vector.
+        seed: Seed of the vectors.
     """
 
     item_of: np.ndarray
@@ -116,7 +116,7 @@ class RandomVectors:
 
 @dataclass(frozen=True)
 class NoiseVectors:
-    """Control: vectors drawn afresh at every visit, so nothing can be learned from them but the history's length."""
+    """Control: new random vectors at every step; only the length of the history carries information."""
 
     dim: int
     seed: int
@@ -127,7 +127,7 @@ class NoiseVectors:
 
 @dataclass(frozen=True)
 class NoVectors:
-    """Control: nothing; the model puts one learned vector per position in their place."""
+    """Control: zeros, which the model replaces by one learned vector per position."""
 
     dim: int
 
@@ -136,14 +136,14 @@ class NoVectors:
 
 
 def item_vectors(vectors: InteractionVectors, items: int) -> Float[np.ndarray, "items dim"]:
-    """Vector of each item of a catalogue, in the space of the vectors of purchases.
+    """Vector of each item of the catalogue, in the space of the interaction vectors.
 
     Args:
-        vectors: Of purchases. The controls know nothing of items, so each gets a fixed random vector.
-        items: How many there are.
+        vectors: Interaction vectors. Controls have no item vectors, so items get fixed random vectors.
+        items: Number of items.
 
     Raises:
-        ValueError: If a part has vectors of interactions only.
+        ValueError: If a part has no item vectors.
     """
     if isinstance(vectors, Fused):
         return np.concatenate([item_vectors(part, items) for part in vectors.parts], axis=1)
@@ -153,16 +153,16 @@ def item_vectors(vectors: InteractionVectors, items: int) -> Float[np.ndarray, "
     if isinstance(vectors, ItemVectors):
         return np.asarray(vectors.vectors, dtype=np.float32)
     raise ValueError(
-        f"task=recommend compares a history with items, and {type(vectors).__name__} has no vectors of items. Let the "
-        "part of your encoder load a regen.embeddings.fusion.ItemVectors."
+        f"task=recommend needs item vectors, and {type(vectors).__name__} has none. Let `load` of your encoder part "
+        "return a regen.embeddings.fusion.ItemVectors."
     )
 
 
 def random_vector(item: int, dim: int, *, seed: int) -> Float[np.ndarray, " dim"]:
-    """The fixed random vector of an item, a function of its row and the seed alone."""
+    """The fixed random vector of an item, from its row and the seed."""
     return _unit([seed, item], (dim,))
 
 
 def _unit(seed: list[int], shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-    """Normal vectors whose expected squared norm is one."""
+    """Normal random vectors with an expected squared norm of one."""
     return (np.random.default_rng(seed).standard_normal(shape) / shape[-1] ** 0.5).astype(np.float32)

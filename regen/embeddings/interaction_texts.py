@@ -1,7 +1,7 @@
-"""The text that the sentence encoder reads of an interaction: item, rating and review (paper 4.2).
+"""Builds the texts for the sentence encoder from item, rating and review of each interaction (paper 4.2).
 
-A sentence encoder reads a limited number of tokens, its window. A text that is too long for it is cut here, so that
-each part keeps a share: without this a long description would push the whole review out of the window.
+A sentence encoder truncates texts that are longer than its window. So that a long description does not push out the
+review, the parts of a long text are shortened here, and each keeps a share.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from regen.data.history_words import PRICE
 from regen.embeddings import content
 
 PARTS = ("title", "category", "description", "review")
@@ -19,12 +20,12 @@ SEPARATOR = ". "
 
 @dataclass(frozen=True)
 class InteractionTexts:
-    """One text per interaction, and how many characters of its review are in the text.
+    """One text per interaction, and how much of its review it has.
 
     Attributes:
-        texts: What the encoder reads.
-        review_characters: Length of each review before any cut, in characters.
-        kept_characters: How many of them the text holds.
+        texts: Texts for the encoder.
+        review_characters: Number of characters of each review.
+        kept_characters: Number of these characters in the text.
     """
 
     texts: list[str]
@@ -33,33 +34,25 @@ class InteractionTexts:
 
 
 def item_parts(items: pl.DataFrame) -> pl.DataFrame:
-    """Metadata of each item, m_i of the paper: columns `title`, `category` (with brand and price) and `description`.
+    """Metadata of each item (m_i of the paper): columns `title`, `category` (with brand and price) and `description`.
 
     Args:
         items: Rows of `items.parquet`.
 
     Returns:
-        One row per item; a part that the item lacks is an empty text.
+        One row per item; missing parts are empty.
     """
-    price = pl.when(pl.col("price").is_not_null()).then(pl.format("{} dollars", pl.col("price").round(2)))
     return items.select(
         title=pl.col("title").fill_null(""),
-        category=pl.concat_str([pl.col("category"), pl.col("brand"), price], separator=SEPARATOR, ignore_nulls=True),
+        category=pl.concat_str([pl.col("category"), pl.col("brand"), PRICE], separator=SEPARATOR, ignore_nulls=True),
         description=pl.col("description").fill_null(""),
     )
 
 
-def review_text(interactions: pl.DataFrame) -> pl.Series:
-    """Rating and review of each interaction as one text, p_i of the paper; empty where there is neither."""
-    rating = pl.when(pl.col("rating").is_not_null()).then(pl.format("{} stars", pl.col("rating")))
-    parts = [rating, pl.col("review_title"), pl.col("review_text")]
-    return interactions.select(pl.concat_str(parts, separator=SEPARATOR, ignore_nulls=True).alias("text"))["text"]
-
-
 def interaction_texts(items: pl.DataFrame, reviews: Sequence[str], *, pretrained: str) -> InteractionTexts:
-    """Joins the parts of each interaction and cuts those texts that do not fit into the encoder's window.
+    """Joins the parts of each interaction, and shortens texts that do not fit into the encoder's window.
 
-    A part that is shorter than an equal share of the window stays whole, and the longer parts divide what it leaves.
+    Parts shorter than an equal share of the window stay whole. The longer parts share the rest.
 
     Args:
         items: Columns of `item_parts`, one row per interaction.
@@ -72,7 +65,7 @@ def interaction_texts(items: pl.DataFrame, reviews: Sequence[str], *, pretrained
     before = np.array([len(row[-1]) for row in rows], dtype=np.int64)
     room = _room(encoder)
     if room is not None:
-        # a token has at least one byte, so only longer texts have to be tokenised
+        # a token has at least one byte, so only texts with more bytes need tokenising
         long = [at for at, row in enumerate(rows) if len(_joined(row).encode()) > room]
         for at, row in zip(long, _cut([rows[at] for at in long], encoder.tokenizer, room), strict=True):
             rows[at] = row
@@ -85,7 +78,7 @@ def _joined(parts: Sequence[str]) -> str:
 
 
 def _room(encoder: Any) -> int | None:
-    """Tokens of the encoder's window that a text can fill; None where the window has no limit."""
+    """Number of tokens of a text that fit into the encoder's window; None for no limit."""
     if encoder.max_seq_length is None:
         return None
     prompt = (encoder.prompts or {}).get(encoder.default_prompt_name) or ""
@@ -94,8 +87,8 @@ def _room(encoder: Any) -> int | None:
 
 
 def _cut(rows: Sequence[list[str]], tokenizer: Any, room: int) -> list[list[str]]:
-    """The parts of each text, shortened to the room."""
-    distinct = list(dict.fromkeys(part for row in rows for part in row))  # items repeat over interactions
+    """The parts of each text, shortened to `room` tokens."""
+    distinct = list(dict.fromkeys(part for row in rows for part in row))  # items repeat
     ends_of = dict(zip(distinct, _tokens(tokenizer, distinct), strict=True))
     separator = len(_tokens(tokenizer, [SEPARATOR])[0])
     shortened = []
@@ -109,7 +102,7 @@ def _cut(rows: Sequence[list[str]], tokenizer: Any, room: int) -> list[list[str]
 
 
 def fair_share(lengths: Sequence[int], room: int) -> int:
-    """The most that each part may have, so that all parts together fit: what short parts leave, longer ones divide."""
+    """Maximum length of each part, so that all parts together fit into `room`."""
     left, waiting = room, len(lengths)
     for length in sorted(lengths):
         if length * waiting > left:
@@ -119,7 +112,7 @@ def fair_share(lengths: Sequence[int], room: int) -> int:
 
 
 def _tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Position in the text, in characters, where each of its tokens ends."""
+    """For each token of a text, the character position of its end."""
     if not texts:
         return []
     found = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)

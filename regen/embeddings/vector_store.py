@@ -1,8 +1,7 @@
-"""Every content vector that was ever made, by the hash of its text: what is here is never encoded again.
+"""A store of all content vectors by the hash of their text, so that no text is encoded twice.
 
-The store of one sentence encoder is a folder of segments. A segment is an artefact: it appears whole, under a lock, and
-is named by the texts in it. So a killed job keeps its finished segments, two jobs never encode the same one twice, and
-a damaged one is dropped and made again.
+The store of one sentence encoder is a folder of segments. A segment is an artefact, identified by its texts. So a
+killed job keeps its finished segments, two jobs never encode the same segment, and a damaged one is built again.
 """
 
 import functools
@@ -22,7 +21,7 @@ from regen.storage.artefacts import DamagedArtefactError, build, fingerprint, in
 
 logger = logging.getLogger(__name__)
 STAGE = "segment"
-VECTOR_DTYPE = np.float16  # in which content vectors are kept
+VECTOR_DTYPE = np.float16  # of stored content vectors
 
 Keys = UInt64[np.ndarray, "texts 2"]
 Embed = Callable[[Sequence[str]], np.ndarray]
@@ -36,13 +35,13 @@ def text_keys(texts: Sequence[str]) -> Keys:
 
 @dataclass(frozen=True)
 class Segment:
-    """Memory-mapped keys, in rising order of their first half, and the vector of each."""
+    """Memory-mapped keys, sorted by their first half, and the vector of each key."""
 
     keys: UInt64[np.ndarray, "2 texts"]
     vectors: Float16[np.ndarray, "texts dim"]
 
     def rows(self, keys: Keys) -> np.ndarray:
-        """Row of each key, -1 where it is not here."""
+        """Row of each key, -1 if it is not in the segment."""
         at = np.minimum(np.searchsorted(self.keys[0], keys[:, 0]), self.keys.shape[1] - 1)
         return np.where((self.keys[0][at] == keys[:, 0]) & (self.keys[1][at] == keys[:, 1]), at, -1)
 
@@ -51,8 +50,8 @@ class VectorStore:
     """The vectors of one sentence encoder.
 
     Args:
-        root: Folder that holds artefacts.
-        encoder: What identifies it, see `identity.sentence_encoder`; with the libraries' versions it names the store.
+        root: Folder of the artefacts.
+        encoder: From `identity.sentence_encoder`. With the library versions, it identifies the store.
     """
 
     def __init__(self, root: Path, encoder: Mapping[str, Any]) -> None:
@@ -67,20 +66,20 @@ class VectorStore:
         return next((segment.vectors.shape[1] for segment in self._segments()), 0)
 
     def missing(self, keys: Keys) -> np.ndarray:
-        """Mask of the keys that no segment holds."""
+        """Mask of the keys that are in no segment."""
         missing = np.ones(len(keys), dtype=bool)
         for segment in self._segments():
             missing &= segment.rows(keys) < 0
         return missing
 
     def add(self, texts: Sequence[str], keys: Keys, embed: Embed, *, force: bool = False) -> None:
-        """Encodes texts into a new segment, unless another process has just made it.
+        """Encodes texts into a new segment, unless it exists.
 
         Args:
             texts: Distinct texts.
             keys: Their hashes.
-            embed: Gives a vector for each text.
-            force: Encode even if there is such a segment.
+            embed: Returns a vector for each text.
+            force: Encode even if the segment exists.
         """
         order = np.lexsort((keys[:, 1], keys[:, 0]))
 
@@ -94,13 +93,13 @@ class VectorStore:
         build(**request, root=self.folder, make=make, force=force)
 
     def add_missing(self, texts: Sequence[str], embed: Embed, *, size: int, force: bool = False) -> int:
-        """Encodes those of some distinct texts that are not here, so many in a segment; returns how many these were.
+        """Encodes the texts that are not in the store, and returns their number.
 
         Args:
             texts: Distinct texts.
-            embed: Gives a vector for each text.
-            size: Of a segment, at most; what a killed job does again.
-            force: Encode those too that are here.
+            embed: Returns a vector for each text.
+            size: Maximum number of texts per segment, which is the most that a killed job has to repeat.
+            force: Encode all texts.
         """
         keys = text_keys(texts)
         missing = np.arange(len(keys)) if force else np.flatnonzero(self.missing(keys))
@@ -110,7 +109,7 @@ class VectorStore:
         return len(missing)
 
     def vectors(self, keys: Keys) -> Float16[np.ndarray, "texts dim"]:
-        """Vectors of keys that are all here."""
+        """Vectors of keys. All of them must be in the store."""
         found = np.empty((len(keys), self.dim), dtype=VECTOR_DTYPE)
         missing = np.ones(len(keys), dtype=bool)
         for segment in self._segments():
@@ -120,13 +119,13 @@ class VectorStore:
             missing &= ~here
         if missing.any():
             raise RuntimeError(
-                f"{self.folder}: {missing.sum()} of {len(keys)} vectors went away while they were read. "
-                "Do not delete from a store in use; run the command again."
+                f"{self.folder}: {missing.sum()} of {len(keys)} vectors disappeared while they were read. "
+                "Do not delete from a store in use. Run the command again."
             )
         return found
 
     def _segments(self) -> list[Segment]:
-        """All whole segments, the newest first; a damaged one is removed, so that its texts are encoded again."""
+        """All complete segments, newest first. Damaged ones are deleted, so that their texts are encoded again."""
         found: list[tuple[int, Segment]] = []
         for folder in sorted(self.folder.glob(f"{STAGE}-*")):
             try:
@@ -136,7 +135,7 @@ class VectorStore:
             except FileNotFoundError:  # another process is replacing it
                 continue
             except DamagedArtefactError as problem:
-                logger.warning("A damaged segment is removed, its texts are encoded again: %s", problem)
+                logger.warning("Deleting a damaged segment, whose texts are encoded again: %s", problem)
                 shutil.rmtree(folder, ignore_errors=True)
         return [segment for _, segment in sorted(found, key=lambda one: -one[0])]
 

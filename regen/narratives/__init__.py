@@ -1,1 +1,1 @@
-"""What writes reference narratives and what rates them (paper 3)."""
+"""Narrators write reference narratives, raters judge them (paper 3)."""

@@ -1,4 +1,4 @@
-"""What narrators answer: JSON by schema, checked by pydantic (paper, appendices B and F)."""
+"""Schemas of the narrators' answers, checked by pydantic (paper, appendices B and F)."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class ReasonsAndSummaries(BaseModel):
-    """From the whole history with reviews, focused on the final purchase."""
+    """Answer to the request with the whole history, about the final purchase."""
 
     purchase_reason: Text | None
     purchase_reason_explanation: Text
@@ -18,6 +18,6 @@ class ReasonsAndSummaries(BaseModel):
 
 
 class Endorsement(BaseModel):
-    """From the history without the final review."""
+    """Answer to the request without the final review."""
 
     product_endorsement: Text

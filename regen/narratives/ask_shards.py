@@ -1,4 +1,7 @@
-"""Asking as a map over shards of requests (`engine=ray`); each keeps its answers in a ledger of its own at first."""
+"""Sends requests from this process or, with `engine=ray`, in shards on a cluster.
+
+Each shard records its answers in its own ledger, which is merged into the main one at its end.
+"""
 
 import logging
 import pickle
@@ -11,11 +14,12 @@ from filelock import FileLock
 from regen.narratives.endpoint import Endpoint
 from regen.narratives.ledger import Ledger
 from regen.narratives.prompts import Request
-from regen.narratives.runner import Limits, Report, ask_all
+from regen.narratives.report import Report, RunLimits
+from regen.narratives.runner import ask_all
 from regen.runtime.shards import Engine, RayEngine
 
 logger = logging.getLogger(__name__)
-STOP = "stop"  # a file beside the shards: why no further one may ask
+STOP = "stop"  # a file that stops all shards; contains the reason
 
 
 def ask(
@@ -24,14 +28,14 @@ def ask(
     total: int,
     endpoint: Endpoint,
     ledger: Ledger,
-    limits: Limits,
+    limits: RunLimits,
     name: str,
     engine: Engine,
 ) -> Report:
-    """`ask_all`, on the machines of an engine; the arguments beside `engine` are its own.
+    """Runs `ask_all`, on the cluster if the engine is a `RayEngine`. Other arguments as for `ask_all`.
 
     Raises:
-        ValueError: If the endpoint refuses everything.
+        ValueError: If the endpoint refuses all requests.
         KeyboardInterrupt: After an interrupt.
     """
     if not isinstance(engine, RayEngine):
@@ -39,12 +43,13 @@ def ask(
     folder = ledger.path.with_name(f"{ledger.path.name}.shards")
     with FileLock(f"{folder}.lock"):
         folder.mkdir(exist_ok=True)
-        for killed in sorted(folder.glob("*.sqlite")):  # answers of a run that was killed: paid for, so kept
+        for killed in sorted(folder.glob("*.sqlite")):  # paid answers of a killed run
             _take_in(ledger, killed)
         for left_over in (*folder.glob("*.requests"), *folder.glob(STOP)):
             left_over.unlink()
-        left = _write_shards(folder, requests, endpoint=endpoint, ledger=ledger, limits=limits, size=engine.requests)
-        report, shards = left.report, left.shards
+        report, shards, twins = _write_shards(
+            folder, requests, endpoint=endpoint, ledger=ledger, limits=limits, size=engine.requests
+        )
         logger.info("%s: %d requests, %d shards to ask", name, report.counts["requests"], len(shards))
         work = AskShard(endpoint, _share_of_rates(limits, min(engine.asking, len(shards))), name)
         errors = []
@@ -57,8 +62,8 @@ def ask(
         (folder / STOP).unlink(missing_ok=True)
         if errors:
             raise ValueError(errors[0])
-        rest = left.twins  # answered by now, or else as hopeless as the first of their kind
-        if report.out_of_money:  # each shard has left a little, which together may pay for more
+        rest = twins  # usually answered by now
+        if report.out_of_money:  # what the shards have left may together pay for more requests
             rest = [*_unasked(requests, endpoint, ledger, report.given_up), *rest]
             report.out_of_money = False
         if rest:
@@ -81,7 +86,7 @@ def ask(
 def _unasked(
     requests: Callable[[], Iterator[Request]], endpoint: Endpoint, ledger: Ledger, given_up: set[str]
 ) -> list[Request]:
-    """The requests that no shard could pay for, one of each kind."""
+    """The distinct requests that no shard could pay for."""
     settings = endpoint.settings()
     by_key = {request.key(settings): request for request in requests()}
     return [request for key, request in by_key.items() if key not in given_up and ledger.answer(key) is None]
@@ -89,7 +94,7 @@ def _unasked(
 
 @dataclass(frozen=True)
 class ShardDone:
-    """What a shard of requests came to: its file, what it did, and why the endpoint could not be used."""
+    """Result of a shard: its file, its report, and the error if the endpoint could not be used."""
 
     path: Path
     report: Report
@@ -98,20 +103,20 @@ class ShardDone:
 
 @dataclass(frozen=True)
 class AskShard:
-    """Asks the requests of a shard's file; called by an engine, maybe on another machine.
+    """Sends the requests of a shard. The engine may call it on another machine.
 
     Attributes:
-        endpoint: Whom.
-        limits: What this shard keeps to, beside its share of the money.
-        name: Of the stage.
+        endpoint: Where to send them.
+        limits: RunLimits of the shard, except its share of the money.
+        name: Name of the stage.
     """
 
     endpoint: Endpoint
-    limits: Limits
+    limits: RunLimits
     name: str
 
     def __call__(self, shard: tuple[Path, float | None]) -> ShardDone:
-        """Takes the shard's file and the dollars it may spend."""
+        """Takes the shard's file and its maximum cost in dollars."""
         path, max_cost = shard
         stop = path.with_name(STOP)
         if stop.exists():
@@ -134,25 +139,20 @@ class AskShard:
         return ShardDone(path, report, None)
 
 
-@dataclass(frozen=True)
-class _Left:
-    """What is left to ask: shards with their shares of the money, and requests that equal one in them."""
-
-    report: Report
-    shards: list[tuple[Path, float | None]]
-    twins: list[Request]
-
-
 def _write_shards(
     folder: Path,
     requests: Callable[[], Iterator[Request]],
     *,
     endpoint: Endpoint,
     ledger: Ledger,
-    limits: Limits,
+    limits: RunLimits,
     size: int,
-) -> _Left:
-    """Writes what has no answer yet into files of `size` requests."""
+) -> tuple[Report, list[tuple[Path, float | None]], list[Request]]:
+    """Writes the requests without an answer to files of `size` requests.
+
+    Returns:
+        The report so far, the shards with their shares of the money, and requests that repeat one in the shards.
+    """
     settings, report = endpoint.settings(), Report()
     seen: set[str] = set()
     asked: set[str] = set()
@@ -188,11 +188,11 @@ def _write_shards(
         write()
     left = None if limits.max_cost is None else max(0.0, limits.max_cost - report.dollars_before)
     shards = [(path, None if left is None else left * count / len(asked)) for path, count in files]
-    return _Left(report, shards, twins)
+    return report, shards, twins
 
 
-def _share_of_rates(limits: Limits, shards: int) -> Limits:
-    """Limits of one of several shards that ask at once."""
+def _share_of_rates(limits: RunLimits, shards: int) -> RunLimits:
+    """Rate limits of one of several concurrent shards."""
     rates = {name: getattr(limits, name) for name in ("requests_per_minute", "tokens_per_minute")}
     return replace(limits, **{name: rate / shards for name, rate in rates.items() if rate is not None and shards > 1})
 

@@ -1,4 +1,4 @@
-"""The narrator and the raters that a config names, with their endpoints and limits."""
+"""Builds the narrator and the raters of a config."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,30 +7,30 @@ from typing import Any
 from regen.config import schema
 from regen.narratives.endpoint import Endpoint, Price, Sampling
 from regen.narratives.narrate import Narrator, OpenAINarrator, TemplateNarrator
-from regen.narratives.prompts import Limits as RequestLimits
-from regen.narratives.rate import Rater
-from regen.narratives.runner import Limits as RunLimits
+from regen.narratives.prompts import HistoryLimits
+from regen.narratives.raters import Rater
+from regen.narratives.report import RunLimits
 from regen.runtime.shards import HERE
 
 
 def build_narrator(config: schema.NarratedConfig) -> Narrator:
-    """What `narrator` names.
+    """Builds the narrator of a config.
 
     Raises:
-        ValueError: If it writes nothing, or its endpoint cannot be used.
+        ValueError: If there is no such narrator, or its endpoint cannot be used.
     """
     name = config.narrator.name
     if name == "template":
         return TemplateNarrator()
     if name == "openai":
         parts = endpoint_parts(config.narrator, max_cost=config.max_cost, where="narrator")
-        engine = getattr(config, "engine", None)  # of some commands only
+        engine = getattr(config, "engine", None)  # only some commands have it
         return OpenAINarrator(**parts, engine=HERE if engine is None else engine.build())
-    raise ValueError(f"narrator={name}: it writes nothing. Choose template or openai.")
+    raise ValueError(f"narrator={name} writes no narratives. Choose template or openai.")
 
 
 def build_raters(raters: Mapping[str, schema.Endpoint], *, max_cost: float | None) -> list[Rater]:
-    """The raters of a config, by name."""
+    """Builds the raters of a config."""
     return [
         Rater(name, **endpoint_parts(settings, max_cost=max_cost, where=f"rater.{name}"))
         for name, settings in raters.items()
@@ -38,10 +38,10 @@ def build_raters(raters: Mapping[str, schema.Endpoint], *, max_cost: float | Non
 
 
 def endpoint_parts(settings: schema.Endpoint, *, max_cost: float | None, where: str) -> dict[str, Any]:
-    """Endpoint, ledger and limits of a `narrator` or `rater` node, by the names of a narrator's arguments.
+    """Keyword arguments of `OpenAINarrator` and `Rater` from a `narrator` or `rater` node.
 
     Raises:
-        ValueError: If a setting cannot be used; the message has the config's key.
+        ValueError: If a setting is invalid; the message starts with `where`.
     """
     prompt, completion = settings.price.prompt, settings.price.completion
     if (prompt is None) != (completion is None):
@@ -56,7 +56,7 @@ def endpoint_parts(settings: schema.Endpoint, *, max_cost: float | None, where: 
                 sampling=Sampling(settings.temperature, settings.top_p, settings.max_tokens, settings.seed),
             ),
             "ledger": Path(settings.ledger),
-            "request_limits": RequestLimits(settings.text_characters, settings.history_characters),
+            "request_limits": HistoryLimits(settings.text_characters, settings.history_characters),
             "run_limits": RunLimits(
                 concurrency=settings.concurrency,
                 requests_per_minute=settings.requests_per_minute,

@@ -1,12 +1,14 @@
-"""Any OpenAI-compatible endpoint, hosted or local: what is sent, what came back, and what it means.
+"""Client of any OpenAI-compatible endpoint, hosted or local.
 
-The key is read from the environment when it is needed. It is written nowhere and goes only into the request's header.
+The key is read from the environment when it is needed. It is sent in the request header and stored nowhere.
 """
 
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,24 +16,24 @@ import openai
 
 from regen.narratives.prompts import Request, flat_schema
 
-CHARACTERS_PER_TOKEN = 4.0  # of English text, for estimates before the endpoint counted
+CHARACTERS_PER_TOKEN = 4.0  # estimate for English text
 SEEDS_PER_ATTEMPT = 10_000
-SHOWN = 300  # characters of an endpoint's message that are kept
-# Errors of the HTTP library before anything was sent; by name, since the library depends on the version of openai.
+SHOWN = 300  # characters to keep of an endpoint's message
+# HTTP errors before anything was sent. By name, because the HTTP library depends on the version of openai.
 _NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
-_GATEWAY_TIMEOUTS = (408, 504, 524)  # the model behind the gateway may have gone on, and is then paid for
+_GATEWAY_TIMEOUTS = (408, 504, 524)  # the model may continue behind the gateway and cost money
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the endpoint draws; part of what determines an answer.
+    """Sampling settings of a request.
 
     Attributes:
-        temperature: 0 is greedy.
-        top_p: Nucleus sampling.
-        max_tokens: Of an answer.
-        seed: Plus the number of the draw, it is sent along; null sends none.
+        temperature: 0 for greedy decoding.
+        top_p: Probability mass of nucleus sampling.
+        max_tokens: Maximum length of an answer.
+        seed: Base seed, to which the number of the draw is added; None sends no seed.
     """
 
     temperature: float
@@ -48,13 +50,13 @@ class Price:
     completion: float
 
     def of(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """Dollars."""
+        """Cost in dollars."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer as it came, with its tokens as the endpoint counted them; None where it did not."""
+    """An answer. Token counts are None if the endpoint did not report them."""
 
     text: str
     refusal: str | None
@@ -65,7 +67,13 @@ class Reply:
 
 
 class AgainError(Exception):
-    """The endpoint did not answer this time; `after` is the wait it asked for, in seconds."""
+    """The attempt failed; another one may succeed.
+
+    Args:
+        reason: Error message.
+        after: Seconds to wait, if the endpoint asked for a wait.
+        may_cost: Whether the attempt may have cost money.
+    """
 
     def __init__(self, reason: str, after: float | None = None, *, may_cost: bool = False) -> None:
         super().__init__(reason)
@@ -74,29 +82,29 @@ class AgainError(Exception):
 
 
 class RejectedError(Exception):
-    """The endpoint will never answer this request."""
+    """The endpoint rejects this request; a retry is useless."""
 
 
 class ForbiddenError(RejectedError):
-    """Status 403: about this request if others are answered, about the key or the account if none is."""
+    """Status 403. The cause is this request if others are answered, otherwise the key or the account."""
 
 
 class UnusableEndpointError(Exception):
-    """The endpoint will not answer any request."""
+    """The endpoint rejects all requests."""
 
 
 class Endpoint:
     """A chat endpoint.
 
     Args:
-        model: As the endpoint names it.
-        base_url: Of its API, with `/v1`; null is `$OPENAI_BASE_URL`, or OpenAI's.
-        api_key_env: Name of the environment variable with the key; a local endpoint needs none.
-        sampling: How it draws.
-        timeout: Seconds until a request is given up.
+        model: Name of the model at the endpoint.
+        base_url: URL of the API, with `/v1`. None for `$OPENAI_BASE_URL`, or OpenAI if that is not set.
+        api_key_env: Environment variable with the key. A local endpoint needs none.
+        sampling: Sampling settings.
+        timeout: Timeout of a request, in seconds.
 
     Raises:
-        ValueError: If the URL holds a password, or a hosted endpoint has no usable key.
+        ValueError: If the URL has a password, or a hosted endpoint has no usable key.
     """
 
     def __init__(
@@ -116,21 +124,21 @@ class Endpoint:
         self._client: openai.AsyncOpenAI | None = None
 
     def settings(self) -> dict[str, Any]:
-        """What determines an answer beside the request; no secret is among it."""
+        """The settings that determine an answer, without secrets."""
         return {"base_url": self.base_url, "model": self.model, **vars(self.sampling)}
 
     def _key(self) -> str:
-        """Read at each use, so that a pickled endpoint holds no key and workers read their own environment."""
+        """Reads the key at each use, so that a pickled endpoint has no key and workers use their own environment."""
         key = os.environ.get(self.api_key_env, "").strip()
         if not key and urlsplit(self.base_url).hostname in _LOCAL:
             return "none"
         if not key:
             raise ValueError(
-                f"{self.base_url} needs a key: set the environment variable {self.api_key_env}, with engine=ray on "
+                f"{self.base_url} needs a key. Set the environment variable {self.api_key_env}, with engine=ray on "
                 "every machine of the cluster."
             )
         if not (key.isascii() and key.isprintable()):
-            raise ValueError(f"{self.api_key_env} holds characters that no key has. Copy the key again.")
+            raise ValueError(f"{self.api_key_env} has characters that are not allowed in a key. Copy the key again.")
         return key
 
     async def __aenter__(self) -> "Endpoint":
@@ -144,16 +152,16 @@ class Endpoint:
         await self._client.close()
 
     async def ask(self, request: Request, *, attempt: int = 0) -> Reply:
-        """Sends one request, once.
+        """Sends one request, without retries.
 
         Args:
-            request: What to ask.
-            attempt: How many answers to it were of no use; another seed then gives another answer.
+            request: The request.
+            attempt: Number of unusable answers so far. It changes the seed.
 
         Raises:
-            AgainError: No answer this time.
-            RejectedError: Never an answer to this request; `ForbiddenError` if the status is 403.
-            UnusableEndpointError: Never an answer to any.
+            AgainError: If the attempt failed, but another one may succeed.
+            RejectedError: If the endpoint rejects this request; `ForbiddenError` if the status is 403.
+            UnusableEndpointError: If the endpoint rejects all requests.
         """
         try:
             return await self._send(request, attempt)
@@ -181,7 +189,7 @@ class Endpoint:
             try:
                 return self._reply(await self._client.chat.completions.create(**parameters))
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                changed_meanwhile = sent_with != (self._format, self._limit)  # by another request under way
+                changed_meanwhile = sent_with != (self._format, self._limit)  # by a concurrent request
                 if not changed_meanwhile and not self._falls_back(str(error)):
                     raise
 
@@ -192,7 +200,7 @@ class Endpoint:
         return {"type": "json_schema", "json_schema": schema}
 
     def _falls_back(self, message: str) -> bool:
-        """Whether the endpoint refused a parameter for which there is another one; the choice stays."""
+        """Switches to an alternative if the endpoint refused a parameter that has one; returns whether it did."""
         lower = message.lower()
         if self._limit == "max_tokens" and "max_completion_tokens" in lower:
             self._limit = "max_completion_tokens"
@@ -211,7 +219,9 @@ class Endpoint:
                 may_cost=True,
             )
         choice = completion.choices[0]
-        text = (choice.message.content or "").encode("utf-8", "replace").decode()  # no file can hold a lone surrogate
+        text = (
+            (choice.message.content or "").encode("utf-8", "replace").decode()
+        )  # replaces lone surrogates, which no file can hold
         refusal = getattr(choice.message, "refusal", None) or (
             "content filter" if choice.finish_reason == "content_filter" else None
         )
@@ -246,27 +256,27 @@ class Endpoint:
         return RejectedError(message)
 
     def _scrubbed(self, message: str) -> str:
-        """The start of the message, without the key; the key goes first, so that the cut cannot leave a part of it."""
+        """The start of the message without the key. Truncation comes last, so that it leaves no part of the key."""
         key = self._key()
         return (message.replace(key, "***") if len(key) > 4 else message)[:SHOWN]
 
 
 def refuse_credentials(base_url: str) -> None:
-    """Refuses an address with a user name, a password or a query.
+    """Refuses a URL with a user name, a password or a query.
 
     Raises:
-        ValueError: With the address's host alone.
+        ValueError: If it has one. The message names only the host.
     """
     parts = urlsplit(base_url)
     if parts.username or parts.password or parts.query:
         raise ValueError(
-            f"base_url of the endpoint at {parts.hostname} holds credentials or a query, which would end up in "
-            "configs and manifests. Put the key into the environment variable that api_key_env names."
+            f"base_url of the endpoint at {parts.hostname} holds credentials or a query, which would be "
+            "stored in configs and manifests. Put the key into the environment variable that api_key_env names."
         )
 
 
 def _count(tokens: Any, *, least: int) -> int | None:
-    """A number of tokens as the endpoint reported it; None if it did not, or if it cannot be true."""
+    """The reported number of tokens; None if it is missing or impossible."""
     return tokens if isinstance(tokens, int) and tokens >= least else None
 
 
@@ -278,10 +288,7 @@ def _message(error: openai.APIStatusError) -> str:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the endpoint asks to wait, given in seconds, milliseconds or as a date."""
-    from datetime import UTC, datetime
-    from email.utils import parsedate_to_datetime
-
+    """Requested wait in seconds, from a header in seconds, milliseconds or as a date."""
     try:
         if "retry-after-ms" in headers:
             seconds = float(headers["retry-after-ms"]) / 1000

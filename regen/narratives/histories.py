@@ -1,16 +1,16 @@
-"""Histories as a language model reads them: a purchase a line, fenced so that no review can pass for anything else."""
+"""Histories as text for a language model, one purchase per line, safe against prompt injection by reviews."""
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import polars as pl
 
-from regen.data.histories import withheld_reviews
+from regen.data.histories import positions_up_to, withheld_reviews
 from regen.data.tables import Tables
 
 OPEN, CLOSE = "<history>", "</history>"
@@ -20,7 +20,7 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069
 
 @dataclass(frozen=True)
 class Purchase:
-    """One interaction with what its item is."""
+    """One interaction and its item."""
 
     item_id: str
     timestamp: int | None
@@ -34,13 +34,17 @@ class Purchase:
     review_text: str | None
 
     def without_review(self) -> "Purchase":
-        """The purchase before it was reviewed."""
+        """A copy without rating and review."""
         return replace(self, rating=None, review_title=None, review_text=None)
+
+
+SHOWN = tuple(name for name in Purchase.__dataclass_fields__ if name not in ("item_id", "timestamp"))
+"""Fields of a purchase that a language model reads, besides its date."""
 
 
 @dataclass(frozen=True)
 class UserHistory:
-    """A user's purchases, oldest first; the last one is the final item."""
+    """A user's purchases, oldest first. The last one is the final item."""
 
     user_id: str
     purchases: tuple[Purchase, ...]
@@ -51,25 +55,13 @@ class UserHistory:
         return self.purchases[-1]
 
     def ending_with(self, item_id: str, timestamp: int | None = None) -> "UserHistory | None":
-        """The history up to a purchase of that item, the latest if there are several; None where there is none."""
-        at = [
-            position
-            for position, purchase in enumerate(self.purchases)
-            if purchase.item_id == item_id and timestamp in (None, purchase.timestamp)
-        ]
-        if not at:
-            return None
-        chosen = self.purchases[at[-1]]
-        before = [
-            purchase
-            for position, purchase in enumerate(self.purchases)
-            if position != at[-1]
-            and (None in (purchase.timestamp, chosen.timestamp) or purchase.timestamp <= chosen.timestamp)  # type: ignore[operator]
-        ]
-        return replace(self, purchases=(*before, chosen))
+        """The history up to the latest purchase of that item; None if there is none."""
+        items, times = zip(*((one.item_id, one.timestamp) for one in self.purchases), strict=True)
+        chosen = positions_up_to(items, times, item_id, timestamp)
+        return None if chosen is None else replace(self, purchases=tuple(self.purchases[at] for at in chosen))
 
     def without_final_review(self) -> "UserHistory":
-        """The history before its final item was reviewed; a copy of that review on another purchase goes with it."""
+        """A copy without the final review and its duplicates on other purchases."""
         reviews = [(purchase.review_title, purchase.review_text) for purchase in self.purchases]
         withheld = withheld_reviews(reviews, final=True)
         kept = [
@@ -80,19 +72,19 @@ class UserHistory:
 
 
 def user_histories(tables: Tables, *, max_history: int, users: int | None = None) -> Iterator[UserHistory]:
-    """The histories of all users who bought something with a title, by user id.
+    """Yields the histories of all users who bought an item with a title, by user id.
 
     Args:
         tables: Prepared tables.
-        max_history: How many purchases, the latest ones.
-        users: Only so many users, drawn by a hash of their id, so that more users mean the same ones and others.
+        max_history: Maximum number of purchases, the latest ones.
+        users: Maximum number of users, None for all. A hash of their ids draws them, so a larger number adds users.
 
     Raises:
-        ValueError: If that leaves nothing.
+        ValueError: If a number is below 1.
     """
     if max_history < 1 or (users is not None and users < 1):
         raise ValueError(f"max_history={max_history}, users={users}: both have to be at least 1.")
-    columns = [name for name in Purchase.__dataclass_fields__ if name not in ("item_id", "timestamp", *_REVIEW)]
+    columns = [name for name in SHOWN if name not in _REVIEW]
     items = tables.items.filter(pl.col("title").is_not_null()).select("item_id", *columns)
     bought = tables.interactions.join(items.select("item_id"), on="item_id", how="semi", maintain_order="left")
     if users is not None:
@@ -110,18 +102,19 @@ def user_histories(tables: Tables, *, max_history: int, users: int | None = None
 
 
 def history_text(history: UserHistory, *, text_characters: int, characters: int) -> tuple[str, int]:
-    """The history between `<history>` and `</history>`, a JSON object a line.
+    """The history between `<history>` and `</history>`, one JSON object per line.
 
-    Inside, `<` and `>` are escaped and control characters are gone: whatever a reviewer wrote, the fence stands exactly
-    where we put it, a line is a purchase, and no token of a chat template that is written in angle brackets can appear.
+    `<` and `>` are escaped and control characters are removed. So a review cannot close the tag, add a line or contain
+    a chat template's token in angle brackets.
 
     Args:
         history: The user's purchases.
-        text_characters: A longer title, description or review is cut there.
-        characters: Of the whole; the oldest purchases that do not fit are left out, the final one never.
+        text_characters: Maximum length of a title, description or review; longer ones are truncated.
+        characters: Maximum length of the history. The oldest purchases that do not fit are dropped, but never the final
+            one.
 
     Returns:
-        The text, and how many purchases were left out.
+        The text, and the number of dropped purchases.
     """
     total = len(history.purchases)
     lines: list[str] = []
@@ -142,19 +135,17 @@ def _line(purchase: Purchase, position: int, *, final: bool, text_characters: in
         "position": position,
         "final_item": final,
         "date": day,
-        "title": purchase.title,
-        "description": purchase.description,
-        "category": purchase.category,
-        "brand": purchase.brand,
-        "price": purchase.price,
-        "rating": purchase.rating,
-        "review_title": purchase.review_title,
-        "review_text": purchase.review_text,
+        **{name: getattr(purchase, name) for name in SHOWN},
     }
     plain = {
         key: CONTROL.sub(" ", value)[:text_characters] if isinstance(value, str) else value
         for key, value in shown.items()
         if value is not None
     }
-    text = json.dumps(plain, ensure_ascii=False)
+    return fenced(plain)
+
+
+def fenced(values: Mapping[str, Any]) -> str:
+    """JSON without control characters and angle brackets, so that it cannot close or open a tag of the prompt."""
+    text = CONTROL.sub(" ", json.dumps(values, ensure_ascii=False))
     return text.replace("<", "\\u003c").replace(">", "\\u003e")

@@ -1,4 +1,4 @@
-"""The ledger: every answer an endpoint gave, kept from the moment it arrived, so that none is paid for twice."""
+"""The ledger stores every answer of an endpoint when it arrives, so that no request is paid for twice."""
 
 import sqlite3
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from typing import Literal
 from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_random
 
 Outcome = Literal["answered", "invalid", "refused", "lost", "duplicate"]
-"""What an attempt came to; `lost` had no answer but may have cost money, `duplicate` had one when another was kept."""
-_BUSY = 60.0  # seconds to wait for another process that writes
+"""Result of an attempt. `lost`: no answer, but possibly a cost. `duplicate`: another answer was stored before."""
+_BUSY = 60.0  # seconds to wait while another process writes
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for a request.
+    """The answer to a request.
 
     Attributes:
         text: The message.
-        model: As the endpoint names what answered.
+        model: Name of the model, as reported by the endpoint.
         created: UTC time in ISO 8601.
     """
 
@@ -29,13 +29,13 @@ class Answer:
 
 
 class Ledger:
-    """An SQLite file; several processes may use it at once.
+    """An SQLite file, which several processes can use at once.
 
     Args:
-        path: Made if it does not exist.
+        path: The file; created if it does not exist.
 
     Raises:
-        ValueError: If the file is no ledger.
+        ValueError: If the file is not a ledger.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,14 +48,14 @@ class Ledger:
             raise ValueError(f"{path}: not a ledger of regen ({error}). Move it away or set another path.") from error
 
     @retry(
-        retry=retry_if_exception_message(match="database is locked"),  # SQLite does not wait for who sets the mode
+        retry=retry_if_exception_message(match="database is locked"),  # SQLite's timeout does not cover this
         wait=wait_random(0.01, 0.1),
         stop=stop_after_delay(_BUSY),
         reraise=True,
     )
     def _set_up(self) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")  # on the disk before the next request is sent
+        self._db.execute("PRAGMA synchronous=FULL")  # write to the disk before the next request
         self._db.execute(
             "CREATE TABLE IF NOT EXISTS attempts (key TEXT, outcome TEXT, text TEXT, detail TEXT, model TEXT, "
             "prompt_tokens INTEGER, completion_tokens INTEGER, dollars REAL, created TEXT)"
@@ -75,10 +75,10 @@ class Ledger:
         completion_tokens: int = 0,
         dollars: float = 0.0,
     ) -> None:
-        """Writes what one attempt came to, usable or not; it is on the disk when this returns.
+        """Records the result of one attempt, and returns when it is on the disk.
 
-        If another process has recorded an answer to the same request, that answer stays, and this one is kept for its
-        cost.
+        If there is an answer to the same request already, that answer stays. The new one is stored as a duplicate, for
+        its cost.
         """
         now = datetime.now(UTC).isoformat(timespec="microseconds")
         values = (text, detail, model, prompt_tokens, completion_tokens, dollars, now)
@@ -87,26 +87,26 @@ class Ledger:
             self._db.execute(insert, (key, "duplicate", *values))
 
     def answer(self, key: str) -> Answer | None:
-        """The usable answer to a request, if it was given."""
+        """The usable answer to a request, or None."""
         query = "SELECT text, model, created FROM attempts WHERE key = ? AND outcome = 'answered'"
         row = self._db.execute(query, (key,)).fetchone()
         return None if row is None else Answer(*row)
 
     def unusable(self, key: str) -> int:
-        """How many answers to this request could not be used."""
+        """Number of unusable answers to a request."""
         query = "SELECT COUNT(*) FROM attempts WHERE key = ? AND outcome IN ('invalid', 'refused')"
         return int(self._db.execute(query, (key,)).fetchone()[0])
 
     def dollars(self, key: str) -> float:
-        """What all attempts at this request cost."""
+        """Cost of all attempts at a request."""
         query = "SELECT COALESCE(SUM(dollars), 0) FROM attempts WHERE key = ?"
         return float(self._db.execute(query, (key,)).fetchone()[0])
 
     def take_in(self, other: Path) -> None:
-        """Adds what another ledger holds and this one does not.
+        """Copies the attempts that only another ledger has.
 
         Raises:
-            ValueError: If the file is no ledger.
+            ValueError: If the file is not a ledger.
         """
         Ledger(other).close()
         self._db.execute("ATTACH DATABASE ? AS other", (str(other),))
@@ -117,12 +117,12 @@ class Ledger:
             )
             columns = "text, detail, model, prompt_tokens, completion_tokens, dollars, created"
             self._db.execute(f"INSERT OR IGNORE INTO attempts SELECT * {new}")
-            self._db.execute(f"INSERT INTO attempts SELECT key, 'duplicate', {columns} {new}")  # answered here already
+            self._db.execute(f"INSERT INTO attempts SELECT key, 'duplicate', {columns} {new}")  # answered here
         finally:
             self._db.execute("DETACH DATABASE other")
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Closes the file."""
         self._db.close()
 
     def __enter__(self) -> "Ledger":

@@ -1,11 +1,11 @@
-"""Stage `narrate`: six features of every user, by a language model or by templates (paper 3.2, appendices B and F)."""
+"""Stage `narrate`: writes the six features of every user, by LM or templates (paper 3.2, appendices B and F)."""
 
 import json
-import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,14 +18,11 @@ from regen.narratives.ask_shards import ask
 from regen.narratives.endpoint import CHARACTERS_PER_TOKEN, Endpoint
 from regen.narratives.histories import UserHistory, user_histories
 from regen.narratives.ledger import Ledger
-from regen.narratives.prompts import Limits, Prompt, Request
-from regen.narratives.runner import Limits as RunLimits
-from regen.narratives.runner import Report
+from regen.narratives.prompts import HistoryLimits, Prompt, Request
+from regen.narratives.report import RunLimits, check_report, write_failures
 from regen.runtime.shards import HERE, Engine
 from regen.storage import identity
 from regen.storage.artefacts import Artefact, build
-
-logger = logging.getLogger(__name__)
 
 NARRATED = pl.Schema(
     {
@@ -37,9 +34,8 @@ NARRATED = pl.Schema(
         "written": pl.String(),
     }
 )
-"""A narrative and what wrote it: narrator, model, prompt and its hash, sampling settings as JSON, UTC time."""
-FAILURES = pl.Schema({"user_id": pl.String(), "prompt": pl.String(), "reason": pl.String()})
-QUOTE_WORDS = 8  # in a row, from which a narrative counts as quoting a review
+"""A narrative and its origin: narrator, model, prompt and its hash, sampling settings as JSON, UTC time."""
+QUOTE_WORDS = 8  # a narrative with this many words in a row of a review quotes it
 
 PROMPTS = {
     "reasons": Prompt("reasons", answers.ReasonsAndSummaries, examples=True),
@@ -51,7 +47,7 @@ Histories = Callable[[], Iterator[UserHistory]]
 
 @dataclass
 class Written:
-    """What a narrator made: rows of `NARRATED`, rows of `FAILURES`, and counts."""
+    """Output of a narrator: rows of `NARRATED`, failures (user, prompt, reason) and counts."""
 
     rows: list[dict[str, Any]]
     failures: list[tuple[str, str, str]]
@@ -59,17 +55,17 @@ class Written:
 
 
 class Narrator(Protocol):
-    """What writes reference narratives."""
+    """Writes reference narratives."""
 
     def recipe(self) -> dict[str, Any]:
-        """Everything that determines what it writes."""
+        """Everything that determines the narratives."""
 
     def write(self, histories: Histories, total: int) -> Written:
-        """Writes about every history."""
+        """Writes the narratives of all histories."""
 
 
 class TemplateNarrator:
-    """Fixed rules, no language model: see `regen.narratives.template`."""
+    """Writes by fixed rules, without a language model; see `regen.narratives.template`."""
 
     def recipe(self) -> dict[str, Any]:
         """The version of the rules."""
@@ -86,34 +82,26 @@ class TemplateNarrator:
         return Written(rows, [], {})
 
 
+@dataclass(frozen=True, kw_only=True)
 class OpenAINarrator:
-    """A language model behind an OpenAI-compatible endpoint; two requests a user.
+    """Writes with a language model at an OpenAI-compatible endpoint, with two requests per user.
 
-    Args:
-        endpoint: The model.
-        ledger: Where answers are kept.
-        request_limits: How much of a history a request holds.
-        run_limits: Concurrency, rates, attempts, money.
-        engine: Where requests are sent from.
+    Attributes:
+        endpoint: The language model.
+        ledger: File that stores the answers.
+        request_limits: Maximum length of a history in a request.
+        run_limits: Limits of concurrency, rates, attempts and cost.
+        engine: Sends the requests from this process or from a cluster.
     """
 
-    def __init__(
-        self,
-        *,
-        endpoint: Endpoint,
-        ledger: Path,
-        request_limits: Limits,
-        run_limits: RunLimits,
-        engine: Engine = HERE,
-    ) -> None:
-        self.engine = engine
-        self.endpoint = endpoint
-        self.ledger = ledger
-        self.request_limits = request_limits
-        self.run_limits = run_limits
+    endpoint: Endpoint
+    ledger: Path
+    request_limits: HistoryLimits
+    run_limits: RunLimits
+    engine: Engine = field(default_factory=lambda: HERE)
 
     def recipe(self) -> dict[str, Any]:
-        """Endpoint, model, sampling, prompts and what of a history they hold."""
+        """Endpoint, model, sampling, prompts and limits of the history."""
         return {
             "narrator": "openai",
             **self.endpoint.settings(),
@@ -122,16 +110,16 @@ class OpenAINarrator:
         }
 
     def requests(self, histories: Histories) -> Iterator[Request]:
-        """The endorsement never sees the final review."""
+        """Two requests per history. The one for the endorsement does not contain the final review."""
         for history in histories():
             yield PROMPTS["reasons"].request(history, self.request_limits)
             yield PROMPTS["endorsement"].request(history.without_final_review(), self.request_limits)
 
     def write(self, histories: Histories, total: int) -> Written:
-        """Asks what the ledger does not have, then puts all answers together.
+        """Sends the requests without an answer in the ledger, then collects all answers.
 
         Raises:
-            ValueError: If `max_cost` would be passed, or nothing was answered.
+            ValueError: If `max_cost` would be exceeded, or all requests failed.
         """
         with Ledger(self.ledger) as ledger:
             report = ask(
@@ -165,37 +153,6 @@ class OpenAINarrator:
                 yield _row(history, feature, text, **origin)
 
 
-def check_report(report: Report, limits: RunLimits) -> None:
-    """Tells of failures; refuses what must not become an artefact.
-
-    Raises:
-        ValueError: If the run stopped for money, or every request failed.
-    """
-    if report.out_of_money:
-        uncounted = report.counts["uncounted"]
-        why = f" {uncounted:,} answers came without `usage` and count with the most they can cost." if uncounted else ""
-        raise ValueError(
-            f"max_cost={limits.max_cost} dollars would be passed: ${report.dollars:.4f} were spent in this run.{why} "
-            f"{report.counts['answered']:,} answers came and are kept; a higher max_cost goes on from there."
-        )
-    if report.failures:
-        reasons: dict[str, int] = {}
-        for _, prompt, reason in report.failures:
-            reasons[f"{prompt}: {reason}"] = reasons.get(f"{prompt}: {reason}", 0) + 1
-        shown = "\n".join(
-            f"{count:>8,}  {reason}" for reason, count in sorted(reasons.items(), key=lambda r: -r[1])[:10]
-        )
-        failed, asked = len(report.failures), report.counts["requests"]
-        if failed == asked:
-            raise ValueError(f"All {failed:,} requests failed:\n{shown}")
-        logger.warning(
-            "%d of %d requests failed for good and are listed in failures.parquet; force=true asks them again:\n%s",
-            failed,
-            asked,
-            shown,
-        )
-
-
 def _row(history: UserHistory, feature: str, text: str | None, **origin: str) -> dict[str, Any]:
     about = history.final if feature in ITEM_FEATURES else None
     return {
@@ -218,21 +175,21 @@ def narrate(
     root: Path,
     force: bool = False,
 ) -> Artefact:
-    """Builds or reuses a data set whose narratives this narrator wrote.
+    """Builds or reuses a data set with the narratives of a narrator.
 
-    The folder holds the prepared items and interactions beside the new narratives, so that whatever reads prepared data
-    reads it as well; `failures.parquet` lists requests without an answer.
+    The artefact has the prepared items and interactions and the new narratives, so it can replace prepared data.
+    `failures.parquet` lists the requests without an answer.
 
     Args:
-        narrator: Writes.
-        prepared: The data; narratives that it has are left behind.
-        max_history: Of a user's purchases the narrator reads the latest.
-        users: Only so many users, null for all.
-        root: Folder that holds artefacts.
-        force: Build again; what a ledger holds is not asked again.
+        narrator: Writes the narratives.
+        prepared: The prepared data. Their own narratives are not copied.
+        max_history: Maximum number of purchases the narrator reads, the latest ones.
+        users: Maximum number of users, None for all.
+        root: Folder of the artefacts.
+        force: Build again. Answers in the ledger are still reused.
 
     Raises:
-        DataError: If there is nobody to write about.
+        DataError: If no user bought an item with a title.
     """
     histories, total = histories_of(prepared, max_history=max_history, users=users)
 
@@ -242,9 +199,7 @@ def narrate(
         for name in ("items", "interactions"):
             _link(prepared.path / f"{name}.parquet", folder / f"{name}.parquet")
         frame.write_parquet(folder / "narratives.parquet")
-        pl.DataFrame(written.failures, schema=FAILURES, orient="row").sort(FAILURES.names()).write_parquet(
-            folder / "failures.parquet"
-        )
+        write_failures(written.failures, folder)
         reviews = load_tables(prepared.path).interactions
         return {
             "users": total,
@@ -261,10 +216,10 @@ def narrate(
 
 
 def histories_of(prepared: Artefact, *, max_history: int, users: int | None) -> tuple[Histories, int]:
-    """The histories of a prepared data set, made anew at each call, and how many.
+    """A function that iterates over the histories of a prepared data set, and their number.
 
     Raises:
-        DataError: If there are none.
+        DataError: If there is no history.
     """
     tables = load_tables(prepared.path)
 
@@ -281,22 +236,17 @@ def histories_of(prepared: Artefact, *, max_history: int, users: int | None) -> 
 def estimate(
     requests: Iterator[Request], *, endpoint: Endpoint, ledger: Path, limits: RunLimits
 ) -> Mapping[str, float | int | None]:
-    """What a run would ask and cost at most, without asking: four characters a token, every answer of full length."""
+    """Number of requests and maximum cost of a run, with four characters per token and answers of maximum length."""
     settings = endpoint.settings()
     total = known = 0
     prompt_tokens = 0.0
-    if ledger.exists():
-        with Ledger(ledger) as book:
-            for request in requests:
-                total += 1
-                if book.answer(request.key(settings)) is not None:
-                    known += 1
-                else:
-                    prompt_tokens += request.characters / CHARACTERS_PER_TOKEN
-    else:
+    with Ledger(ledger) if ledger.exists() else nullcontext() as answers_so_far:
         for request in requests:
             total += 1
-            prompt_tokens += request.characters / CHARACTERS_PER_TOKEN
+            if answers_so_far is not None and answers_so_far.answer(request.key(settings)) is not None:
+                known += 1
+            else:
+                prompt_tokens += request.characters / CHARACTERS_PER_TOKEN
     completion_tokens = (total - known) * endpoint.sampling.max_tokens
     return {
         "requests": total,
@@ -308,7 +258,7 @@ def estimate(
 
 
 def count_quotes(narratives: pl.DataFrame, interactions: pl.DataFrame) -> int:
-    """How many narratives share eight words in a row with a review of their user."""
+    """Number of narratives that share eight words in a row with a review of their user."""
     by_user = narratives.drop_nulls("text").group_by("user_id").agg("text")
     reviews = interactions.drop_nulls("review_text").group_by("user_id").agg("review_text")
     return sum(
@@ -325,7 +275,7 @@ def _grams(text: str) -> set[tuple[str, ...]]:
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under another name, or a copy where the file system has no links."""
+    """Makes a hard link, or a copy if the file system has no links."""
     try:
         os.link(source, target)
     except OSError:

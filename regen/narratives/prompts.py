@@ -1,4 +1,4 @@
-"""Requests to a language model: prompt templates from files, filled with a history, with the form of the answer."""
+"""Builds requests to a language model from prompt templates, a history and the schema of the answer."""
 
 import functools
 import hashlib
@@ -12,22 +12,22 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from regen.narratives.histories import CONTROL, Purchase, UserHistory, history_text
+from regen.narratives.histories import Purchase, UserHistory, history_text
 from regen.storage.fingerprints import fingerprint
 
 FOLDER = Path(__file__).parent / "prompts"
-VERSION = 1  # of how a request is put together; raise it when the same template starts to give another request
-_LEFT_OUT = ("title", "description", "default", "minLength")  # checked here; some endpoints refuse them
+VERSION = 1  # increase it when the same template gives another request
+_LEFT_OUT = ("title", "description", "default", "minLength")  # some endpoints refuse them; answers are checked here
 _USER = "\n=== user ===\n"
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How much of a history a request holds.
+class HistoryLimits:
+    """Maximum length of the history in a request.
 
     Attributes:
-        text_characters: A longer title, description or review is cut there.
-        characters: Of the whole history; the oldest purchases that do not fit are left out.
+        text_characters: Maximum length of a title, description or review; longer ones are truncated.
+        characters: Maximum length of the whole history; the oldest purchases that do not fit are dropped.
     """
 
     text_characters: int
@@ -45,11 +45,11 @@ class Request:
     """One question to an endpoint.
 
     Attributes:
-        user_id: Whom it concerns.
+        user_id: The user.
         prompt: Name of the prompt.
-        draw: Which of several independent answers to the same question.
+        draw: Number of this answer among several independent answers to the same question.
         messages: Chat messages.
-        answer: What the answer has to look like.
+        answer: Schema of the answer.
     """
 
     user_id: str
@@ -59,7 +59,7 @@ class Request:
     answer: type[BaseModel]
 
     def key(self, settings: Mapping[str, Any]) -> str:
-        """SHA-256 of everything that determines the answer: endpoint, model, sampling, messages, form and draw."""
+        """SHA-256 of everything that determines the answer: endpoint, model, sampling, messages, schema and draw."""
         determining = {
             "settings": dict(settings),
             "messages": [dict(message) for message in self.messages],
@@ -71,18 +71,18 @@ class Request:
 
     @property
     def characters(self) -> int:
-        """Of all messages."""
+        """Length of all messages."""
         return sum(len(message["content"]) for message in self.messages)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A template file `prompts/<name>.md` and the form of its answer.
+    """A template file `prompts/<name>.md` and the schema of its answer.
 
     Attributes:
-        name: Of the file.
+        name: Name of the file.
         answer: Pydantic model of the answer.
-        examples: Whether the made-up customers of `examples.yaml` precede the question.
+        examples: Whether to put the few-shot examples of `examples.yaml` before the question.
     """
 
     name: str
@@ -91,20 +91,20 @@ class Prompt:
 
     @property
     def hash(self) -> str:
-        """Twelve hex digits that change with the instructions, the examples or the form of the answer."""
+        """Twelve hex digits that identify the instructions, the examples and the schema of the answer."""
         parts = [_template(self.name), flat_schema(self.answer), VERSION]
         if self.examples:
             parts.append((FOLDER / "examples.yaml").read_text(encoding="utf-8"))
         return fingerprint({"parts": parts})
 
-    def request(self, history: UserHistory, limits: Limits, *, draw: int = 0, **values: str) -> Request:
-        """The question about one user.
+    def request(self, history: UserHistory, limits: HistoryLimits, *, draw: int = 0, **values: str) -> Request:
+        """Builds the request about one user.
 
         Args:
-            history: What the template's `$history` becomes.
-            limits: How much of it.
-            draw: Which of several independent answers.
-            **values: Other names of the template; they must be safe to stand outside of the history's fence.
+            history: Replaces `$history` in the template.
+            limits: Maximum length of the history.
+            draw: Number of this answer among several independent ones.
+            **values: Values of the template's other names. Escape untrusted texts with `fenced`.
         """
         system, _, user = _template(self.name).partition(_USER)
         text, _ = history_text(history, text_characters=limits.text_characters, characters=limits.characters)
@@ -115,14 +115,8 @@ class Prompt:
         return Request(history.user_id, self.name, draw, tuple(messages), self.answer)
 
 
-def fenced(values: Mapping[str, Any]) -> str:
-    """Texts as JSON that can stand between marks of ours: none of them can close the mark or open another."""
-    text = CONTROL.sub(" ", json.dumps(values, ensure_ascii=False))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e")
-
-
 def flat_schema(answer: type[BaseModel]) -> dict[str, Any]:
-    """JSON schema of an answer without references, titles, lengths and `$schema`, which some endpoints refuse."""
+    """JSON schema of an answer without references, titles and lengths, which some endpoints refuse."""
     schema = answer.model_json_schema()
     definitions = schema.pop("$defs", {})
     return dict(_flat(schema, definitions))
@@ -154,7 +148,7 @@ def _template(name: str) -> str:
 
 
 @functools.cache
-def _example_turns(user: str, limits: Limits) -> list[dict[str, str]]:
+def _example_turns(user: str, limits: HistoryLimits) -> list[dict[str, str]]:
     turns = []
     for number, example in enumerate(yaml.safe_load((FOLDER / "examples.yaml").read_text(encoding="utf-8"))):
         empty = dict.fromkeys(Purchase.__dataclass_fields__)

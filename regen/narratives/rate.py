@@ -1,52 +1,26 @@
 """Stage `rate`: language models judge the narratives of every user (paper 3.3, appendices B and G)."""
 
-import functools
-import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
-from pydantic import BaseModel, create_model
 
 from regen.data.prepare import load_tables
 from regen.data.tables import DataError
 from regen.narratives.agreement import agreement, final_score, stage_confidence
-from regen.narratives.ask_shards import ask
-from regen.narratives.endpoint import Endpoint
-from regen.narratives.histories import UserHistory, user_histories
+from regen.narratives.histories import UserHistory, fenced, user_histories
 from regen.narratives.ledger import Ledger
-from regen.narratives.narrate import FAILURES, check_report
-from regen.narratives.prompts import Limits, Prompt, Request, fenced
-from regen.narratives.runner import Limits as RunLimits
-from regen.narratives.runner import Report
+from regen.narratives.prompts import HistoryLimits, Request
+from regen.narratives.raters import ATTRIBUTES, JUDGED_FEATURES, LEVELS, Rater, answer_model, ask_raters, prompt_of
+from regen.narratives.report import write_failures
 from regen.runtime.shards import HERE, Engine
 from regen.storage import identity
 from regen.storage.artefacts import Artefact, build
 from regen.storage.fingerprints import fingerprint
 
-logger = logging.getLogger(__name__)
-
-LEVELS = ("very low", "low", "rather low", "medium", "rather high", "high", "very high")
-"""The seven points of the scale; a score is a level's position, 1 to 7."""
-Level = Literal["very low", "low", "rather low", "medium", "rather high", "high", "very high"]
-
-JUDGED = ("veracity", "grounding", "clarity", "foresight", "personalization")
-ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "user_richness": ("user_richness",),
-    "purchase_reason": JUDGED,
-    "user_summary": tuple(name for name in JUDGED if name != "foresight"),
-    "product_endorsement": JUDGED,
-}
-"""What is judged in each of the four stages, each a request of its own (paper 3.3)."""
-JUDGED_FEATURES: dict[str, tuple[str, ...]] = {
-    "user_richness": (),
-    "purchase_reason": ("purchase_reason", "purchase_reason_explanation"),
-    "user_summary": ("brief_user_summary", "long_user_summary", "user_profile"),
-    "product_endorsement": ("product_endorsement",),
-}
 RATINGS = pl.Schema(
     {
         "user_id": pl.String(),
@@ -62,58 +36,7 @@ RATINGS = pl.Schema(
         "prompt": pl.String(),
     }
 )
-"""A judgement: final score 1 to 7, every draw of it, the stage's confidence, and who judged by which prompt."""
-
-
-@functools.cache
-def answer_model(stage: str) -> type[BaseModel]:
-    """The form of a judgement: per attribute a level and the confidence in it."""
-    fields: dict[str, Any] = {}
-    for attribute in ATTRIBUTES[stage]:
-        fields[attribute] = (Level, ...)
-        fields[f"{attribute}_confidence"] = (Level, ...)
-    return create_model(f"Rate_{stage}", **fields)
-
-
-def __getattr__(name: str) -> Any:
-    """`Rate_<stage>`, so that requests can be pickled: their forms are found by name as other classes are."""
-    stage = name.removeprefix("Rate_")
-    if stage == name or stage not in ATTRIBUTES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return answer_model(stage)
-
-
-@functools.cache
-def prompt_of(stage: str) -> Prompt:
-    """The stage's template."""
-    return Prompt(f"rate_{stage}", answer_model(stage))
-
-
-@dataclass(frozen=True)
-class Rater:
-    """A language model that judges.
-
-    Attributes:
-        name: What tables call it.
-        endpoint: The model.
-        ledger: Where answers are kept.
-        request_limits: How much of a history a request holds.
-        run_limits: Concurrency, rates, attempts, money.
-    """
-
-    name: str
-    endpoint: Endpoint
-    ledger: Path
-    request_limits: Limits
-    run_limits: RunLimits
-
-    def recipe(self) -> dict[str, Any]:
-        """Everything that determines its judgements."""
-        return {
-            **self.endpoint.settings(),
-            **vars(self.request_limits),
-            "prompts": {stage: prompt_of(stage).hash for stage in ATTRIBUTES},
-        }
+"""A judgement: final score 1 to 7, its draws, the confidence of the stage, rater, model and prompt."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +45,8 @@ class Subject:
 
     Attributes:
         history: The user's purchases.
-        narratives: Text of each feature; of several purchases spoken of, those about one.
-        about: The item that a feature's text speaks of, for features about one item.
+        narratives: Text of each feature.
+        about: The item that the text of a feature is about, for features about one item.
     """
 
     history: UserHistory
@@ -131,35 +54,35 @@ class Subject:
     about: Mapping[str, str] = field(default_factory=dict)
 
     def stages(self) -> Iterator[str]:
-        """The history always; of the others those that have a text."""
+        """The stage of the history, and those whose features have a text."""
         for stage, features in JUDGED_FEATURES.items():
             if not features or (any(self.narratives.get(name) for name in features) and self.told(stage)):
                 yield stage
 
     def told(self, stage: str) -> UserHistory | None:
-        """The history up to the item that the stage's texts speak of; None where it is not among the purchases."""
+        """The history up to the item that the stage's texts are about; None if the user did not buy it."""
         items = [self.about[feature] for feature in JUDGED_FEATURES[stage] if feature in self.about]
         return self.history.ending_with(items[0]) if items else self.history
 
-    def request(self, stage: str, limits: Limits, draw: int) -> Request:
-        """One draw of one stage; no other stage's texts or scores are in it."""
+    def request(self, stage: str, limits: HistoryLimits, draw: int) -> Request:
+        """The request for one draw of one stage. It has no texts or scores of other stages."""
         texts = {feature: self.narratives.get(feature) for feature in JUDGED_FEATURES[stage]}
         values = {"narratives": fenced(texts)} if texts else {}
         history = self.told(stage)
-        assert history is not None  # `stages` has left such a stage out
+        assert history is not None  # `stages` skips such a stage
         return prompt_of(stage).request(history, limits, draw=draw, **values)
 
 
 def subjects(
     data: Artefact, *, max_history: int, users: int | None, narratives: pl.DataFrame | None = None
 ) -> list[Subject]:
-    """Users with narratives, drawn by a hash of their id where only some are wanted.
+    """Users with their narratives. If a user has several texts of a feature, the first one is used.
 
     Args:
-        data: Histories, and narratives unless others are given.
-        max_history: Of a user's purchases the latest.
-        users: Only so many; null for all.
-        narratives: Other texts (`user_id`, `feature`, `item_id`, `text`), for instance what a model wrote.
+        data: Prepared or narrated data.
+        max_history: Maximum number of purchases, the latest ones.
+        users: Maximum number of users, drawn by a hash of their id; None for all.
+        narratives: Texts to judge instead of those in `data` (`user_id`, `feature`, `item_id`, `text`).
 
     Raises:
         DataError: If there are no narratives.
@@ -182,7 +105,7 @@ def subjects(
 
 
 def requests_of(rater: Rater, people: Sequence[Subject], draws: int) -> Iterator[Request]:
-    """Every draw of every stage of every user."""
+    """Yields the requests for all draws of all stages of all users."""
     for subject in people:
         for stage in subject.stages():
             for draw in range(draws):
@@ -202,25 +125,26 @@ def rate(
     force: bool = False,
     engine: Engine = HERE,
 ) -> Artefact:
-    """Builds or reuses the ratings of a narrated data set, or of what a model wrote about its users.
+    """Builds or reuses the ratings of a narrated data set, or of a model's texts about its users.
 
-    Writes `ratings.parquet`, `agreement.parquet` (between raters, and between each one's draws), `failures.parquet`.
+    Writes `ratings.parquet`, `agreement.parquet` (between raters, and between the draws of each one) and
+    `failures.parquet`.
 
     Args:
-        raters: Who judges.
+        raters: The raters.
         data: Prepared or narrated data.
-        draws: Independent answers to each question, of which the final score is made.
-        max_history: Of a user's purchases a rater reads the latest.
-        users: Only so many users, null for all that have narratives.
-        max_cost: Dollars for all raters together; null for no limit.
-        root: Folder that holds artefacts.
-        narratives: Other texts (`user_id`, `feature`, `item_id`, `text`) than the data's own.
-        force: Build again; what a ledger holds is not asked again.
-        engine: Where requests are sent from.
+        draws: Number of independent answers to each question. They are combined into the final score.
+        max_history: Maximum number of purchases a rater reads, the latest ones.
+        users: Maximum number of users, None for all with narratives.
+        max_cost: Maximum dollars for all raters together; None for no limit.
+        root: Folder of the artefacts.
+        narratives: Texts to judge instead of those in `data` (`user_id`, `feature`, `item_id`, `text`).
+        force: Build again. Answers in the ledgers are still reused.
+        engine: Sends the requests from this process or from a cluster.
 
     Raises:
         DataError: If there are no narratives.
-        ValueError: If `max_cost` would be passed, or a rater answers nothing.
+        ValueError: If `max_cost` would be exceeded, or all requests to a rater failed.
     """
     if draws < 1:
         raise ValueError(f"draws={draws} has to be at least 1.")
@@ -230,11 +154,10 @@ def rate(
         rows: list[dict[str, Any]] = []
         failures: list[tuple[str, str, str]] = []
         counts: Counter[str] = Counter()
-        total = sum(1 for subject in people for _ in subject.stages()) * draws
         asked = ask_raters(
             raters,
             lambda rater: requests_of(rater, people, draws),
-            total=total,
+            total=sum(1 for subject in people for _ in subject.stages()) * draws,
             max_cost=max_cost,
             name="rate",
             engine=engine,
@@ -246,9 +169,7 @@ def rate(
         ratings = pl.DataFrame(rows, schema=RATINGS, orient="row").sort("user_id", "rater", "stage", "attribute")
         ratings.write_parquet(folder / "ratings.parquet")
         agreement(ratings).write_parquet(folder / "agreement.parquet")
-        pl.DataFrame(failures, schema=FAILURES, orient="row").sort(FAILURES.names()).write_parquet(
-            folder / "failures.parquet"
-        )
+        write_failures(failures, folder)
         return {
             "users": len(people),
             "ratings": len(ratings),
@@ -269,46 +190,6 @@ def rate(
         users=users,
     )
     return build(**request, root=root, make=make, force=force)
-
-
-def ask_raters(
-    raters: Sequence[Rater],
-    requests: Callable[[Rater], Iterator[Request]],
-    *,
-    total: int,
-    max_cost: float | None,
-    name: str,
-    engine: Engine,
-) -> Iterator[tuple[Rater, Ledger, Report]]:
-    """Asks each rater in turn; gives it with its open ledger and what the run did.
-
-    Args:
-        raters: Whom to ask.
-        requests: Makes what to ask of a rater.
-        total: How many requests that are.
-        max_cost: Dollars for all raters together; null for no limit.
-        name: On the progress bar.
-        engine: Where requests are sent from.
-
-    Raises:
-        ValueError: If `max_cost` would be passed, or a rater answers nothing.
-    """
-    left = max_cost
-    for rater in raters:
-        limits = replace(rater.run_limits, max_cost=left)
-        with Ledger(rater.ledger) as ledger:
-            report = ask(
-                functools.partial(requests, rater),
-                total=total,
-                endpoint=rater.endpoint,
-                ledger=ledger,
-                limits=limits,
-                name=f"{name} {rater.name}",
-                engine=engine,
-            )
-            check_report(report, replace(limits, max_cost=max_cost))
-            yield rater, ledger, report
-        left = None if left is None else max(0.0, left - report.dollars_in_all)
 
 
 def _judgements(subject: Subject, rater: Rater, ledger: Ledger, draws: int) -> Iterator[dict[str, Any]]:

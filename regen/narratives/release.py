@@ -1,4 +1,4 @@
-"""Stage `release`: a data set as others load it, `datasets.load_dataset(folder, "narratives")`, with a data card."""
+"""Stage `release`: exports a data set with a data card, to load with `datasets.load_dataset(folder, "narratives")`."""
 
 import logging
 from collections.abc import Mapping
@@ -11,42 +11,36 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from regen.data.grounding import ungrounded_shares
 from regen.data.prepare import load_tables
-from regen.data.tables import DataError, Tables, nearest
+from regen.data.tables import INTERACTIONS, ITEMS, DataError, Tables, nearest, with_columns_of
 from regen.narratives.agreement import agreement
 from regen.narratives.narrate import NARRATED
-from regen.narratives.rate import LEVELS, RATINGS
+from regen.narratives.rate import RATINGS
+from regen.narratives.raters import LEVELS
 from regen.storage.artefacts import Artefact, appearing_whole, open_artefact
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-_PURCHASE = {
-    "item_id": Value("string"),
-    "timestamp": Value("int64"),
-    "title": Value("string"),
-    "description": Value("string"),
-    "category": Value("string"),
-    "brand": Value("string"),
-    "price": Value("float64"),
-    "rating": Value("float64"),
-    "review_title": Value("string"),
-    "review_text": Value("string"),
-}
+_PURCHASE: tuple[str, ...] = ("item_id", "timestamp", "title", "description", "category", "brand", "price", "rating")
+_PURCHASE += ("review_title", "review_text")
+_TYPES: dict[Any, str] = {pl.String(): "string", pl.Int64(): "int64", pl.Int8(): "int8", pl.Float64(): "float64"}
+
+
+def _typed(name: str, schema: pl.Schema) -> Any:
+    """The `datasets` type of a column."""
+    dtype = schema[name]
+    return List(Value(_TYPES[dtype.inner])) if isinstance(dtype, pl.List) else Value(_TYPES[dtype])
+
+
 FEATURES: dict[str, Features] = {
-    "histories": Features({"user_id": Value("string"), "purchases": List(_PURCHASE)}),
-    "narratives": Features(
-        {name: Value("int64" if name == "timestamp" else "string") for name in NARRATED.names()},
-    ),
-    "ratings": Features(
+    "histories": Features(
         {
-            name: List(Value("string"))
-            if name == "features"
-            else List(Value("int8"))
-            if name.endswith("draws")
-            else Value({"score": "int8", "confidence": "float64"}.get(name, "string"))
-            for name in RATINGS.names()
+            "user_id": Value("string"),
+            "purchases": List({name: _typed(name, pl.Schema({**ITEMS, **INTERACTIONS})) for name in _PURCHASE}),
         }
     ),
+    "narratives": Features({name: _typed(name, NARRATED) for name in NARRATED}),
+    "ratings": Features({name: _typed(name, RATINGS) for name in RATINGS}),
 }
 """The three configurations of a release and the types of their columns."""
 
@@ -84,12 +78,12 @@ def release(
 
     Args:
         data: Prepared or narrated data.
-        source: Name of the config's source.
-        vertical: Name of the config's vertical.
+        source: Name of the source in the config.
+        vertical: Name of the vertical in the config.
         split_of: `train`, `validation` or `test` of each user.
-        folder: Appears whole; must not exist unless `force`.
-        licence: Identifier for the card.
-        ratings: Artefact folder of stage `rate` over the same data.
+        folder: Where to write. Must not exist unless `force`.
+        licence: Licence identifier for the card.
+        ratings: Artefact folder of stage `rate` for the same data.
         force: Replace the folder.
 
     Raises:
@@ -103,9 +97,9 @@ def release(
     if folder.exists() and not force:
         raise DataError(f"{folder} exists. Set folder to another one, or force=true to replace it.")
     if folder.exists() and (strange := {path.name for path in folder.iterdir()} - {"README.md", *FEATURES}):
-        raise DataError(f"{folder} holds {min(strange)}, so it is no release; force=true replaces releases only.")
+        raise DataError(f"{folder} holds {min(strange)}, so it is not a release; force=true replaces releases only.")
     users = tables.narratives.select("user_id").unique()
-    frames = {"histories": _histories(tables, users), "narratives": _narratives(tables)}
+    frames = {"histories": _histories(tables, users), "narratives": with_columns_of(NARRATED, tables.narratives)}
     if ratings is not None:
         frames["ratings"] = _ratings(ratings, data)
     splits = pl.DataFrame({"user_id": list(split_of), "split": list(split_of.values())})
@@ -116,7 +110,7 @@ def release(
                 part = frame.join(
                     splits.filter(pl.col("split") == split), on="user_id", how="semi", maintain_order="left"
                 )
-                if part.is_empty():  # `load_dataset` stumbles over a split without rows
+                if part.is_empty():  # `load_dataset` fails on a split without rows
                     continue
                 path = partial / name / f"{split}.parquet"
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,17 +121,11 @@ def release(
 
 
 def _histories(tables: Tables, users: pl.DataFrame) -> pl.DataFrame:
-    """One row a user, purchases oldest first, in the order that the models see."""
+    """One row per user, with purchases oldest first."""
     rows = tables.interactions.join(users, on="user_id", how="semi", maintain_order="left").join(
         tables.items, on="item_id", how="left", maintain_order="left"
     )
     return rows.group_by("user_id", maintain_order=True).agg(pl.struct(list(_PURCHASE)).alias("purchases"))
-
-
-def _narratives(tables: Tables) -> pl.DataFrame:
-    """All columns of a narrated data set; of a source's own narratives the narrator is unknown."""
-    absent = [name for name in NARRATED.names() if name not in tables.narratives.columns]
-    return tables.narratives.with_columns(pl.lit(None, dtype=NARRATED[name]).alias(name) for name in absent)
 
 
 def _ratings(folder: Path, data: Artefact) -> pl.DataFrame:
@@ -151,7 +139,7 @@ def _ratings(folder: Path, data: Artefact) -> pl.DataFrame:
     if "written" in rated.manifest["inputs"]:
         raise DataError(f"ratings={folder}: these rate what a model wrote, not the narratives of {data.path}.")
     if rated.manifest["inputs"]["references"] != data.manifest["files"]["narratives.parquet"]["sha256"]:
-        raise DataError(f"ratings={folder}: the narratives were written anew since. Run regen rate again.")
+        raise DataError(f"ratings={folder}: the narratives were written again since. Run regen rate again.")
     return pl.read_parquet(folder / "ratings.parquet", glob=False)
 
 
@@ -168,25 +156,6 @@ def _card(
     if source not in SOURCES:
         logger.warning("source=%s has no note of origin for the data card. %s", source, nearest(source, list(SOURCES)))
     origin, terms = SOURCES.get(source, ("Unknown", "To be stated by whoever shares it."))
-    front = DatasetCardData(
-        license=licence,
-        language="en",
-        pretty_name=f"Narratives on purchase histories: {vertical}",
-        task_categories=["text-generation"],
-        tags=["recommendation", "narratives", "regen"],
-        configs=[
-            {
-                "config_name": name,
-                "default": name == "narratives",
-                "data_files": [
-                    {"split": split, "path": f"{name}/{split}.parquet"}
-                    for split in SPLITS
-                    if frame.join(splits.filter(pl.col("split") == split), on="user_id", how="semi").height
-                ],
-            }
-            for name, frame in frames.items()
-        ],
-    )
     parts = [
         f"# Narratives on purchase histories: {vertical}",
         "Purchase histories with narratives about each user in the manner of REGEN (Sayana et al. 2024), built by "
@@ -205,6 +174,36 @@ def _card(
             + _scores(frames["ratings"])
             + f"\n\n{_agreement(frames['ratings'])}"
         )
+    parts.append(f"## Known limits\n\n{_limits(data)}")
+    front = _front_matter(frames, splits, vertical=vertical, licence=licence)
+    return DatasetCard(f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+
+
+def _front_matter(
+    frames: Mapping[str, pl.DataFrame], splits: pl.DataFrame, *, vertical: str, licence: str
+) -> DatasetCardData:
+    return DatasetCardData(
+        license=licence,
+        language="en",
+        pretty_name=f"Narratives on purchase histories: {vertical}",
+        task_categories=["text-generation"],
+        tags=["recommendation", "narratives", "regen"],
+        configs=[
+            {
+                "config_name": name,
+                "default": name == "narratives",
+                "data_files": [
+                    {"split": split, "path": f"{name}/{split}.parquet"}
+                    for split in SPLITS
+                    if frame.join(splits.filter(pl.col("split") == split), on="user_id", how="semi").height
+                ],
+            }
+            for name, frame in frames.items()
+        ],
+    )
+
+
+def _limits(data: Artefact) -> str:
     quoting = data.manifest["counts"].get("narratives.quoting_a_review")
     limits = [
         "The narratives were written by a program or a language model and may be wrong about a person.",
@@ -214,8 +213,7 @@ def _card(
     ]
     if quoting is not None:
         limits.append(f"{quoting:,} narratives share eight words in a row with a review of their user.")
-    parts.append("## Known limits\n\n" + "\n".join(f"- {limit}" for limit in limits))
-    return DatasetCard(f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+    return "\n".join(f"- {limit}" for limit in limits)
 
 
 def _counts(frames: Mapping[str, pl.DataFrame], splits: pl.DataFrame) -> str:

@@ -1,12 +1,11 @@
-"""Stage `side_by_side`: language models compare two runs' narratives for the same users (paper 5.2, appendix H).
+"""Stage `side_by_side`: language models compare the narratives of two runs (paper 5.2, appendix H).
 
-Every pair is judged in both orders, so that a rater that prefers a place shows.
+Every pair is judged in both orders, which reveals raters that prefer the first or the second text.
 """
 
-import functools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +16,11 @@ from pydantic import BaseModel
 
 from regen.data.tables import DataError
 from regen.narratives.agreement import agreement_of
-from regen.narratives.histories import UserHistory
+from regen.narratives.histories import UserHistory, fenced
 from regen.narratives.ledger import Ledger
-from regen.narratives.narrate import FAILURES
-from regen.narratives.prompts import Limits, Prompt, Request, fenced
-from regen.narratives.rate import Rater, ask_raters
+from regen.narratives.prompts import HistoryLimits, Prompt, Request
+from regen.narratives.raters import Rater, ask_raters
+from regen.narratives.report import write_failures
 from regen.runtime.shards import HERE, Engine
 from regen.storage import identity
 from regen.storage.artefacts import Artefact, build
@@ -38,11 +37,11 @@ VERDICTS = pl.Schema(
         "score": pl.Float64(),
     }
 )
-"""Per pair and rater what was preferred in each order, `a`, `b` or `tie`, and A's score: the mean of 1, 0 or ½."""
+"""For each pair and rater the preference in each order, `a`, `b` or `tie`, and A's mean score: 1, 0 or ½ each."""
 
 
 class Verdict(BaseModel):
-    """Which text is better."""
+    """Schema of the answer."""
 
     better: Literal["first", "second", "tie"]
 
@@ -59,8 +58,8 @@ class Pair:
     a: str
     b: str
 
-    def request(self, limits: Limits, order: str) -> Request:
-        """The question in one order."""
+    def request(self, limits: HistoryLimits, order: str) -> Request:
+        """The request in one order."""
         first, second = (self.a, self.b) if order == ORDERS[0] else (self.b, self.a)
         texts = fenced({"kind": self.feature.replace("_", " "), "first": first, "second": second})
         return PROMPT.request(self.history, limits, texts=texts)
@@ -78,16 +77,16 @@ def compare_side_by_side(
     """Builds or reuses the verdicts on pairs: `verdicts.parquet`, `summary.json`, `failures.parquet`.
 
     Args:
-        pairs: What to compare.
-        raters: Who judges.
-        max_cost: Dollars for all raters together; null for no limit.
-        root: Folder that holds artefacts.
-        force: Build again; what a ledger holds is not asked again.
-        engine: Where requests are sent from.
+        pairs: Pairs to compare.
+        raters: The raters.
+        max_cost: Maximum dollars for all raters together; None for no limit.
+        root: Folder of the artefacts.
+        force: Build again. Answers in the ledgers are still reused.
+        engine: Sends the requests from this process or from a cluster.
 
     Raises:
         DataError: If there is no pair.
-        ValueError: If `max_cost` would be passed, or a rater answers nothing.
+        ValueError: If `max_cost` would be exceeded, or all requests to a rater failed.
     """
     if not pairs:
         raise DataError("The two runs have no user and feature in common, so there is nothing to compare.")
@@ -97,7 +96,7 @@ def compare_side_by_side(
         failures: list[tuple[str, str, str]] = []
         asked = ask_raters(
             raters,
-            functools.partial(_requests, pairs),
+            lambda rater: (pair.request(rater.request_limits, order) for pair in pairs for order in ORDERS),
             total=len(ORDERS) * len(pairs),
             max_cost=max_cost,
             name="side by side",
@@ -109,7 +108,7 @@ def compare_side_by_side(
         verdicts = pl.DataFrame(rows, schema=VERDICTS, orient="row").sort("user_id", "feature", "rater")
         verdicts.write_parquet(folder / "verdicts.parquet")
         (folder / "summary.json").write_text(json.dumps(summary(verdicts), indent=2))
-        pl.DataFrame(failures, schema=FAILURES, orient="row").write_parquet(folder / "failures.parquet")
+        write_failures(failures, folder)
         return {"pairs": len(pairs), "verdicts": len(verdicts), "failures": len(failures)}
 
     texts = [[pair.history.user_id, pair.feature, pair.a, pair.b] for pair in pairs]
@@ -119,27 +118,27 @@ def compare_side_by_side(
 
 
 def cautions(found: Mapping[str, Any]) -> list[str]:
-    """A sentence for each feature and rater of a `summary` where the order decided more pairs than the texts did."""
+    """A warning for each feature and rater of a `summary` where the order decided more than half of the pairs."""
     return [
-        f"{row['rater']}: what stood first or second decided {row['order_dependent']:.0%} of the {row['feature']} "
-        "pairs; its win rate there says little of the texts."
+        f"{row['rater']}: the order of the texts decided {row['order_dependent']:.0%} of the {row['feature']} pairs, "
+        "so this win rate says little about the texts."
         for row in found["features"]
         if row["order_dependent"] > 0.5
     ]
 
 
 def summary(verdicts: pl.DataFrame, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """A's win rate per feature and rater, how often order decided, and how far raters agree.
+    """A's win rate per feature and rater, the influence of the order, and the agreement of the raters.
 
     Args:
         verdicts: Rows of `VERDICTS`.
-        resamples: Of the bootstrap over users.
-        seed: Of the bootstrap.
+        resamples: Number of bootstrap samples over users.
+        seed: Seed of the bootstrap.
 
     Returns:
-        `features`: per feature and rater the number of pairs, A's win rate (ties count half), its 95 % interval over
-        users, the shares won by A and B in both orders, and the share whose verdict depends on the order; `agreement`:
-        per feature Krippendorff's alpha (ordinal) and exact agreement between raters, where there are several.
+        `features`: per feature and rater the number of pairs, A's win rate (ties count half) with its 95 % interval
+        over users, the shares of pairs with the same verdict in both orders, and the share that depends on the order.
+        `agreement`: per feature Krippendorff's alpha (ordinal) and exact agreement, if there are several raters.
     """
     generator = np.random.default_rng(seed)
     features, agreement = [], []
@@ -164,22 +163,15 @@ def summary(verdicts: pl.DataFrame, *, resamples: int = 2000, seed: int = 0) -> 
     if len(names) > 1:
         for (feature,), part in verdicts.group_by(["feature"], maintain_order=True):
             wide = part.pivot(on="rater", index="user_id", values="score", aggregate_function="mean")
-            table = wide.select(names).cast(pl.Float64).to_numpy()
-            alpha, exact, units = agreement_of(table)
+            units, alpha, exact = agreement_of(wide.select(names).cast(pl.Float64).to_numpy())
             agreement.append(
                 {"feature": feature, "raters": names, "alpha": alpha, "exact_agreement": exact, "pairs": units}
             )
     return {"features": features, "agreement": agreement}
 
 
-def _requests(pairs: Sequence[Pair], rater: Rater) -> Iterator[Request]:
-    for pair in pairs:
-        for order in ORDERS:
-            yield pair.request(rater.request_limits, order)
-
-
 def _verdict(pair: Pair, rater: Rater, ledger: Ledger) -> dict[str, Any] | None:
-    """What one rater says of a pair; None unless both orders were answered."""
+    """Row of `VERDICTS` for a pair; None unless both orders were answered."""
     preferred = []
     for order, names in zip(ORDERS, ({"first": "a", "second": "b"}, {"first": "b", "second": "a"}), strict=True):
         found = ledger.answer(pair.request(rater.request_limits, order).key(rater.endpoint.settings()))

@@ -1,7 +1,7 @@
-"""`narrator=template`: narratives without a language model, made from the user's own rows by fixed rules.
+"""`narrator=template`: writes narratives by fixed rules, without a language model.
 
-They let real reviews be used where there is no endpoint. They are dull on purpose and say only what the rows say: the
-most bought category and brand, the ratings and the final item.
+This allows the use of real reviews without an endpoint. The texts state only facts of the user's rows: the most bought
+category and brand, the ratings and the final item.
 """
 
 import hashlib
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from regen.narratives.histories import Purchase, UserHistory
 
 VERSION = 1
-_LIKED = 4.0  # stars from which a purchase counts as liked
+_LIKED = 4.0  # stars; a purchase with at least this rating counts as liked
 
 
 def narrate(history: UserHistory) -> dict[str, str | None]:
-    """The six features of one user; the reason is null where no earlier purchase could explain the final one."""
+    """The six features of one user. The reason is None if no earlier purchase explains the final one."""
     earlier = history.purchases[:-1]
     final = history.final
     taste = _Taste(history.purchases)
@@ -68,7 +68,7 @@ _PITCHES = (
 
 
 class _Taste:
-    """What a list of purchases says in words."""
+    """Facts about a list of purchases, in words."""
 
     def __init__(self, purchases: Sequence[Purchase]) -> None:
         categories = Counter(_category(purchase) for purchase in purchases if purchase.category)
@@ -112,7 +112,7 @@ def _category(purchase: Purchase) -> str:
 
 
 def _most(counts: "Counter[str]") -> str | None:
-    """The most frequent name, the first by alphabet of several."""
+    """The most frequent name; the alphabet breaks ties."""
     return min(counts, key=lambda name: (-counts[name], name)) if counts else None
 
 
@@ -125,7 +125,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _pick(history: UserHistory, purpose: str, options: Sequence[str]) -> str:
-    """One of several wordings, always the same for the same user."""
+    """One of several wordings, always the same one for the same user."""
     digest = hashlib.sha256(f"{purpose} {history.user_id}".encode()).digest()
     return options[digest[0] % len(options)]
 

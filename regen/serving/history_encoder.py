@@ -8,10 +8,11 @@ import polars as pl
 from jaxtyping import Float
 
 from regen.data.histories import withheld_reviews
+from regen.data.history_words import review_text
 from regen.data.tables import INTERACTIONS, ITEMS
 from regen.embeddings.content import embed_texts
 from regen.embeddings.fusion import random_vector
-from regen.embeddings.interaction_texts import interaction_texts, item_parts, review_text
+from regen.embeddings.interaction_texts import interaction_texts, item_parts
 from regen.embeddings.vector_store import VECTOR_DTYPE
 from regen.serving.interactions import Interaction
 from regen.serving.items import Items

@@ -200,7 +200,7 @@ def test_lines_of_a_5_core_file_that_are_cut_are_counted(prepare):
 
 
 def test_a_5_core_file_without_names_of_columns_is_an_error(prepare):
-    with pytest.raises(DataError, match=r"Books\.csv: the first line names no column 'user_id'; it is 'u1,b1,5\.0,1'"):
+    with pytest.raises(DataError, match=r"Books\.csv: the first line has no column 'user_id'; it is 'u1,b1,5\.0,1'"):
         prepare(["u1,b1,5.0,1"], [product("b1")], name="Books.csv")
 
 
@@ -248,8 +248,8 @@ def test_a_time_window_leaves_out_what_is_outside(prepare, since, until, days):
 @pytest.mark.parametrize(
     ("since", "until", "says"),
     [
-        ("soon", None, r"source\.since=soon has to be a date such as 2018-05-01"),
-        ("2020", None, r"source\.since=2020 has to be a date such as 2018-05-01"),
+        ("soon", None, r"source\.since=soon must be a date such as 2018-05-01"),
+        ("2020", None, r"source\.since=2020 must be a date such as 2018-05-01"),
         ("2020-02-01", "2020-01-01", r"source\.since=2020-02-01 has to be before source\.until=2020-01-01"),
     ],
 )

@@ -62,7 +62,7 @@ def test_a_loader_counts_its_batches_without_forming_them(monkeypatch):
 
 
 def test_a_batch_that_ranks_cannot_share():
-    with pytest.raises(ValueError, match="training.batch_size=5 .* multiple of their number, 2"):
+    with pytest.raises(ValueError, match="training.batch_size=5 .* multiple of the number of processes, 2"):
         LengthBatches(LENGTHS, 5, True, world_size=2)
 
 

@@ -116,7 +116,7 @@ def test_a_host_that_knows_no_ranges_is_asked_anew(host, downloads):
 
 def test_a_transfer_that_keeps_breaking_is_an_error_and_the_next_one_goes_on(host, downloads):
     host.cuts = [100] * download.ATTEMPTS
-    with pytest.raises(DataError, match=r"cannot be fetched .*What was fetched so far is kept"):
+    with pytest.raises(DataError, match=r"cannot be fetched .*The same command resumes a partial download"):
         fetch(host.url, setting="source.reviews")
     assert len(host.requests) == download.ATTEMPTS
     assert visible(downloads) == {f"{NAME}.part"}

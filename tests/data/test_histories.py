@@ -72,7 +72,7 @@ def test_untitled_items_are_left_out(caplog):
     tables = tables_of(bought, [("u", "user_profile", None, None), ("v", "user_profile", None, None)], untitled="b")
     (example,) = build_examples(tables, withhold={"user_profile": False})
     assert items_of(tables, example) == ["a"]
-    assert "1 of 2 narratives are left out" in caplog.text
+    assert "1 of 2 narratives are dropped" in caplog.text
 
 
 def test_a_user_with_one_interaction():

@@ -208,7 +208,7 @@ def test_an_unknown_feature_is_an_error(source):
 def test_malformed_lines_are_errors_or_left_out(source, bad):
     users = [USERS[0], bad, USERS[1]]
     with pytest.raises(
-        DataError, match=r"office\.jsonl: 1 of 3 lines are no JSON object\. Set source\.on_bad_row=skip"
+        DataError, match=r"office\.jsonl: 1 of 3 lines are not JSON objects\. Set source\.on_bad_row=skip"
     ):
         source(users).read()
     tables, counts = source(users, on_bad_row="skip").read()
@@ -222,7 +222,7 @@ def test_malformed_lines_are_errors_or_left_out(source, bad):
         ({"reviewer_id": None}, r"have no 'user_id'; the first is line 2", "interactions.dropped.no_user_id"),
         ({"purchase_history": [bought(None, 5), bought("b3", 6)]}, r"1 of 5 interactions have no 'item_id'; the first is line 2", "interactions.dropped.no_item_id"),
         ({"reviewer_id": "u1", "purchase_history": USERS[0]["purchase_history"][:1]}, r"repeat another one in every column; the first is line 2", "interactions.dropped.repeated"),
-        ({"purchase_history": [], "user": {"long_summary": "Buys nothing"}}, r"are of a user without interactions; the first is line 2\. It is user 'u2'", "narratives.dropped.unknown_user"),
+        ({"purchase_history": [], "user": {"long_summary": "Buys nothing"}}, r"have a user without interactions; the first is line 2\. It is user 'u2'", "narratives.dropped.unknown_user"),
     ],
 )  # fmt: skip
 def test_bad_rows_are_errors_or_left_out(source, change, message, reason):
@@ -302,7 +302,7 @@ def test_times_and_ratings_may_be_texts(source, time):
 def test_a_text_that_is_no_time_or_rating_is_an_error_or_counted(source, wrong):
     users = [{**USERS[0], "purchase_history": [bought("b1", 100), bought("b2", wrong.pop("time"), **wrong)]}]
     with pytest.raises(
-        DataError, match=r"1 of 2 interactions have a (timestamp|rating) that is no .*It is '(soon|good)'"
+        DataError, match=r"1 of 2 interactions have a (timestamp|rating) that is not a .*It is '(soon|good)'"
     ):
         source(users).read()
     _, counts = source(users, on_bad_row="skip").read()

@@ -61,7 +61,7 @@ def test_a_test_user_may_be_trained_on_before_the_point(tables):
 def test_points_may_be_dates(tables):
     first, second = points(tables, TIME)
     assert points(tables, replace(TIME, validation_from=str(first), test_from=str(second))) == (first, second)
-    with pytest.raises(ValueError, match="split.test_from=soon has to be a date such as 2018-05-01"):
+    with pytest.raises(ValueError, match="split.test_from=soon must be a date such as 2018-05-01"):
         points(tables, replace(TIME, test_from="soon"))
     with pytest.raises(
         ValueError, match="split.validation_from=2030-01-01 has to be before split.test_from=2020-01-01"
@@ -102,7 +102,9 @@ def test_lists_of_users_decide(tmp_path):
 
 
 def test_wrong_lists_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"there is no .*test.txt. It holds the ids of the test users, one a line"):
+    with pytest.raises(
+        DataError, match=r"there is no .*test.txt. It should list the ids of the test users, one per line"
+    ):
         split_of(pl.Series(["a"]), lists(tmp_path, validation="a"))
     with pytest.raises(DataError, match=r"test.txt: user 'a' is in the validation list as well"):
         split_of(pl.Series(["a"]), lists(tmp_path, validation="a", test="a"))

@@ -10,7 +10,7 @@ from regen.data.histories import Example, build_examples
 from regen.data.prepare import load_tables
 from regen.data.splits import split_of
 from regen.embeddings import content, fusion
-from regen.embeddings.cf import ALS, BPR, confidence_matrix, item_vectors
+from regen.embeddings.cf import ALS, BPR, confidence_matrix, normalized_factors
 from regen.embeddings.encode import cf_interactions, load_cf
 from regen.embeddings.encode_content import load_content
 from regen.pipeline import encoded_artefacts, prepared_artefact
@@ -56,7 +56,7 @@ def test_cf_vectors_do_not_change_with_what_test_users_buy(small_config, prepare
     for interactions in (tables.interactions, other):
         seen = cf_interactions(type(tables)(tables.items, interactions, tables.narratives), SPLIT)
         confidence = confidence_matrix(seen, alpha=10.0, items=len(tables.items))
-        vectors.append(item_vectors(ALS(factors=8, regularization=0.1, iterations=3, seed=0), confidence))
+        vectors.append(normalized_factors(ALS(factors=8, regularization=0.1, iterations=3, seed=0), confidence))
     assert not tables.interactions.equals(other)
     assert np.array_equal(*vectors)
     assert cfg.split.test == 0.2
@@ -75,7 +75,7 @@ def test_factors_of_two_circles_of_buyers(model):
     dense = np.zeros((60, 21), dtype=np.float32)  # users of even number buy even items; nobody buys item 20
     for user in range(60):
         dense[user, rng.choice(np.arange(user % 2, 20, 2), 6, replace=False)] = 1
-    vectors = item_vectors(model, sp.csr_matrix(dense))
+    vectors = normalized_factors(model, sp.csr_matrix(dense))
     assert vectors.shape == (21, 8)
     assert not vectors[20].any()
     assert np.linalg.norm(vectors[:20], axis=1).mean() == pytest.approx(1, rel=1e-4)
@@ -83,13 +83,13 @@ def test_factors_of_two_circles_of_buyers(model):
     alike = unit @ unit.T
     even = np.arange(20) % 2 == 0
     assert alike[np.ix_(even, even)].mean() > alike[np.ix_(even, ~even)].mean() + 0.3
-    assert np.array_equal(vectors, item_vectors(model, sp.csr_matrix(dense)))  # a seed repeats
+    assert np.array_equal(vectors, normalized_factors(model, sp.csr_matrix(dense)))  # a seed repeats
 
 
 def test_popularity_survives_in_the_norm():
     rng = np.random.default_rng(0)
     bought = rng.random((200, 20)) < np.linspace(0.02, 0.6, 20)
-    vectors = item_vectors(
+    vectors = normalized_factors(
         ALS(factors=8, regularization=0.1, iterations=10, seed=0), sp.csr_matrix(bought.astype(np.float32))
     )
     norms = np.linalg.norm(vectors, axis=1)
@@ -104,13 +104,15 @@ def test_confidence_grows_with_the_rating_and_null_counts_as_full():
 
 def test_factors_that_are_not_finite_are_refused(monkeypatch):
     monkeypatch.setattr(ALS, "fit_items", lambda self, confidence: np.full((confidence.shape[1], 2), np.nan))
-    with pytest.raises(ValueError, match="CF gave factors that are not finite; lower cf.alpha"):
-        item_vectors(ALS(factors=2, regularization=0.1, iterations=1, seed=0), sp.csr_matrix(np.ones((2, 3))))
+    with pytest.raises(ValueError, match="CF gave factors that are zero or not finite. Lower cf.alpha"):
+        normalized_factors(ALS(factors=2, regularization=0.1, iterations=1, seed=0), sp.csr_matrix(np.ones((2, 3))))
 
 
 def test_cf_without_interactions_is_an_error():
     with pytest.raises(ValueError, match="CF has nothing to fit on"):
-        item_vectors(ALS(factors=4, regularization=0.1, iterations=1, seed=0), sp.csr_matrix((0, 5), dtype=np.float32))
+        normalized_factors(
+            ALS(factors=4, regularization=0.1, iterations=1, seed=0), sp.csr_matrix((0, 5), dtype=np.float32)
+        )
 
 
 class Counting:

@@ -77,9 +77,8 @@ class Purchases:
 
 def encoded(users, root, *, force=False):
     prepared = prepare(Purchases(users), {"users": users}, root=root)
-    options = {"pretrained": "minilm", "batch_size": 64, "engine": LocalEngine(interactions=300), "force": force}
-    made = encode_content.encode_content({"name": "minilm"}, prepared=prepared, root=root, **options)
-    return made, prepared
+    part = encode_content.ContentPart("minilm", 64, LocalEngine(interactions=300))
+    return part.encode(prepared, root=root, force=force), prepared
 
 
 def test_shards_cut_no_user_in_two_and_cover_every_row(small_config, encoder):
@@ -175,7 +174,7 @@ def test_a_damaged_segment_is_made_again_with_a_warning(encoder, tmp_path, caplo
     with caplog.at_level(logging.WARNING):
         shutil.rmtree(made.path)
         again, _ = encoded(100, tmp_path)
-    assert "A damaged segment is removed, its texts are encoded again" in caplog.text
+    assert "Deleting a damaged segment, whose texts are encoded again" in caplog.text
     assert 0 < len(encoder.asked) < 500
     assert np.array_equal(np.load(again.path / "vectors.npy"), before)
 
@@ -238,7 +237,7 @@ def test_another_encoder_has_another_store(encoder, tmp_path):
     keys = text_keys(["a"])
     VectorStore(tmp_path, {"name": "x"}).add(["a"], keys, encoder.encode)
     assert VectorStore(tmp_path, {"name": "y"}).missing(keys).all()
-    with pytest.raises(RuntimeError, match="1 of 1 vectors went away"):
+    with pytest.raises(RuntimeError, match="1 of 1 vectors disappeared"):
         VectorStore(tmp_path, {"name": "y"}).vectors(keys)
 
 

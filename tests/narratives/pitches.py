@@ -1,8 +1,9 @@
 """Small questions to a scripted endpoint: one endorsement per user."""
 
-from regen.narratives import answers, runner
+from regen.narratives import answers
 from regen.narratives.endpoint import Endpoint, Price, Sampling
 from regen.narratives.prompts import Request
+from regen.narratives.report import RunLimits
 
 SYSTEM = {"role": "system", "content": '- "product_endorsement": a pitch'}
 
@@ -23,4 +24,4 @@ def endpoint_at(server, *, max_tokens, seed):
 def limits(**changed):
     """Few at once, three attempts, a price but no limit of money."""
     known = {"concurrency": 4, "requests_per_minute": None, "tokens_per_minute": None, "max_attempts": 3}
-    return runner.Limits(**{**known, "price": Price(1.0, 10.0), "max_cost": None, **changed})
+    return RunLimits(**{**known, "price": Price(1.0, 10.0), "max_cost": None, **changed})

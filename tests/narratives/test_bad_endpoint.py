@@ -20,9 +20,10 @@ from tenacity import wait_fixed
 from regen.narratives import runner
 from regen.narratives.endpoint import SHOWN, Endpoint, Price, Sampling
 from regen.narratives.narrate import OpenAINarrator, narrate
-from regen.narratives.prompts import Limits
+from regen.narratives.prompts import HistoryLimits
+from regen.narratives.report import RunLimits
 
-RUN_LIMITS = runner.Limits(
+RUN_LIMITS = RunLimits(
     concurrency=32,
     requests_per_minute=None,
     tokens_per_minute=None,
@@ -45,7 +46,7 @@ def narrator(tmp_path, monkeypatch):
         return OpenAINarrator(
             endpoint=endpoint,
             ledger=tmp_path / "ledger.sqlite",
-            request_limits=Limits(text_characters=200, characters=10_000),
+            request_limits=HistoryLimits(text_characters=200, characters=10_000),
             run_limits=replace(RUN_LIMITS, **limits),
         )
 
@@ -146,7 +147,7 @@ def test_retry_after_holds_back_every_request(narrator, prepared, tmp_path):
 def test_stops_before_max_cost_is_passed_and_goes_on_with_more(narrator, prepared, tmp_path):
     with BadServer(["none"]) as server:
         data = prepared(20)  # 40 answers at 0.002 dollars
-        with pytest.raises(ValueError, match=r"max_cost=0.05 dollars would be passed: \$0.0\d+ were spent"):
+        with pytest.raises(ValueError, match=r"max_cost=0.05 dollars would be exceeded: \$0.0\d+ were spent"):
             written_by(narrator(server, max_cost=0.05), data, tmp_path)
         asked = len(server.asked)
         assert 0.03 <= 0.002 * asked <= 0.05
@@ -228,7 +229,9 @@ def test_a_key_that_may_do_nothing_ends_the_run_early(narrator, prepared, tmp_pa
 @pytest.mark.parametrize("fault", ["no usage", "usage without counts", "usage of zero"])
 def test_an_answer_without_counts_costs_the_most_it_can(fault, narrator, prepared, tmp_path):
     with BadServer([fault]) as server:  # an answer costs at most 0.005 dollars, and its prompt some thousandths
-        with pytest.raises(ValueError, match=r"max_cost=0.02 .* answers came without `usage` and count with the most"):
+        with pytest.raises(
+            ValueError, match=r"max_cost=0.02 .* answers came without `usage` and count with their maximum"
+        ):
             written_by(narrator(server, max_cost=0.02), prepared(25), tmp_path)
         assert 1 <= len(server.asked) <= 3
 
@@ -237,7 +240,7 @@ def test_what_a_time_out_may_have_cost_is_not_forgotten(narrator, prepared, tmp_
     data = prepared(4)
     with BadServer(["time-out"], timeout=0.6) as server:
         for _ in range(2):
-            with pytest.raises(ValueError, match=r"max_cost=0.02 dollars would be passed"):
+            with pytest.raises(ValueError, match=r"max_cost=0.02 dollars would be exceeded"):
                 written_by(narrator(server, timeout=0.2, concurrency=1, max_cost=0.02), data, tmp_path)
         assert len(server.asked) <= 3
     assert outcomes(tmp_path / "ledger.sqlite").keys() == {"lost"}
@@ -330,14 +333,14 @@ def test_a_pickled_endpoint_holds_no_key(monkeypatch):
     pickled = pickle.dumps(Endpoint(sampling=sampling, **options))
     assert b"secret-key" not in pickled
     monkeypatch.delenv("TEST_KEY")
-    with pytest.raises(ValueError, match="https://h/v1 needs a key: set the environment variable TEST_KEY"):
+    with pytest.raises(ValueError, match="https://h/v1 needs a key. Set the environment variable TEST_KEY"):
         pickle.loads(pickled)._key()
 
 
 def test_keys_and_urls_that_cannot_be_used(monkeypatch):
     sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=5, seed=None)
     options = {"model": "m", "api_key_env": "TEST_KEY", "sampling": sampling, "timeout": 1.0}
-    with pytest.raises(ValueError, match="api.example.com/v1 needs a key: set the environment variable TEST_KEY"):
+    with pytest.raises(ValueError, match="api.example.com/v1 needs a key. Set the environment variable TEST_KEY"):
         Endpoint(base_url="https://api.example.com/v1", **options)
     with pytest.raises(ValueError, match="endpoint at h holds credentials"):
         Endpoint(base_url="https://me:word@h/v1", **options)

@@ -16,11 +16,11 @@ from regen.narratives import answers, prompts
 from regen.narratives.choices import endpoint_parts
 from regen.narratives.histories import CLOSE, OPEN, Purchase, UserHistory
 from regen.narratives.narrate import PROMPTS
-from regen.narratives.prompts import Limits, Prompt, flat_schema
-from regen.narratives.rate import ATTRIBUTES, LEVELS, prompt_of
+from regen.narratives.prompts import HistoryLimits, Prompt, flat_schema
+from regen.narratives.raters import ATTRIBUTES, LEVELS, prompt_of
 
 ALL = [*PROMPTS.values(), *map(prompt_of, ATTRIBUTES)]
-LIMITS = Limits(text_characters=2000, characters=100_000)
+LIMITS = HistoryLimits(text_characters=2000, characters=100_000)
 
 
 def history(user="u1", text="Fine."):

@@ -18,8 +18,10 @@ from regen.narratives import runner
 from regen.narratives.endpoint import Endpoint, Sampling
 from regen.narratives.histories import CLOSE, OPEN, Purchase, UserHistory, history_text, user_histories
 from regen.narratives.narrate import PROMPTS, OpenAINarrator, narrate
-from regen.narratives.prompts import Limits
-from regen.narratives.rate import JUDGED_FEATURES, LEVELS, Rater, Subject, rate
+from regen.narratives.prompts import HistoryLimits
+from regen.narratives.rate import Subject, rate
+from regen.narratives.raters import JUDGED_FEATURES, LEVELS, Rater
+from regen.narratives.report import RunLimits
 
 DAY = 86_400
 WIDE = {"text_characters": 2000, "characters": 200_000}
@@ -166,7 +168,7 @@ def test_copies_without_words_or_with_a_title_alone_are_taken_along(said):
 
 def requests_about(of):
     """Every request that is made of a history."""
-    limits = Limits(**WIDE)
+    limits = HistoryLimits(**WIDE)
     yield PROMPTS["reasons"].request(of, limits)
     yield PROMPTS["endorsement"].request(of.without_final_review(), limits)
     subject = Subject(of, dict.fromkeys(sum(JUDGED_FEATURES.values(), ()), "Fine."))
@@ -232,9 +234,9 @@ def test_hostile_reviews_change_neither_scores_nor_anything_of_others(shoppers, 
     def narrated_and_rated(server, name):
         sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=100, seed=0)
         endpoint = Endpoint(model="m", base_url=server.url, api_key_env="NO_KEY", sampling=sampling, timeout=60.0)
-        limits = runner.Limits(4, None, None, max_attempts=4, price=None, max_cost=None)
+        limits = RunLimits(4, None, None, max_attempts=4, price=None, max_cost=None)
         parts = {"endpoint": endpoint, "ledger": tmp_path / f"{name}.sqlite", "run_limits": limits}
-        parts["request_limits"] = Limits(**WIDE)
+        parts["request_limits"] = HistoryLimits(**WIDE)
         root = tmp_path / name
         data = prepare(JsonlSource(folder=str(folder)), {}, root=root)
         data = narrate(OpenAINarrator(**parts), prepared=data, max_history=50, users=None, root=root)
@@ -284,7 +286,7 @@ def test_a_reason_is_rated_against_the_history_up_to_its_item():
     reason = {"purchase_reason": "To draw.", "purchase_reason_explanation": "Draws."}
     subject = Subject(one, reason, dict.fromkeys(reason, "i1"))
     assert list(subject.stages()) == ["user_richness", "purchase_reason"]
-    content = subject.request("purchase_reason", Limits(200, 10_000), 0).messages[-1]["content"]
+    content = subject.request("purchase_reason", HistoryLimits(200, 10_000), 0).messages[-1]["content"]
     assert '"title": "Thing 1"' in content
     assert "Thing 2" not in content
     assert list(Subject(one, reason, dict.fromkeys(reason, "i9")).stages()) == ["user_richness"]

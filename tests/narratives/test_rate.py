@@ -22,21 +22,13 @@ from regen.narratives.agreement import agreement, final_score, stage_confidence
 from regen.narratives.endpoint import Endpoint, Price, Sampling
 from regen.narratives.histories import Purchase, UserHistory
 from regen.narratives.narrate import TemplateNarrator, narrate
-from regen.narratives.prompts import Limits
-from regen.narratives.rate import (
-    ATTRIBUTES,
-    JUDGED_FEATURES,
-    LEVELS,
-    RATINGS,
-    Rater,
-    Subject,
-    answer_model,
-    rate,
-    subjects,
-)
+from regen.narratives.prompts import HistoryLimits
+from regen.narratives.rate import RATINGS, Subject, rate, subjects
+from regen.narratives.raters import ATTRIBUTES, JUDGED_FEATURES, LEVELS, Rater, answer_model
+from regen.narratives.report import RunLimits
 
 STAGES = ["user_richness", "purchase_reason", "user_summary", "product_endorsement"]
-WIDE = Limits(text_characters=2000, characters=100_000)
+WIDE = HistoryLimits(text_characters=2000, characters=100_000)
 ROWS = 15  # judgements of a user with all narratives
 GOOD_ANSWER = bad_server.good_answer
 
@@ -250,8 +242,8 @@ def rater(tmp_path, monkeypatch):
         sampling = Sampling(temperature=0.7, top_p=1.0, max_tokens=256, seed=seed)
         endpoint = Endpoint(model=name, base_url=server.url, api_key_env="NO_KEY", sampling=sampling, timeout=60.0)
         known = {"concurrency": 4, "requests_per_minute": None, "tokens_per_minute": None, "max_attempts": 4}
-        limits = runner.Limits(**{**known, "price": Price(1.0, 10.0), "max_cost": None} | limits)
-        return Rater(name, endpoint, tmp_path / "ledger.sqlite", Limits(200, 10_000), limits)
+        limits = RunLimits(**{**known, "price": Price(1.0, 10.0), "max_cost": None} | limits)
+        return Rater(name, endpoint, tmp_path / "ledger.sqlite", HistoryLimits(200, 10_000), limits)
 
     return made
 
@@ -404,7 +396,7 @@ def test_max_cost_counts_over_both_raters(narrated, rater, rated, tmp_path):
     with BadServer(["none"]) as server:
         data = narrated(3)
         raters = [rater(server, "a"), rater(server, "b")]
-        with pytest.raises(ValueError, match="max_cost=0.04 dollars would be passed"):
+        with pytest.raises(ValueError, match="max_cost=0.04 dollars would be exceeded"):
             rated(raters, data, max_cost=0.04)
         assert 12 < len(server.asked) <= 20
         assert not list((tmp_path / "data").glob("rated-*"))
@@ -456,7 +448,7 @@ def test_everything_that_determines_a_judgement_is_in_the_recipe(rater):
         assert rater(server, "b").recipe() == one.recipe() | {"model": "b"}
         assert rater(server, concurrency=1, max_attempts=1).recipe() == one.recipe()
         assert rater(server, seed=1).recipe() != one.recipe()
-        assert replace(one, request_limits=Limits(100, 10_000)).recipe() != one.recipe()
+        assert replace(one, request_limits=HistoryLimits(100, 10_000)).recipe() != one.recipe()
         assert sorted(one.recipe()["prompts"]) == sorted(STAGES)
 
 

@@ -11,9 +11,10 @@ from regen.data.amazon import AmazonSource
 from regen.data.prepare import prepare
 from regen.narratives.endpoint import Endpoint, Sampling
 from regen.narratives.narrate import OpenAINarrator, narrate
-from regen.narratives.prompts import Limits
-from regen.narratives.rate import ATTRIBUTES, Rater, rate
-from regen.narratives.runner import Limits as RunLimits
+from regen.narratives.prompts import HistoryLimits
+from regen.narratives.rate import rate
+from regen.narratives.raters import ATTRIBUTES, Rater
+from regen.narratives.report import RunLimits
 
 URL = os.environ.get("REGEN_TEST_ENDPOINT")
 USERS, DRAWS = 4, 2
@@ -37,7 +38,7 @@ def at_server(tmp_path):
         return {
             "endpoint": endpoint,
             "ledger": tmp_path / "ledger.sqlite",
-            "request_limits": Limits(text_characters=200, characters=3000),
+            "request_limits": HistoryLimits(text_characters=200, characters=3000),
             "run_limits": RunLimits(8, None, None, max_attempts=3, price=None, max_cost=None),
         }
 

@@ -22,10 +22,11 @@ from regen.data.tables import DataError
 from regen.narratives import release as release_module
 from regen.narratives.endpoint import Endpoint, Sampling
 from regen.narratives.narrate import NARRATED, TemplateNarrator, narrate
-from regen.narratives.prompts import Limits
-from regen.narratives.rate import Rater, rate
+from regen.narratives.prompts import HistoryLimits
+from regen.narratives.rate import rate
+from regen.narratives.raters import Rater
 from regen.narratives.release import FEATURES, SPLITS, release
-from regen.narratives.runner import Limits as RunLimits
+from regen.narratives.report import RunLimits
 
 USERS, DAY = 30, 86_400
 NAMES = [f"Zacharias Reviewer{user:02}" for user in range(USERS)]
@@ -89,7 +90,7 @@ def released(tmp_path_factory):
     with BadServer(["none"]) as server:
         endpoint = Endpoint(model="m", base_url=server.url, api_key_env="NO_KEY", sampling=sampling, timeout=60.0)
         limits = RunLimits(4, None, None, max_attempts=6, price=None, max_cost=None)
-        rater = Rater("a", endpoint, tmp_path / "ledger.sqlite", Limits(200, 10_000), limits)
+        rater = Rater("a", endpoint, tmp_path / "ledger.sqlite", HistoryLimits(200, 10_000), limits)
         options = {"draws": 1, "max_history": 50, "users": 6, "max_cost": None}
         rated = rate([rater], data=data, root=root, **options)
         of_a_model = rate([rater], data=data, root=root, narratives=load_tables(data.path).narratives, **options)
@@ -265,7 +266,7 @@ def test_a_folder_that_exists_is_replaced_only_by_force(released, tmp_path):
 
 def test_force_replaces_no_folder_that_is_no_release(released, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(DataError, match="holds thesis.txt, so it is no release"):
+    with pytest.raises(DataError, match="holds thesis.txt, so it is not a release"):
         release(released.data, folder=tmp_path, force=True, **known(released.data))
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 

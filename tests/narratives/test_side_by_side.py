@@ -11,9 +11,9 @@ from narratives.bad_server import BadServer
 from regen.data.tables import DataError
 from regen.narratives.endpoint import Endpoint, Sampling
 from regen.narratives.histories import Purchase, UserHistory
-from regen.narratives.prompts import Limits
-from regen.narratives.rate import Rater
-from regen.narratives.runner import Limits as RunLimits
+from regen.narratives.prompts import HistoryLimits
+from regen.narratives.raters import Rater
+from regen.narratives.report import RunLimits
 from regen.narratives.side_by_side import Pair, cautions, compare_side_by_side, summary
 
 LIMITS = RunLimits(8, None, None, max_attempts=2, price=None, max_cost=None)
@@ -51,7 +51,7 @@ def judged(tmp_path, monkeypatch):
                 name,
                 Endpoint(model=name, base_url=server.url, api_key_env="NO_KEY", sampling=sampling, timeout=20.0),
                 tmp_path / "ledger.sqlite",
-                Limits(200, 1000),
+                HistoryLimits(200, 1000),
                 LIMITS,
             )
             for name, server in zip(taste, servers, strict=True)
@@ -84,7 +84,7 @@ def test_a_rater_that_prefers_a_place_shows(judged):
     [row] = result["features"]
     assert (row["win_rate"], row["order_dependent"]) == (0.5, 1.0)
     [caution] = cautions(result)
-    assert f"{row['rater']}: what stood first or second decided 100% of the {row['feature']} pairs" in caution
+    assert f"{row['rater']}: the order of the texts decided 100% of the {row['feature']} pairs" in caution
     assert cautions(judged([pair(f"u{at}") for at in range(6)], prefers_good)[0]) == []
 
 

@@ -206,8 +206,8 @@ def test_sequences_keep_their_order(sequences):
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"reviewerID": "w", "asin_sequence": "abc"}, r"seq.json:1: asin_sequence=abc is no list of texts"),
-        ({"reviewerID": "w", "asin_sequence": ["a", None]}, "is no list of texts"),
+        ({"reviewerID": "w", "asin_sequence": "abc"}, r"seq.json:1: asin_sequence=abc is not a list of texts"),
+        ({"reviewerID": "w", "asin_sequence": ["a", None]}, "is not a list of texts"),
         ({"reviewerID": "w"}, "no key 'asin_sequence'"),
         ({"reviewerID": "w", "asin_sequence": ["zz"]}, "zz"),
     ],
