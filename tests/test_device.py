@@ -129,7 +129,7 @@ from regen.config.objects import compose
 from regen.pipeline import train_and_evaluate
 
 folder, losses = sys.argv[1], []
-options = [*SMALL, "encoder=cf", "tuning=lora", "trainer.max_steps=6", f"paths.data_dir={folder}/data"]
+options = [*SMALL, "encoder=cf", "tuning=lora", f"paths.data_dir={folder}/data"]
 with quick_embeddings():
     for on in ("false", "true"):
         run = [f"training.compile={on}", f"paths.runs_dir={folder}/{on}"]
