@@ -1,6 +1,6 @@
 """From encoded histories to text: greedy as evaluation does it, sampled, or piece by piece."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,8 +11,9 @@ from transformers import GenerationConfig
 
 from regen.data.batch import Batch, Rows
 from regen.generation.narratives import decode_rows, generation_config
-from regen.generation.native_decoder import greedy_decoder
+from regen.generation.native_decoder import NativeDecoder, greedy_decoder
 from regen.generation.prepared import Prepared, collate
+from regen.generation.row_decoder import RowDecoder
 from regen.generation.text_pieces import TextPieces, decoded
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.runtime.costs import Stopwatch
@@ -81,7 +82,7 @@ class Decoding:
             return
         limit = self.limit(prepared)
         decoder = greedy_decoder(self.model, slots=1, length=prepared.prefix + limit, stop_ids=self.stop_ids)
-        yield from streamed_text(decoder, self.collate([prepared]), limit, tokenizer=self.tokenizer)
+        yield from streamed_text(written_tokens(decoder, self.collate([prepared]), limit), tokenizer=self.tokenizer)
 
     def _greedy(self, prepared: Sequence[Prepared]) -> list[str]:
         texts = [""] * len(prepared)
@@ -120,20 +121,26 @@ class _Rows:
         return self.decoding.collate([self.prepared[index] for index in indices])
 
 
-def streamed_text(decoder: Any, batch: Rows, limit: int, *, tokenizer: Any) -> Iterator[str]:
-    """The text of one narrative in pieces, as a decoder writes it.
+def written_tokens(decoder: RowDecoder | NativeDecoder, batch: Rows, limit: int) -> Iterator[int]:
+    """Token ids of one narrative, as they are written.
 
     Args:
-        decoder: A `greedy_decoder` that is empty.
+        decoder: Empty, with one slot or more.
         batch: One row.
         limit: The most tokens.
-        tokenizer: The LM's.
     """
-    pieces, tokens = TextPieces(tokenizer), decoder.add(batch, [0], [limit])
+    tokens = decoder.add(batch, [0], [limit])
     while tokens:
-        if piece := pieces.add(tokens[0].id):
-            yield piece
+        yield tokens[0].id
         tokens = decoder.step()
+
+
+def streamed_text(tokens: Iterable[int], *, tokenizer: Any) -> Iterator[str]:
+    """The text of one narrative in pieces, from its token ids as they are written."""
+    pieces = TextPieces(tokenizer)
+    for token in tokens:
+        if piece := pieces.add(token):
+            yield piece
     if rest := pieces.end():
         yield rest
 

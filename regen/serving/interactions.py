@@ -44,6 +44,7 @@ class Interaction:
     description: str | None = None
 
 
+History = Sequence[Interaction | Mapping[str, Any]]
 NAMES = tuple(field.name for field in fields(Interaction))
 _NUMBERS = ("rating", "price")
 

@@ -15,12 +15,10 @@ from regen.models.adapter import Adapter
 from regen.models.language_model import LanguageModel
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.serving.history_encoder import HistoryEncoder
-from regen.serving.interactions import MOST, Interaction, RequestError, is_sequence, read_history, shown
+from regen.serving.interactions import MOST, History, Interaction, RequestError, is_sequence, read_history, shown
 from regen.serving.items import Items
 from regen.serving.narrative import Narrative
 from regen.serving.spec import Spec
-
-History = Sequence[Interaction | Mapping[str, Any]]
 
 
 class NarrativeModel:
@@ -252,9 +250,9 @@ class NarrativeModel:
         """Histories as the batch that `RowDecoder.add` and `SoftTokenLM.generate` take, on the model's device."""
         return self._decoding.collate(prepared)
 
-    def window_left(self, prepared: Prepared) -> int:
-        """Positions that the LM has left for the narrative; at least one."""
-        return self._decoding.window - prepared.prefix
+    def limit(self, prepared: Prepared) -> int:
+        """The most tokens of this narrative, at least one."""
+        return self._decoding.limit(prepared)
 
     def cf_shares(self, history: History, *, feature: str = "purchase_reason") -> list[float] | None:
         """CF's share of the soft token of each interaction read, 0 to 1; None unless the encoder is `both`.

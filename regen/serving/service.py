@@ -14,7 +14,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from regen.serving.answers import NarrativesAnswer, Wanted
-from regen.serving.backend import Backend, BackendError, QueueFullError
+from regen.serving.backend import Backend, BackendError, NarrativeBackend, QueueFullError
 from regen.serving.gate import DOCS_FILES, LOOPBACK, OPEN, Gate
 from regen.serving.interactions import RequestError
 from regen.serving.items import Items
@@ -45,7 +45,7 @@ EVENTS = {
 
 
 def create_app(
-    backend: Backend,
+    backend: NarrativeBackend,
     *,
     users: Users | None = None,
     key: str | None = None,
@@ -66,9 +66,8 @@ def create_app(
     """
     metrics = Metrics(lambda: backend.under_way)
     app = new_app("Narratives from purchase histories.", backend.model.spec.run, backend.model.data_fingerprint)
-    _add_routes(app, backend, users, metrics, timeout)
-    add_items(app, backend.model.items)
-    add_metrics(app, metrics)
+    _add_narratives(app, backend, users, metrics, timeout)
+    add_shared_routes(app, backend, backend.model.items, metrics)
     return guarded(app, metrics, timeout=timeout, key=key, max_body_bytes=max_body_bytes, hosts=hosts)
 
 
@@ -91,7 +90,9 @@ def guarded(
     return _Counted(gate, app, metrics)
 
 
-def _add_routes(app: FastAPI, backend: Backend, users: Users | None, metrics: Metrics, timeout: float) -> None:
+def _add_narratives(
+    app: FastAPI, backend: NarrativeBackend, users: Users | None, metrics: Metrics, timeout: float
+) -> None:
     wanted_of: Any = request_model(backend.model.features, places=backend.places)
     problems = problems_of(400, 404, 408, 413, 422, 429, 503, 504)
 
@@ -101,19 +102,19 @@ def _add_routes(app: FastAPI, backend: Backend, users: Users | None, metrics: Me
         wanted = [_wanted(at, one, backend, users) for at, one in enumerate(body.narratives)]
         return NarrativesAnswer(backend, wanted, stream=body.stream, timeout=timeout, metrics=metrics)
 
+
+def add_shared_routes(app: FastAPI, backend: Backend[Any], known: Items, metrics: Metrics) -> None:
+    """The routes that both services have: health, the search among items, counters."""
+
     @app.get("/health", responses=problems_of(503))
     async def health() -> Health:
-        """Whether narratives can be written."""
+        """Whether the service can answer."""
         try:
             await backend.check()
         except BackendError as error:
             logger.warning("%s", error)
             raise HTTPException(503, "Nothing can be written now; the service's log says why.") from error
         return Health(status="ok")
-
-
-def add_items(app: FastAPI, known: Items) -> None:
-    """The search among a model's items."""
 
     @app.get("/v1/items", responses=problems_of(422))
     def items(
@@ -123,17 +124,13 @@ def add_items(app: FastAPI, known: Items) -> None:
         """Items whose title, brand or category hold every word."""
         return ItemsResponse(items=[KnownItem(**vars(item)) for item in known.search(query, limit)])
 
-
-def add_metrics(app: FastAPI, metrics: Metrics) -> None:
-    """The counters."""
-
     @app.get("/metrics", response_class=PlainTextResponse)
     def counters() -> Response:
         """Counters for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _wanted(at: int, one: Any, backend: Backend, users: Users | None) -> Wanted:
+def _wanted(at: int, one: Any, backend: NarrativeBackend, users: Users | None) -> Wanted:
     """Finds the history of a user, and the items of one that is given by item ids."""
     if isinstance(one, OfUser):
         if users is None:

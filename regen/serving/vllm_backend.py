@@ -11,11 +11,11 @@ from torch import Tensor
 from regen.generation.merged_lm import merged_folder
 from regen.generation.prepared import Prepared
 from regen.generation.vllm_client import VLLMClient, VLLMError
-from regen.serving.backend import Backend, BackendError, longest_row
+from regen.serving.backend import BackendError, NarrativeBackend, longest_row
 from regen.serving.model import NarrativeModel
 
 
-class VLLMBackend(Backend):
+class VLLMBackend(NarrativeBackend):
     """Decodes in a vLLM server on this machine, which has to serve this model's LM with its LoRA merged.
 
     Args:
@@ -55,7 +55,8 @@ class VLLMBackend(Backend):
         except VLLMError as error:
             raise BackendError(f"{error} Start the right one: {self.needs}") from error
 
-    async def _tokens(self, prepared: Prepared, *, limit: int) -> AsyncGenerator[int, None]:
+    async def _tokens(self, prepared: Prepared) -> AsyncGenerator[int, None]:
+        limit = self.model.limit(prepared)
         embeds = await self._off_loop(lambda: self._embedded(prepared))
         try:
             async with aclosing(self._client.stream(embeds, limit=limit, stop_ids=self.model.stop_ids)) as parts:

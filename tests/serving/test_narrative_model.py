@@ -53,7 +53,7 @@ def test_what_has_no_vectors_of_its_own_is_not_exported(session_config, encoder)
     more = ["encoder.dim=16"] if encoder == "noise" else []
     folder = pipeline.open_run(session_config(f"encoder={encoder}", *more)).folder
     (folder / "model.safetensors").touch()
-    with pytest.raises(ValueError, match=f"encoder={encoder} cannot be exported.*Known: cf, content, both"):
+    with pytest.raises(ValueError, match=f"encoder={encoder} cannot be exported or served.*Known: cf, content, both"):
         NarrativeModel.from_run(folder)
 
 
@@ -144,7 +144,7 @@ def test_what_the_service_and_the_page_read(finished, model):
     assert model.max_new_tokens == 6
     assert model.stop_ids == {model.tokenizer.eos_token_id}
     prepared = model.prepare_all([[PENS], [PENS, PENS]])
-    assert [model.window_left(one) for one in prepared] == [512 - one.prefix for one in prepared]
+    assert [model.limit(one) for one in prepared] == [6, 6]
     batch = model.collate(prepared)
     assert batch.fused.shape == (2, 2, model.spec.dim)
     assert batch.history_mask.tolist() == [[False, True], [True, True]]
