@@ -32,11 +32,11 @@ Row = TypeVar("Row")
 
 
 def longest_row(model: NarrativeModel) -> int:
-    """The most positions of a history, its prompt and its narrative."""
+    """Positions of the longest history, prompt and narrative together."""
     prompts = [str(options["prompt"]) for options in model.spec.features.values()]
-    longest = max(len(ids) for ids in model.tokenizer(prompts, add_special_tokens=False)["input_ids"])
+    longest = max(len(ids) for ids in model.decoding.tokenizer(prompts, add_special_tokens=False)["input_ids"])
     begin = model.soft_token_lm.bos_token_id is not None
-    return begin + model.spec.max_history + longest + model.max_new_tokens
+    return begin + model.spec.max_history + longest + model.decoding.max_new_tokens
 
 
 class BackendError(RuntimeError):
@@ -149,13 +149,13 @@ class NarrativeBackend(Backend[Prepared]):
     """
 
     def __init__(self, model: NarrativeModel, *, places: int) -> None:
-        if other := [name for name in model.beyond_greedy if name not in SAMPLING]:
+        if other := [name for name in model.decoding.beyond_greedy if name not in SAMPLING]:
             raise ValueError(
                 f"{model.spec.run}: its generation settings change {', '.join(other)}, and the service decodes "
                 "greedily with max_new_tokens alone. Remove them from generation_config.json, or use "
                 "NarrativeModel.narrate()."
             )
-        super().__init__(model.tokenizer, places=places)
+        super().__init__(model.decoding.tokenizer, places=places)
         self.model = model
 
     async def prepare(self, history: History, *, feature: str) -> Prepared:

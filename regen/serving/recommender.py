@@ -1,29 +1,24 @@
 """A trained recommender: ranks the next items for a history and writes about one of them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from regen.data.batch import pad_rows
 from regen.data.conversation import ConversationBatch
 from regen.data.next_item import NextItemBatch
 from regen.data.tables import NEXT_ITEM
-from regen.embeddings.content import embed_texts
-from regen.embeddings.vector_store import VECTOR_DTYPE
 from regen.generation.decoding import streamed_text, written_tokens
 from regen.generation.native_decoder import greedy_decoder
 from regen.models.next_item import NextItemLM
 from regen.pipeline import load_run
 from regen.serving.finished_run import items_of, served_run
-from regen.serving.history_encoder import HistoryEncoder
-from regen.serving.interactions import History, Interaction, RequestError, read_history, shown
-from regen.serving.requests import LONGEST
+from regen.serving.interactions import History, RequestError, shown
+from regen.serving.turns import PreparedTurns, TurnsEncoder
 from regen.training.recommendation import NextItemData
 from regen.training.run import LoadedRun
 
@@ -73,25 +68,6 @@ class Reply:
 
 
 @dataclass(frozen=True, eq=False)
-class PreparedTurns:
-    """Purchases and conversation turns, checked and encoded: one row of the model's input.
-
-    Attributes:
-        fused: Vector of each purchase and of each recommended item, oldest first.
-        queries: What the closed form looks for after each of them.
-        words: Token ids of what the user said about each of them; often empty.
-        excluded: Catalogue rows that must not be recommended.
-        positions: Positions that the LM reads.
-    """
-
-    fused: Float[Tensor, "turns dim"]
-    queries: Float[Tensor, "turns dim"]
-    words: list[list[int]]
-    excluded: list[int]
-    positions: int
-
-
-@dataclass(frozen=True, eq=False)
 class PreparedNarrative:
     """Turns and the item to write about.
 
@@ -134,13 +110,8 @@ class Recommender:
         self.items = items_of(inputs)
         self.run, self.data_fingerprint = loaded.run.folder.name, inputs.prepared.fingerprint
         self.tokenizer, self.window = loaded.lm.tokenizer, loaded.lm.window
-        self._encode = HistoryEncoder(
-            config.encoder.name,
-            self.data.closed_form.items.shape[1],
-            self.items,
-            config.content.pretrained if "content" in inputs.encoded else None,
-            config.seed,
-        )
+        self._encode = TurnsEncoder(config, inputs, self.items, self.data.closed_form, self.tokenizer)
+        self._prompts = {name: self._encode.ids(feature.prompt) for name, feature in config.feature.items()}
 
     @classmethod
     def from_run(cls, folder: Path | str) -> Self:
@@ -247,29 +218,14 @@ class Recommender:
         Raises:
             RequestError: If one of them cannot be read, or together they exceed the LM's window.
         """
-        latest = self.config.data.max_history
-        turns = turns[-latest + 1 :]
-        seen = [self._row(turn.item_id) for turn in turns]
-        read = read_history(history, self.items, latest=latest - len(seen))
-        rows = [self.items.row(one.item_id) for one in read]
-        said = [None] * (len(rows) - 1) + [critique] + [turn.critique for turn in turns]
-        words, spoken = self._said(said)
-        fused = np.concatenate([self._vectors(read, rows), self._catalogue(seen)])
-        bought = {row for row in rows if row is not None} if self.model.exclude_bought else set()
-        positions = 1 + len(self._ids(self.config.feature[NEXT_ITEM].prompt)) + len(fused) + sum(map(len, words))
-        self._check_window(positions)
-        return PreparedTurns(
-            fused=torch.from_numpy(fused),
-            queries=torch.from_numpy(self.data.closed_form.queries(fused, spoken)),
-            words=words,
-            excluded=[*bought, *seen],
-            positions=positions,
-        )
+        prepared = self._encode(history, critique, [(turn.item_id, turn.critique) for turn in turns])
+        self._check_window(prepared.positions)
+        return prepared
 
     @torch.no_grad()
     def rank(self, asked: Sequence[tuple[PreparedTurns, int]]) -> list[list[Recommendation]]:
         """For each row the items that fit best, best first: at most as many as the number beside it."""
-        batch = self._batch([turns for turns, _ in asked])
+        batch: NextItemBatch = self._encode.collate([turns for turns, _ in asked]).on(self.model.device)
         last = batch.history_mask.sum(dim=1) - 1
         queries = self.model.queries(batch)[torch.arange(len(asked), device=last.device), last]
         scores = queries @ self.model.items.T + self.model.bias
@@ -283,7 +239,7 @@ class Recommender:
         """
         prefix = turns.positions + 1 + len(self._asked)
         self._check_window(prefix + 1)
-        return PreparedNarrative(turns, self._row(item_id), prefix)
+        return PreparedNarrative(turns, self._encode.row(item_id), prefix)
 
     def limit(self, narrative: PreparedNarrative) -> int:
         """The most tokens of this narrative."""
@@ -295,9 +251,9 @@ class Recommender:
         Args:
             critique_tokens: Of all critiques together; a model without critiques reads none.
         """
-        prompts = [self._ids(feature.prompt) for feature in self.config.feature.values()]
         critiques = critique_tokens if self.reads_critiques else 0
-        return 1 + sum(map(len, prompts)) + self.config.data.max_history + critiques + 1 + self.max_new_tokens
+        prompts = sum(map(len, self._prompts.values()))
+        return 1 + prompts + self.config.data.max_history + critiques + 1 + self.max_new_tokens
 
     def tokens(self, narrative: PreparedNarrative) -> Iterator[int]:
         """Token ids of one narrative, as they are written."""
@@ -307,15 +263,16 @@ class Recommender:
 
     def collate(self, narratives: Sequence[PreparedNarrative]) -> ConversationBatch:
         """The batch that a decoder takes, on the model's device."""
-        batch = self._batch([one.turns for one in narratives])
-        nothing = torch.zeros(len(narratives), 0, dtype=torch.int64, device=self.model.device)
-        return ConversationBatch(
+        batch = self._encode.collate([one.turns for one in narratives])
+        nothing = torch.zeros(len(narratives), 0, dtype=torch.int64)
+        about: ConversationBatch = ConversationBatch(
             **vars(batch),
-            item=self.model.items[[one.item for one in narratives]],
-            asked=torch.tensor([self._asked] * len(narratives), device=self.model.device),
+            item=self.data.closed_form.items[[one.item for one in narratives]],
+            asked=torch.tensor([self._asked] * len(narratives)),
             target=nothing,
             target_mask=nothing.bool(),
-        )
+        ).on(self.model.device)
+        return about
 
     def _best(self, scores: Float[Tensor, " items"], excluded: list[int], k: int) -> list[Recommendation]:
         scores[excluded] = -torch.inf
@@ -333,78 +290,8 @@ class Recommender:
                 "shorter critiques."
             )
 
-    def _row(self, item_id: str) -> int:
-        row = self.items.row(item_id)
-        if row is None:
-            raise RequestError(f"item_id={shown(item_id)}: the catalogue has no such item.")
-        return row
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer([text], add_special_tokens=False)["input_ids"][0]
-        return ids
-
     @property
     def _asked(self) -> list[int]:
         """Token ids between the item and the narrative."""
         assert self.feature is not None
-        return self._ids(self.config.feature[self.feature].prompt)
-
-    def _said(self, critiques: Sequence[str | None]) -> tuple[list[list[int]], np.ndarray | None]:
-        """Token ids of what was said in each turn, and its sentence embedding."""
-        texts = [_critique(one) for one in critiques]
-        if not self.reads_critiques:
-            if any(texts):
-                raise RequestError("this model was trained with data.critiques=false and reads no critique.")
-            return [[] for _ in texts], None
-        vectors = embed_texts(texts, pretrained=self.config.content.pretrained)
-        vectors = vectors.astype(VECTOR_DTYPE).astype(np.float32)  # rounded as those of training are kept
-        return [self._ids(text) if text else [] for text in texts], vectors
-
-    def _catalogue(self, rows: list[int]) -> Float[np.ndarray, "rows dim"]:
-        """Vectors of items of the catalogue; `encoder=none` has none and reads zeros."""
-        if self.config.encoder.name == "none":
-            return np.zeros((len(rows), self._encode.dim), dtype=np.float32)
-        return self.data.closed_form.items[rows].numpy()
-
-    def _vectors(self, read: list[Interaction], rows: list[int | None]) -> Float[np.ndarray, "history dim"]:
-        """Vectors of purchases: from the catalogue or, for items outside it, from their texts."""
-        known = [at for at, row in enumerate(rows) if row is not None]
-        other = [at for at, row in enumerate(rows) if row is None]
-        found = np.zeros((len(read), self._encode.dim), dtype=np.float32)
-        found[known] = self._catalogue([row for row in rows if row is not None])
-        if other and self.config.encoder.name != "none":
-            unread = [replace(read[at], item_id=None, rating=None, review=None, review_title=None) for at in other]
-            found[other] = self._encode([unread], withhold_final_review=False)[0].fused
-        return found
-
-    def _batch(self, rows: Sequence[PreparedTurns]) -> NextItemBatch:
-        """Turns as one batch on the model's device, padded at their ends."""
-        fused, mask = pad_rows([one.fused for one in rows], 0, left=False)
-        length = fused.shape[1]
-        nothing: list[list[int]] = [[]]
-        said = [ids for one in rows for ids in one.words + nothing * (length - len(one.words))]
-        words, words_mask = pad_rows([torch.tensor(ids, dtype=torch.int64) for ids in said], 0, left=False)
-        prompt = self._ids(self.config.feature[NEXT_ITEM].prompt)
-        items = torch.zeros(len(rows), length, dtype=torch.int64)
-        batch: NextItemBatch = NextItemBatch(
-            examples=torch.arange(len(rows)),
-            fused=fused,
-            history_mask=mask,
-            items=items,
-            queries=pad_rows([one.queries for one in rows], 0, left=False)[0],
-            targets=items - 1,
-            prompt=torch.tensor([prompt] * len(rows)),
-            words=words.view(len(rows), length, -1),
-            words_mask=words_mask.view(len(rows), length, -1),
-        ).on(self.model.device)
-        return batch
-
-
-def _critique(critique: str | None) -> str:
-    """A critique with its white space folded."""
-    if critique is not None and not isinstance(critique, str):
-        raise RequestError(f"critique={shown(critique)} is no text.")
-    text = " ".join((critique or "").encode("utf-8", "replace").decode().split())
-    if len(text) > LONGEST:
-        raise RequestError(f"the critique has {len(text):,} characters; at most {LONGEST} are read. Shorten it.")
-    return text
+        return self._prompts[self.feature]

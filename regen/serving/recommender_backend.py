@@ -7,7 +7,8 @@ from typing import Self
 from regen.serving.backend import Backend
 from regen.serving.decoding_thread import DecodingThread
 from regen.serving.interactions import History
-from regen.serving.recommender import PreparedNarrative, PreparedTurns, Recommendation, Recommender, Turn
+from regen.serving.recommender import PreparedNarrative, Recommendation, Recommender, Turn
+from regen.serving.turns import PreparedTurns
 
 CRITIQUE_TOKENS = 256  # of all turns, for which a row has room; a conversation with more is written alone
 

@@ -1,4 +1,4 @@
-"""From a config to a listening service."""
+"""Starts the HTTP service of a model."""
 
 import asyncio
 import logging
@@ -31,8 +31,8 @@ from regen.serving.transformers_backend import TransformersBackend
 from regen.serving.users import Users
 
 logger = logging.getLogger(__name__)
-RUN_CONFIG = "config.yaml"  # in the folder of a run, not in an exported one
-GRACE = 5  # seconds for requests under way when the service is told to stop
+RUN_CONFIG = "config.yaml"  # runs have this file, exported models do not
+GRACE = 5  # seconds for requests under way when the service stops
 
 
 def serve(config: ServeConfig) -> None:
@@ -101,45 +101,45 @@ def recommendation_service(config: ServeConfig, limits: dict[str, Any]) -> tuple
 
 
 def service_key(host: str, variable: str) -> str | None:
-    """The key that clients have to send, None where nobody but this machine can ask.
+    """The key that clients have to send; None if it is not set and only this machine can connect.
 
     Raises:
-        ValueError: If other machines can ask and there is no key.
+        ValueError: If other machines can connect and the key is not set.
     """
     key = os.environ.get(variable) or None
     if key is None and not is_loopback(host):
         raise ValueError(
             f"host={host} lets other machines ask, which needs a key. Set the environment variable {variable}, for "
-            "example to what 'openssl rand -hex 32' prints, or keep host=127.0.0.1."
+            "example to the output of 'openssl rand -hex 32', or keep host=127.0.0.1."
         )
     return key
 
 
 def load_model(folder: str) -> NarrativeModel:
-    """An exported model, or a finished run."""
+    """Loads an exported model or a finished run."""
     model = (
         NarrativeModel.from_run(folder)
         if Path(folder, RUN_CONFIG).is_file()
         else NarrativeModel.from_pretrained(folder)
     )
     if model.generation.do_sample:
-        logger.warning("%s: its generation settings sample; the service writes the likeliest text instead.", folder)
+        logger.warning("%s: its generation settings sample, but the service decodes greedily.", folder)
     return model
 
 
 def build_backend(config: ServeConfig, model: NarrativeModel) -> NarrativeBackend:
-    """What `backend` names, with the LM's weights laid out for this machine.
+    """The backend that `backend` names, with the LM's weights packed for this machine.
 
     Raises:
-        ValueError: If the precision is not to be had.
+        ValueError: If the backend or the machine does not have the precision.
     """
     if config.backend == BackendName.vllm:
         from regen.serving.vllm_backend import VLLMBackend
 
         check_precision(config.precision, setting="precision", server="backend=vllm")
         return VLLMBackend(model, base_url=config.vllm, rows=config.rows, queue=config.queue, timeout=config.timeout)
-    auto = DeviceName.cpu if config.precision is not None else config.device  # 8 bits are for a CPU
-    model.to(device_of(auto if config.device == DeviceName.auto else config.device))
+    on_cpu = config.precision is not None and config.device == DeviceName.auto  # int8 needs a CPU
+    model.to(device_of(DeviceName.cpu if on_cpu else config.device))
     if config.precision is not None:
         narrow(model.soft_token_lm.lm)
     pack_weights(model.soft_token_lm.lm, backward=False)
@@ -158,10 +158,10 @@ async def _listen(config: ServeConfig, backend: Backend[Any], app: ASGIApp) -> N
 
 
 class Server(uvicorn.Server):
-    """uvicorn as this service runs it.
+    """uvicorn with the settings of this service.
 
-    Logs go where Hydra sends them. Requests are counted and not logged. A client that stops reading is cut off.
-    The address is logged once connections are accepted.
+    Logs go to Hydra's handlers. Requests are counted, not logged. Clients that stop reading are disconnected. The
+    address is logged when the service accepts connections.
 
     Args:
         app: The service.

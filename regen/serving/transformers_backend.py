@@ -21,7 +21,11 @@ class TransformersBackend(NarrativeBackend):
     def __init__(self, model: NarrativeModel, *, rows: int = 32, queue: int = 128) -> None:
         super().__init__(model, places=rows + queue)
         self.thread = DecodingThread(
-            model.soft_token_lm, model.collate, rows=rows, length=longest_row(model), stop_ids=model.stop_ids
+            model.soft_token_lm,
+            model.decoding.collate,
+            rows=rows,
+            length=longest_row(model),
+            stop_ids=model.decoding.stop_ids,
         )
 
     async def __aenter__(self) -> Self:
@@ -36,4 +40,4 @@ class TransformersBackend(NarrativeBackend):
         self.thread.check()
 
     def _tokens(self, prepared: Prepared) -> AsyncGenerator[int, None]:
-        return self.thread.tokens(prepared, limit=self.model.limit(prepared))
+        return self.thread.tokens(prepared, limit=self.model.decoding.limit(prepared))

@@ -1,4 +1,4 @@
-"""The backend that has the LM elsewhere on this machine: vLLM decodes what adapter and embeddings give it."""
+"""The backend with the LM in a vLLM server on this machine; adapter and embeddings stay in this process."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -16,14 +16,14 @@ from regen.serving.model import NarrativeModel
 
 
 class VLLMBackend(NarrativeBackend):
-    """Decodes in a vLLM server on this machine, which has to serve this model's LM with its LoRA merged.
+    """Decodes in a vLLM server on this machine, which serves the model's LM with its LoRA merged.
 
     Args:
-        model: Gives histories, adapter and embeddings.
-        base_url: Of the server's API, on a loopback address.
+        model: The model; its adapter and embeddings run in this process.
+        base_url: Address of the server's API, on a loopback address.
         rows: The most requests to the server at one time.
-        queue: The most that wait for one of them; more are refused.
-        timeout: Seconds without a token after which the server is taken for dead.
+        queue: The most narratives that wait; more are refused.
+        timeout: Seconds without a token after which a request fails.
 
     Raises:
         ValueError: If the address is not loopback.
@@ -33,7 +33,7 @@ class VLLMBackend(NarrativeBackend):
         self, model: NarrativeModel, *, base_url: str, rows: int = 32, queue: int = 128, timeout: float = 60.0
     ) -> None:
         super().__init__(model, places=rows + queue)
-        folder = merged_folder(model.soft_token_lm, model.tokenizer, name=model.spec.run)
+        folder = merged_folder(model.soft_token_lm, model.decoding.tokenizer, name=model.spec.run)
         self.needs = f"make llm-server MODEL={folder}"
         self._client = VLLMClient(base_url, name=folder.name, timeout=timeout, connections=rows)
 
@@ -56,10 +56,12 @@ class VLLMBackend(NarrativeBackend):
             raise BackendError(f"{error} Start the right one: {self.needs}") from error
 
     async def _tokens(self, prepared: Prepared) -> AsyncGenerator[int, None]:
-        limit = self.model.limit(prepared)
+        limit = self.model.decoding.limit(prepared)
         embeds = await self._off_loop(lambda: self._embedded(prepared))
         try:
-            async with aclosing(self._client.stream(embeds, limit=limit, stop_ids=self.model.stop_ids)) as parts:
+            async with aclosing(
+                self._client.stream(embeds, limit=limit, stop_ids=self.model.decoding.stop_ids)
+            ) as parts:
                 async for ids in parts:
                     for token in ids:
                         yield token
@@ -68,5 +70,5 @@ class VLLMBackend(NarrativeBackend):
 
     @torch.no_grad()
     def _embedded(self, prepared: Prepared) -> Float[Tensor, "positions lm_dim"]:
-        embeds, _ = self.model.soft_token_lm.prefix(self.model.collate([prepared]))
+        embeds, _ = self.model.soft_token_lm.prefix(self.model.decoding.collate([prepared]))
         return embeds[0]

@@ -176,7 +176,7 @@ MISTAKES = [  # command, overrides, exit code, all of which the message must hol
     ("narrate", ["narrator.max_histroy=3"], 2, ["Did you mean 'narrator.max_history'?"]),
     ("narrate", ["narrator=openai"], 2, ["'narrator.model' has no value", "narrator.model="]),
     ("narrate", ["narrator=source"], 1, ["narrator=source: it writes nothing. Choose template or openai"]),
-    ("narrate", ["dry_run=true"], 1, ["dry_run=true: narrator=template asks nobody"]),
+    ("narrate", ["dry_run=true"], 1, ["dry_run=true: narrator=template asks no endpoint"]),
     ("narrate", ["narrator.users=0"], 2, ["narrator.users=0 has to be 1 to"]),
     ("narrate", OPENAI, 1, ["narrator: https://api.openai.com/v1 needs a key", "OPENAI_API_KEY"]),
     ("narrate", [*AT, "max_cost=1"], 1, ["narrator: max_cost=1.0 needs the endpoint's price", "price.prompt"]),

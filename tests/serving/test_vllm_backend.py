@@ -50,16 +50,16 @@ async def posted(backend, *, stream=False):
 
 
 def test_tokens_of_the_server_become_text(served):
-    ids = served.tokenizer("they like smooth pens", add_special_tokens=False)["input_ids"]
-    with ScriptedVLLM([*map(said, ids), said(*served.stop_ids), DONE]) as server:
+    ids = served.decoding.tokenizer("they like smooth pens", add_special_tokens=False)["input_ids"]
+    with ScriptedVLLM([*map(said, ids), said(*served.decoding.stop_ids), DONE]) as server:
         reply, health = with_backend(served, server, posted)
     assert reply.json()["narratives"][0]["text"] == "they like smooth pens"
     assert health.status_code == 200
-    assert server.bodies[0]["max_tokens"] == served.max_new_tokens
+    assert server.bodies[0]["max_tokens"] == served.decoding.max_new_tokens
 
 
 def test_a_server_that_dies_in_the_middle_is_told_and_the_service_stays_up(served):
-    word = served.tokenizer("pens and more pens", add_special_tokens=False)["input_ids"]
+    word = served.decoding.tokenizer("pens and more pens", add_special_tokens=False)["input_ids"]
     with ScriptedVLLM(map(said, word)) as server:
         reply, _ = with_backend(served, server, posted)
         streamed, health = with_backend(served, server, lambda backend: posted(backend, stream=True))
