@@ -31,14 +31,6 @@ Result = TypeVar("Result")
 Row = TypeVar("Row")
 
 
-def longest_row(model: NarrativeModel) -> int:
-    """Positions of the longest history, prompt and narrative together."""
-    prompts = [str(options["prompt"]) for options in model.spec.features.values()]
-    longest = max(len(ids) for ids in model.decoding.tokenizer(prompts, add_special_tokens=False)["input_ids"])
-    begin = model.soft_token_lm.bos_token_id is not None
-    return begin + model.spec.max_history + longest + model.decoding.max_new_tokens
-
-
 class BackendError(RuntimeError):
     """The backend cannot write now; the same request may succeed later."""
 

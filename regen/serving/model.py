@@ -140,6 +140,13 @@ class NarrativeModel:
         """Fingerprint of the prepared data, to which the item ids belong."""
         return str(self.spec.data["fingerprint"])
 
+    @property
+    def longest_row(self) -> int:
+        """Positions of the longest history, prompt and narrative together."""
+        begin = self.soft_token_lm.bos_token_id is not None
+        prompt = max(map(len, self._prompts.values()))
+        return begin + self.spec.max_history + prompt + self.decoding.max_new_tokens
+
     @overload
     def narrate(
         self, history: History, feature: str = ..., *, temperature: float | None = ..., seed: int = ...

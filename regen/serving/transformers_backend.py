@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from typing import Self
 
 from regen.generation.prepared import Prepared
-from regen.serving.backend import NarrativeBackend, longest_row
+from regen.serving.backend import NarrativeBackend
 from regen.serving.decoding_thread import DecodingThread
 from regen.serving.model import NarrativeModel
 
@@ -24,7 +24,7 @@ class TransformersBackend(NarrativeBackend):
             model.soft_token_lm,
             model.decoding.collate,
             rows=rows,
-            length=longest_row(model),
+            length=model.longest_row,
             stop_ids=model.decoding.stop_ids,
         )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from regen.generation.merged_lm import merged_folder
 from regen.generation.prepared import Prepared
 from regen.generation.vllm_client import VLLMClient, VLLMError
-from regen.serving.backend import BackendError, NarrativeBackend, longest_row
+from regen.serving.backend import BackendError, NarrativeBackend
 from regen.serving.model import NarrativeModel
 
 
@@ -51,7 +51,7 @@ class VLLMBackend(NarrativeBackend):
 
     async def check(self) -> None:
         try:
-            await self._client.check(positions=longest_row(self.model))
+            await self._client.check(positions=self.model.longest_row)
         except VLLMError as error:
             raise BackendError(f"{error} Start the right one: {self.needs}") from error
 

@@ -6,7 +6,7 @@ from contextlib import aclosing
 import pytest
 
 from regen.serving import NarrativeModel
-from regen.serving.backend import BackendError, QueueFullError, longest_row
+from regen.serving.backend import BackendError, QueueFullError
 from regen.serving.transformers_backend import TransformersBackend
 
 FEATURE = "purchase_reason"
@@ -126,7 +126,7 @@ def test_stopping_ends_what_is_under_way(served, histories):
 def test_a_row_has_room_for_the_longest_history(served):
     longest = max(len(served.prepare([{"title": "x"}], feature=one).prompt) for one in served.features)
     bos = served.soft_token_lm.bos_token_id is not None
-    assert longest_row(served) == bos + 50 + longest + served.decoding.max_new_tokens
+    assert served.longest_row == bos + 50 + longest + served.decoding.max_new_tokens
 
 
 def test_settings_that_change_greedy_text_are_refused(exported):

@@ -107,9 +107,7 @@ def test_a_folder_that_is_no_export_is_named(finished, tmp_path):
         NarrativeModel.from_pretrained(finished.folder)
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}/nowhere: no such folder, and the hub gives no such model"):
         NarrativeModel.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(
-        FileNotFoundError, match="me/mine: no such folder, and the hub gives no such model"
-    ):
+    with pytest.raises(FileNotFoundError, match="me/mine: no such folder, and the hub gives no such model"):
         NarrativeModel.from_pretrained("me/mine")
     (tmp_path / "manifest.json").write_text('{"files": ["config.json"]}')
     with pytest.raises(ValueError, match="manifest.json: not a readable manifest"):

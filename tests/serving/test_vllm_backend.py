@@ -9,7 +9,7 @@ import pytest
 from evaluation.scripted_vllm import DONE, ScriptedVLLM, said
 
 from regen.serving import NarrativeModel
-from regen.serving.backend import BackendError, longest_row
+from regen.serving.backend import BackendError
 from regen.serving.service import create_app
 from regen.serving.vllm_backend import VLLMBackend
 
@@ -92,7 +92,7 @@ def test_another_model_or_too_little_room_is_refused_with_the_command(served):
     with ScriptedVLLM() as server:
         with pytest.raises(BackendError, match=r"serves smollm2, not .*make llm-server MODEL="):
             asyncio.run(enter("smollm2", 512))
-        with pytest.raises(BackendError, match=f"max_model_len={longest_row(served)}"):
+        with pytest.raises(BackendError, match=f"max_model_len={served.longest_row}"):
             asyncio.run(enter(None, 8))
 
 
