@@ -50,7 +50,7 @@ def _check_given(config: EvaluateConfig) -> None:
             f"Give one of run=, runs= and predictions=, or runs= and predictions= for one table; got {got}."
         )
     if config.diagnose and given != ["run"]:
-        raise ValueError(f"diagnose=true takes run=FOLDER, because it generates new texts; got {got}.")
+        raise ValueError(f"diagnose=true takes run=FOLDER, because it generates new texts; got {given[0]}=.")
 
 
 def _evaluate_again(folder: Path, config: EvaluateConfig) -> None:
