@@ -1,4 +1,4 @@
-"""Trains a model, or a grid of them with -m; see --help."""
+"""Trains a model, or a grid of models with -m; see --help."""
 
 from regen.commands.train import run
 

@@ -1,4 +1,4 @@
-"""The commands. Each is a small file that takes a typed config and calls the rooms below."""
+"""The commands: one small file each, which calls the other packages with a typed config."""
 
 import importlib
 import sys
@@ -7,17 +7,17 @@ COMMANDS = {
     "prepare": "read a source; print what was kept and dropped, and why",
     "narrate": "write the reference narratives of every user",
     "rate": "let language models rate narratives",
-    "release": "make a data set of histories, narratives and ratings that others can load",
+    "release": "write histories, narratives and ratings as a data set to share",
     "encode": "compute the CF and content vectors of the interactions",
-    "plan": "print what `regen train` would reuse and build, and where its run lies",
+    "plan": "print what `regen train` would reuse and build, and the folder of its run",
     "train": "train and score one model, or a grid of them with -m",
     "evaluate": "score a run again, compare runs, or score another system's narratives",
     "side_by_side": "let language models compare two runs",
     "report": "write one HTML page about a grid",
     "dashboard": "make the Weights & Biases dashboard of a project",
-    "export": "make a finished run a folder that others load in one line",
-    "serve": "serve narratives over HTTP",
-    "demo": "open a page on which the models of a grid write side by side",
+    "export": "write a finished run as a folder to share",
+    "serve": "serve narratives or recommendations over HTTP",
+    "demo": "serve a web page that compares the models of a grid",
     "llm_server": "start a language model behind an OpenAI-compatible API on this machine",
 }
 

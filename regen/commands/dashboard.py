@@ -1,4 +1,4 @@
-"""The W&B dashboard of a project: `regen dashboard project=NAME`."""
+"""`regen dashboard project=NAME`: makes the W&B dashboard of a project."""
 
 from regen.config.command_line import main
 from regen.config.schema import DashboardConfig

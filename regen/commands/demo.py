@@ -1,4 +1,4 @@
-"""The page on which a grid's models narrate side by side: `regen demo runs=outputs/runs`."""
+"""`regen demo runs=outputs/runs`: serves a web page that compares the models of a grid."""
 
 from pathlib import Path
 

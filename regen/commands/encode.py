@@ -1,4 +1,4 @@
-"""Stage `encode` alone: `regen encode source=xrec cf=bpr`."""
+"""`regen encode source=xrec cf=bpr`: runs only the stage `encode`."""
 
 from regen.config.command_line import main
 from regen.config.schema import EncodeConfig

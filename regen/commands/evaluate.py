@@ -14,7 +14,7 @@ from regen.config.schema import EvaluateConfig, Evaluation
 if TYPE_CHECKING:
     from regen.evaluation.comparison import Cell, Columns, Comparison
 
-SIDE = "runs"  # the setting by which `against=` tells its two sides apart
+SIDE = "runs"  # the setting by which the table of `against=` tells its two sides apart
 
 
 @main("evaluate")
@@ -23,72 +23,98 @@ def run(config: EvaluateConfig) -> None:
 
 
 def evaluate_from_config(config: EvaluateConfig) -> None:
-    """`python evaluate.py`: one of `run=`, `runs=` and `predictions=`; the last two together make one table.
+    """`python evaluate.py`: handles one of `run=`, `runs=` and `predictions=`, or the last two for one table.
 
     Raises:
-        ValueError: If none or several of them are given, or `diagnose=true` without `run=`, or `against=` without
-            `runs=`.
+        ValueError: If none or several of them are given, or another setting does not fit them.
     """
+    _check_given(config)
+    theirs = None if config.predictions is None else _scored_predictions(Path(config.predictions), config.evaluation)
+    if config.run is not None:
+        _evaluate_again(Path(config.run), config)
+    elif config.runs is not None and config.against is not None:
+        compare_sides(config.runs, config.against, config.evaluation)
+    elif config.runs is not None:
+        _compare_folder(Path(config.runs), theirs, config)
+
+
+def _check_given(config: EvaluateConfig) -> None:
     given = [name for name in ("run", "runs", "predictions") if getattr(config, name) is not None]
-    if config.against is not None and given != ["runs"]:
-        raise ValueError(f"against={config.against} takes runs=FOLDER alone; got {' and '.join(given) or 'none'}.")
+    got = " and ".join(given) or "none"
+    for name in ("against", "recommendations"):
+        value = getattr(config, name)
+        if value is not None and given != ["runs"]:
+            raise ValueError(f"{name}={value} takes runs=FOLDER alone; got {got}.")
     if len(given) != 1 and given != ["runs", "predictions"]:
         raise ValueError(
-            "Give one of run=, runs= and predictions=, or runs= and predictions= for one table; "
-            f"got {' and '.join(given) or 'none'}."
-        )
-    if config.recommendations is not None and given != ["runs"]:
-        raise ValueError(
-            f"recommendations={config.recommendations} takes runs=FOLDER alone; got {' and '.join(given) or 'none'}."
+            f"Give one of run=, runs= and predictions=, or runs= and predictions= for one table; got {got}."
         )
     if config.diagnose and given != ["run"]:
-        raise ValueError(f"diagnose=true takes run=FOLDER, because it generates anew; got {given[0]}=.")
-    from regen.evaluation.cells import cells_beside, grid_cells, run_cells
-    from regen.evaluation.comparison import Columns, compared_key
-    from regen.evaluation.evaluate import embedder, evaluate_run, evaluation_is_current, options
-    from regen.evaluation.scoring import SCORES, score_predictions_file, scores_to_text
+        raise ValueError(f"diagnose=true takes run=FOLDER, because it generates new texts; got {given[0]}=.")
+
+
+def _evaluate_again(folder: Path, config: EvaluateConfig) -> None:
+    """Scores a run again, if its scores are not current, and prints them."""
+    from regen.evaluation.evaluate import evaluate_run, evaluation_is_current
+    from regen.evaluation.scoring import SCORES, scores_to_text
     from regen.pipeline import diagnose, load_folder, load_run, read_run
     from regen.training.run import locked
 
-    theirs = None
-    if config.predictions is not None:
-        path = Path(config.predictions)
-        theirs = Path("outputs/predictions") / path.name.split(".")[0]
-        embed, scoring = embedder(config.evaluation), options(config.evaluation)
-        scores = score_predictions_file(path, theirs, embed=embed, options=scoring)
-        _show(f"{scores_to_text(scores)}\n{theirs / SCORES}")
-    if config.against is not None:
-        assert config.runs is not None
-        compare_sides(config.runs, config.against, config.evaluation)
-    elif config.runs is not None:
-        folder = Path(config.runs)
-        cells = grid_cells(folder) or run_cells(folder)
-        if not cells:
-            raise FileNotFoundError(f"runs={folder}: neither the folder of a grid nor one that holds runs.")
-        columns = Columns(config.columns, config.reference)
-        if config.recommendations is not None:
-            theirs = _scored_recommendations(Path(config.recommendations), cells, config.evaluation)
-        if theirs is not None:
-            cells += cells_beside(cells, theirs, compared_key(cells, columns.key))
-        compare_cells(cells, folder, columns, config.evaluation)
-    if config.run is not None:
-        run = read_run(Path(config.run))
-        trainer = run.config.trainer
-        if config.device is not None:
-            trainer = replace(trainer, accelerator=str(config.device))
-        settings = replace(run.config, evaluation=config.evaluation, engine=config.engine, trainer=trainer)
-        run = replace(run, config=settings)
-        with locked(run):
-            if config.force or not evaluation_is_current(run):
-                evaluate_run(load_run(run), reopen=load_folder, anew=config.force)
-        _show(f"{scores_to_text(json.loads((run.folder / SCORES).read_text()))}\n{run.folder / SCORES}")
-        if config.diagnose:
-            report = diagnose(run.folder)
-            _show(f"\n{report.read_text(encoding='utf-8')}\n{report}")
+    run = read_run(folder)
+    trainer = run.config.trainer
+    if config.device is not None:
+        trainer = replace(trainer, accelerator=str(config.device))
+    settings = replace(run.config, evaluation=config.evaluation, engine=config.engine, trainer=trainer)
+    run = replace(run, config=settings)
+    with locked(run):
+        if config.force or not evaluation_is_current(run):
+            evaluate_run(load_run(run), reopen=load_folder, anew=config.force)
+    _show(f"{scores_to_text(json.loads((run.folder / SCORES).read_text()))}\n{run.folder / SCORES}")
+    if config.diagnose:
+        report = diagnose(run.folder)
+        _show(f"\n{report.read_text(encoding='utf-8')}\n{report}")
+
+
+def _compare_folder(folder: Path, theirs: Path | None, config: EvaluateConfig) -> None:
+    """Compares the runs in a folder, and another system beside them.
+
+    Args:
+        folder: Folder of a grid or of runs.
+        theirs: Folder of the scores of another system's narratives.
+        config: The command's settings.
+    """
+    from regen.evaluation.cells import cells_beside, grid_cells, run_cells
+    from regen.evaluation.comparison import Columns, compared_key
+
+    cells = grid_cells(folder) or run_cells(folder)
+    if not cells:
+        raise FileNotFoundError(f"runs={folder}: neither the folder of a grid nor one that holds runs.")
+    columns = Columns(config.columns, config.reference)
+    if config.recommendations is not None:
+        theirs = _scored_recommendations(Path(config.recommendations), cells, config.evaluation)
+    if theirs is not None:
+        cells += cells_beside(cells, theirs, compared_key(cells, columns.key))
+    compare_cells(cells, folder, columns, config.evaluation)
+
+
+def _folder_of_scores(path: Path) -> Path:
+    """Folder for the scores of another system's file."""
+    return Path("outputs/predictions") / path.name.split(".")[0]
+
+
+def _scored_predictions(path: Path, evaluation: Evaluation) -> Path:
+    """Scores another system's narratives and prints the scores; returns their folder."""
+    from regen.evaluation.evaluate import embedder, options
+    from regen.evaluation.scoring import SCORES, score_predictions_file, scores_to_text
+
+    theirs = _folder_of_scores(path)
+    scores = score_predictions_file(path, theirs, embed=embedder(evaluation), options=options(evaluation))
+    _show(f"{scores_to_text(scores)}\n{theirs / SCORES}")
+    return theirs
 
 
 def _scored_recommendations(path: Path, cells: "list[Cell]", evaluation: Evaluation) -> Path:
-    """Scores another system's rankings for the test users of the first run; the folder of its scores."""
+    """Scores another system's rankings for the test users of the first run; returns the folder of the scores."""
     from regen.evaluation.evaluate import options
     from regen.evaluation.recommend import score_recommendations_file
     from regen.evaluation.scoring import EXAMPLES
@@ -96,23 +122,23 @@ def _scored_recommendations(path: Path, cells: "list[Cell]", evaluation: Evaluat
 
     scored = [cell for cell in cells if cell.recommends and (cell.folder / EXAMPLES).is_file()]
     if not scored:
-        raise ValueError(f"recommendations={path}: none of these runs is a scored one of task=recommend.")
-    theirs = Path("outputs/predictions") / path.name.split(".")[0]
+        raise ValueError(f"recommendations={path}: none of these runs is a scored run of task=recommend.")
+    theirs = _folder_of_scores(path)
     score_recommendations_file(path, theirs, like=read_run(scored[0].folder), options=options(evaluation))
     return theirs
 
 
 def compare_sides(runs: str, against: str, evaluation: Evaluation) -> None:
-    """Writes and shows a table of each encoder's runs against others of the same encoder, for instance two adapters.
+    """Writes and prints a table of runs against other runs of the same encoder, for instance of two adapters.
 
     Args:
-        runs: a folder of a grid or of runs, or a pattern that matches such folders or run folders.
-        against: the same, for what they are compared with.
-        evaluation: resamples and seed of the bootstrap.
+        runs: Folder of a grid or of runs, or a pattern that matches such folders or run folders.
+        against: Likewise, for the runs to compare with.
+        evaluation: Resamples and seed of the bootstrap.
 
     Raises:
         FileNotFoundError: If one of them matches no run.
-        ValueError: If both are the same, or a side has two runs that differ in nothing but the seed they share.
+        ValueError: If both are equal, or a side has several runs with the same settings and seed.
     """
     from regen.evaluation.cells import grid_cells, run_cells
     from regen.evaluation.comparison import Columns, compare
@@ -136,7 +162,7 @@ def compare_sides(runs: str, against: str, evaluation: Evaluation) -> None:
 def compare_cells(
     cells: "list[Cell]", folder: Path, columns: "Columns", evaluation: Evaluation, *, show: bool = True
 ) -> None:
-    """Writes and shows the table over cells."""
+    """Writes the table over cells, and prints it with `show`."""
     from regen.evaluation.comparison import compare
 
     comparison = compare(cells, columns=columns, resamples=evaluation.resamples, seed=evaluation.seed)

@@ -1,11 +1,11 @@
-"""A finished run as others load it: `regen export run=FOLDER out=FOLDER`."""
+"""`regen export run=FOLDER out=FOLDER`: writes a finished run as a folder to share."""
 
 from pathlib import Path
 
 from regen.config.command_line import main
 from regen.config.schema import ExportConfig
 
-MOST_EMPTY = 0.5  # share of empty texts above which a model is not exported
+MOST_EMPTY = 0.5  # largest share of empty texts in an exported model
 
 
 @main("export")
@@ -23,10 +23,10 @@ def run(config: ExportConfig) -> None:
 
 
 def refuse_empty_texts(run: Path) -> None:
-    """Refuses a run whose evaluation wrote mostly empty texts.
+    """Checks that at most half of a run's texts for test users are empty.
 
     Raises:
-        ValueError: If more than half of them are.
+        ValueError: If more are.
     """
     import polars as pl
 

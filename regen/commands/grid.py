@@ -1,4 +1,4 @@
-"""Cells and grids: one cell trains, generates and scores; a grid is the sum of its cells and ends with a table."""
+"""Runs one cell (training, generation, scores), and writes the table over the cells of a grid."""
 
 import json
 import logging
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from regen.evaluation.comparison import Cell, Columns
 
 logger = logging.getLogger(__name__)
-TRACEBACK = "traceback.txt"  # of a cell that failed, in the job's folder
+TRACEBACK = "traceback.txt"  # of a failed cell, in the job's folder
 
 
 def run_cell(config: TrainConfig) -> float:
-    """Trains and evaluates one cell, or finds it done. In a grid a failure is noted and the other cells go on.
+    """Trains and evaluates one cell, unless it is finished. A failed cell of a grid does not stop the other cells.
 
     Returns:
-        The best value of what is monitored, by default the validation loss; nan for a cell of a grid that failed.
+        The best value of the monitored metric, by default the validation loss; nan for a failed cell of a grid.
     """
     from regen.pipeline import train_and_evaluate
     from regen.runtime.device import free_memory, share_gpus
@@ -72,16 +72,16 @@ def run_cell(config: TrainConfig) -> float:
 
 
 class GridTable(Callback):
-    """Hydra callback: compares the cells of a multirun of `train.py` after each one, and shows the table at the end.
+    """Hydra callback: writes the table of a multirun after each cell, and prints it at the end.
 
-    All cells are noted before the first one starts, so that the table says of those yet to come that they are missing.
-    A wrong value in any of them ends the multirun there.
+    All cells are checked and recorded before the first one starts. So a wrong value ends the multirun at once, and the
+    table lists cells that are still missing.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)  # a study's file lies in it
-        for note in folder.glob(f"*/{CELL}"):  # of an earlier multirun in this folder
+        folder.mkdir(parents=True, exist_ok=True)  # the file of an Optuna study will be in it
+        for note in folder.glob(f"*/{CELL}"):  # from an earlier multirun in this folder
             note.unlink()
         planned = _planned_cells(config, kwargs["config_name"])
         for overrides, cfg in planned:
@@ -122,7 +122,7 @@ class GridTable(Callback):
 
 
 def _compare(config: DictConfig, *, show: bool) -> "list[Cell]":
-    """Writes the table over the cells of a multirun, shows it if asked to, and gives the cells."""
+    """Writes the table over the cells of a multirun, and prints it with `show`. Returns the cells."""
     from regen.commands.evaluate import compare_cells
     from regen.evaluation.cells import grid_cells
 
@@ -139,22 +139,22 @@ def _columns(config: DictConfig) -> "Columns":
 
 
 def _end(message: str, error: Exception) -> None:
-    """Ends a multirun: Hydra turns any other exception of a callback into a warning."""
+    """Ends a multirun with an error. Hydra turns exceptions other than SystemExit into warnings."""
     sys.stderr.write(f"error: {message}\n")
     raise SystemExit(2) from error
 
 
 def _is_search(config: DictConfig) -> bool:
-    """Whether Optuna decides which cells there are."""
+    """Whether Optuna chooses the cells."""
     return bool(config.hydra.sweeper._target_.endswith("OptunaSweeper"))
 
 
 def _planned_cells(config: DictConfig, config_name: str) -> list[tuple[list[str], DictConfig]]:
-    """Overrides and config of every cell of a multirun, in order; none where Hydra will refuse them.
+    """Overrides and config of every cell of a multirun, in order; empty if Hydra will refuse them.
 
     Args:
-        config: With Hydra's own node.
-        config_name: The primary config.
+        config: The config with Hydra's own node.
+        config_name: Name of the primary config.
     """
     from hydra import compose
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -163,7 +163,7 @@ def _planned_cells(config: DictConfig, config_name: str) -> list[tuple[list[str]
     from omegaconf.errors import OmegaConfBaseException
 
     if not config.hydra.sweeper._target_.endswith(BasicSweeper.__name__):
-        return []  # another sweeper decides as it goes
+        return []  # other sweepers choose cells one by one
     of_experiment = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
     try:
         parsed = OverridesParser.create().parse_overrides([*of_experiment, *config.hydra.overrides.task])
@@ -174,7 +174,7 @@ def _planned_cells(config: DictConfig, config_name: str) -> list[tuple[list[str]
 
 
 def _announce(folder: Path, number: int, overrides: list[str]) -> None:
-    """One line that says which cell of the grid begins, by what it has of its own."""
+    """Logs which cell of the grid starts, by the overrides that not all cells share."""
     notes = [json.loads(path.read_text(encoding="utf-8"))["overrides"] for path in folder.parent.glob(f"*/{CELL}")]
     shared = set.intersection(*map(set, notes)) if len(notes) > 1 else set()
     own = " ".join(override for override in overrides if override not in shared)
@@ -187,7 +187,7 @@ def _note(path: Path, config: Any, note: dict[str, Any]) -> None:
 
 
 def _warn_of_idle_overrides(config: TrainConfig, overrides: list[str]) -> None:
-    """Warns of an option that has no effect beside the others."""
+    """Warns about overrides that have no effect in this config."""
     keys = [override.lstrip("+~").split("=")[0] for override in overrides]
     locations = " ".join(str(value) for value in config.source.node.values())
     names = (config.vertical.name, config.vertical.file, config.vertical.file_2023)

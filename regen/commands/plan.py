@@ -1,4 +1,4 @@
-"""`regen plan`: what `regen train` with the same settings would reuse and build, and roughly what it costs."""
+"""`regen plan`: shows what `regen train` with the same settings would reuse and build, and the number of steps."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def run(config: TrainConfig) -> None:
 
 
 def planned(config: TrainConfig) -> str:
-    """The plan of a cell as text, a line for each stage."""
+    """The plan of a cell as text, one line per stage."""
     from regen.pipeline import plan
     from regen.training.run import WEIGHTS
 
@@ -32,13 +32,13 @@ def planned(config: TrainConfig) -> str:
 
 
 def _cost(config: TrainConfig, data: Path) -> str:
-    """How many steps are trained, as far as the data are there to tell."""
+    """The number of training steps, if the data exist; else the epochs."""
     from regen.data.next_item import purchase_sequences
     from regen.data.prepare import load_tables
     from regen.data.splits import split_narratives
 
     training, passes = config.training, config.trainer.max_epochs
-    assert passes is not None  # a plan's config has it
+    assert passes is not None  # set when the plan resolved the config
     if not (data / "narratives.parquet").is_file():
         return f"cost: {passes} epochs over the training users' narratives, {training.batch_size} a step"
     tables = load_tables(data)

@@ -1,4 +1,4 @@
-"""Stage `prepare` alone: `regen prepare source=xrec`; prints what was read, kept and dropped, and why."""
+"""`regen prepare source=xrec`: runs only the stage `prepare`; prints what was kept and dropped, and why."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ def run(config: PrepareConfig) -> None:
 
 
 def counts_table(counts: Mapping[str, int]) -> str:
-    """Counts of a prepared artefact as text: per table what was read, dropped for which reason, and kept."""
+    """Counts of a prepared artefact as text: for each table rows read, dropped by reason, and kept."""
     lines = []
     for table in dict.fromkeys(name.partition(".")[0] for name in counts):
         dropped = {name: count for name, count in counts.items() if name.startswith(f"{table}.dropped.") and count}

@@ -1,4 +1,4 @@
-"""Stage `rate` alone: `regen rate source=amazon2018 vertical=gift_cards narrator=template rater=[local]`."""
+"""`regen rate source=amazon2018 narrator=template rater=[local]`: lets language models rate narratives."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,7 +56,7 @@ def run(config: RateConfig) -> None:
 
 
 def _refuse_to_narrate(config: RateConfig) -> None:
-    """Rating never pays for narratives: those of an endpoint have to be there."""
+    """Checks that narratives of an endpoint exist, because rating must not pay for new ones."""
     from regen.commands.narrate import estimate_of
     from regen.narratives.choices import build_narrator
     from regen.narratives.narrate import OpenAINarrator
@@ -69,12 +69,12 @@ def _refuse_to_narrate(config: RateConfig) -> None:
     if numbers["already_answered"] == 0:
         raise ValueError(
             f"narrator=openai: none of the {numbers['requests']:,} requests for narratives is answered yet. Run "
-            "regen narrate with the same settings first; its dry_run=true tells what it costs."
+            "regen narrate with the same settings first. Its dry_run=true shows the cost."
         )
 
 
 def written_by(folder: Path) -> "tuple[Artefact, pl.DataFrame]":
-    """The data of a finished run, and what its model wrote for the test users.
+    """The data of a finished run, and its model's texts for the test users.
 
     Raises:
         ValueError: If the folder holds no finished run.
@@ -85,9 +85,7 @@ def written_by(folder: Path) -> "tuple[Artefact, pl.DataFrame]":
 
     for name in ("config.yaml", "predictions.jsonl"):
         if not (folder / name).is_file():
-            raise ValueError(
-                f"{folder}: no {name}, so this is no run that wrote narratives. Give a folder of runs_dir."
-            )
+            raise ValueError(f"{folder}: no {name}, so this is no run that wrote narratives. Give a run's folder.")
     config = read_run_config(folder)
     check_task(config, folder)
     texts = read_predictions(folder / "predictions.jsonl").rename({"prediction": "text"})

@@ -1,4 +1,4 @@
-"""Stage `release` alone: `regen release source=amazon2018 vertical=gift_cards narrator=template`."""
+"""`regen release source=amazon2018 narrator=template`: writes a data set to share."""
 
 from pathlib import Path
 

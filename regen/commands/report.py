@@ -1,4 +1,4 @@
-"""The page for a grid: `regen report runs=outputs/runs`."""
+"""`regen report runs=outputs/runs`: writes one HTML page about a grid."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Narratives over HTTP: `regen serve checkpoint=FOLDER`."""
+"""`regen serve checkpoint=FOLDER`: serves a model over HTTP."""
 
 from regen.config.command_line import main
 from regen.config.schema import ServeConfig

@@ -1,4 +1,4 @@
-"""Stage `side_by_side` alone: `regen side_by_side a=outputs/runs/A b=outputs/runs/B rater=[local]`."""
+"""`regen side_by_side a=outputs/runs/A b=outputs/runs/B rater=[local]`: lets language models compare two runs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`regen train` and `train.py`: trains a model, or a grid of them with -m."""
+"""`regen train` and `train.py`: trains a model, or a grid of models with -m."""
 
 from regen.config.command_line import main
 from regen.config.schema import TrainConfig

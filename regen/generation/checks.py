@@ -1,4 +1,4 @@
-"""What cannot be generated as it is asked for: refused before training, and again by whoever generates."""
+"""Checks of the generation settings, before training and before generating."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,20 +7,20 @@ from regen.config.objects import Component
 from regen.config.schema import Evaluation
 from regen.data.tables import nearest
 
-GREEDY = {"max_new_tokens", "do_sample"}  # options with which text is still the likeliest
+GREEDY = {"max_new_tokens", "do_sample"}  # options that greedy decoding may set
 
 
 def check_decoding(evaluation: Evaluation, engine: Component) -> None:
-    """Refuses a server that is to do what a server cannot.
+    """Checks that a server can do what the settings ask for.
 
     Raises:
-        ValueError: Names the settings, of which one has to go.
+        ValueError: If not; names the settings that conflict.
     """
     if evaluation.endpoint is None:
         return
     at = f"evaluation.endpoint={evaluation.endpoint}"
     if engine.target == "regen.runtime.shards.RayEngine":
-        raise ValueError(f"{at} and engine=ray would both generate. Leave one out.")
+        raise ValueError(f"{at} and engine=ray exclude each other. Leave one out.")
     check_precision(evaluation.precision, setting="evaluation.precision", server=at)
     asked = evaluation.generation
     if others := sorted(asked.keys() - GREEDY) + (["do_sample"] if asked.get("do_sample") else []):
@@ -30,22 +30,22 @@ def check_decoding(evaluation: Evaluation, engine: Component) -> None:
 
 
 def check_precision(precision: str | None, *, setting: str, server: str) -> None:
-    """A server's weights are its own: none may be set beside it.
+    """Checks that no precision is set together with a server, which has its own weights.
 
     Raises:
-        ValueError: If one is.
+        ValueError: If both are set.
     """
     if precision is not None:
         raise ValueError(
-            f"{server} decodes with its own weights, which {setting}={precision} does not reach. Leave one of them out."
+            f"{server} decodes with its own weights, which {setting}={precision} cannot change. Leave one of them out."
         )
 
 
 def check_option_names(options: Mapping[str, Any]) -> None:
-    """Refuses options that transformers' `GenerationConfig` does not have.
+    """Checks that transformers' `GenerationConfig` has these options.
 
     Raises:
-        ValueError: Names the nearest right one.
+        ValueError: If not; names the most similar option.
     """
     from transformers import GenerationConfig
 

@@ -1,6 +1,6 @@
-"""From encoded histories to text: greedy as evaluation does it, sampled, or piece by piece."""
+"""Decodes the narratives of encoded histories: greedily, by sampling, or piece by piece."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,24 +11,25 @@ from transformers import GenerationConfig
 
 from regen.data.batch import Batch, Rows
 from regen.generation.narratives import decode_rows, generation_config
-from regen.generation.native_decoder import greedy_decoder
+from regen.generation.native_decoder import NativeDecoder, greedy_decoder
 from regen.generation.prepared import Prepared, collate
+from regen.generation.row_decoder import RowDecoder
 from regen.generation.text_pieces import TextPieces, decoded
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.runtime.costs import Stopwatch
 
-ROWS = 64  # histories decoded at one time
+ROWS = 64  # histories decoded together
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """A model and how its narratives are decoded.
+    """A model with its generation settings.
 
     Attributes:
-        model: In evaluation mode.
-        tokenizer: The LM's.
-        config: Of generation; greedy by default.
-        window: The most positions the LM reads.
+        model: The model, in evaluation mode.
+        tokenizer: The LM's tokenizer.
+        config: Generation settings.
+        window: The most positions that the LM reads.
     """
 
     model: SoftTokenLM
@@ -54,20 +55,20 @@ class Decoding:
         return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
 
     def collate(self, prepared: Sequence[Prepared]) -> Batch:
-        """Histories as one batch on the model's device."""
+        """Pads histories into one batch on the model's device."""
         return collate(list(prepared), pad=int(self.tokenizer.pad_token_id)).on(self.model.device)
 
     def limit(self, prepared: Prepared) -> int:
-        """The most tokens of this narrative."""
+        """The most tokens of this narrative, at least one."""
         return min(self.max_new_tokens, self.window - prepared.prefix)
 
     def texts(self, prepared: Sequence[Prepared], *, temperature: float | None, seed: int) -> list[str]:
-        """One narrative each, in order.
+        """One narrative for each history, in order.
 
         Args:
             prepared: The histories.
-            temperature: Of sampling, above 0; None for what the settings say.
-            seed: Of sampling.
+            temperature: Sampling temperature above 0; None follows the generation settings.
+            seed: Seed of sampling.
         """
         if temperature is None:
             return self._sampled(prepared, self.config, seed) if self.beyond_greedy else self._greedy(prepared)
@@ -75,13 +76,13 @@ class Decoding:
         return self._sampled(prepared, generation_config(options, self.tokenizer), seed)
 
     def stream(self, prepared: Prepared) -> Iterator[str]:
-        """The text of one narrative in pieces; in one piece where the settings are not greedy."""
+        """One narrative piece by piece, or in one piece if the settings are not greedy."""
         if self.beyond_greedy:
             yield from self.texts([prepared], temperature=None, seed=0)
             return
         limit = self.limit(prepared)
         decoder = greedy_decoder(self.model, slots=1, length=prepared.prefix + limit, stop_ids=self.stop_ids)
-        yield from streamed_text(decoder, self.collate([prepared]), limit, tokenizer=self.tokenizer)
+        yield from streamed_text(written_tokens(decoder, self.collate([prepared]), limit), tokenizer=self.tokenizer)
 
     def _greedy(self, prepared: Sequence[Prepared]) -> list[str]:
         texts = [""] * len(prepared)
@@ -96,7 +97,7 @@ class Decoding:
         texts: list[str] = []
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            for limit, group in groupby(prepared, key=self.limit):  # `generate` knows no limit of a row
+            for limit, group in groupby(prepared, key=self.limit):  # `generate` has one limit for all rows
                 rows, within = list(group), copy(config)
                 within.max_new_tokens = limit
                 for first in range(0, len(rows), ROWS):
@@ -107,7 +108,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Histories as `decode_rows` reads them."""
+    """Histories in the form that `decode_rows` reads."""
 
     decoding: Decoding
     prepared: Sequence[Prepared]
@@ -120,20 +121,26 @@ class _Rows:
         return self.decoding.collate([self.prepared[index] for index in indices])
 
 
-def streamed_text(decoder: Any, batch: Rows, limit: int, *, tokenizer: Any) -> Iterator[str]:
-    """The text of one narrative in pieces, as a decoder writes it.
+def written_tokens(decoder: RowDecoder | NativeDecoder, batch: Rows, limit: int) -> Iterator[int]:
+    """Token ids of one narrative, as they are written.
 
     Args:
-        decoder: A `greedy_decoder` that is empty.
-        batch: One row.
+        decoder: Empty, with one slot or more.
+        batch: A batch of one row.
         limit: The most tokens.
-        tokenizer: The LM's.
     """
-    pieces, tokens = TextPieces(tokenizer), decoder.add(batch, [0], [limit])
+    tokens = decoder.add(batch, [0], [limit])
     while tokens:
-        if piece := pieces.add(tokens[0].id):
-            yield piece
+        yield tokens[0].id
         tokens = decoder.step()
+
+
+def streamed_text(tokens: Iterable[int], *, tokenizer: Any) -> Iterator[str]:
+    """The text of one narrative in pieces, from its token ids as they are written."""
+    pieces = TextPieces(tokenizer)
+    for token in tokens:
+        if piece := pieces.add(token):
+            yield piece
     if rest := pieces.end():
         yield rest
 

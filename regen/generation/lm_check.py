@@ -1,7 +1,7 @@
-"""Compares our own way through a language model with that of `transformers`, once per LM and library version.
+"""Checks once per LM and library version that our fast code computes what `transformers` computes.
 
-The reference is the plain one: `transformers`' own forward pass, one row at a time, without padding. The check works
-on the first layers of the LM, in float32, with sliding windows made so short that a few tokens reach past them.
+The reference is the forward pass of `transformers`, one row at a time, without padding. The check uses the first layers
+of the LM in float32. Sliding windows are shortened, so that a few tokens exceed them.
 """
 
 import copy
@@ -31,10 +31,10 @@ from regen.models.soft_token_lm import SoftTokenLM
 from regen.storage.artefacts import write_atomically
 
 logger = logging.getLogger(__name__)
-LAYERS = 4  # of the LM at least; more until each kind of layer is among them
-WINDOW = 5  # positions that a layer with a sliding window sees during the check
-LENGTHS = (3, 14, 9, 6)  # positions of the rows
-NEW = (7, 4, 6, 7)  # tokens that each of them gets
+LAYERS = 4  # minimum number of layers; more if needed to include each kind of layer
+WINDOW = 5  # length of sliding windows during the check
+LENGTHS = (3, 14, 9, 6)  # lengths of the rows
+NEW = (7, 4, 6, 7)  # tokens to generate in each row
 TOLERANCE = 1e-3  # largest difference of two logits, as a share of the largest logit
 CHECKED_BY = (
     "models/attention",
@@ -47,12 +47,12 @@ CHECKED_BY = (
 
 
 class UnfitLanguageModelError(ValueError):
-    """The LM cannot be trained behind soft tokens, not even through `transformers` alone."""
+    """The LM cannot be trained with soft tokens, even with the code of `transformers` alone."""
 
 
 @functools.lru_cache(maxsize=8)
 def fast_path_of(lm: LanguageModel) -> FastPath:
-    """`checked_fast_path` of a loaded LM, looked up and logged once a process.
+    """`checked_fast_path` of a loaded LM, cached per process.
 
     Raises:
         UnfitLanguageModelError: If the LM cannot be used at all.
@@ -61,11 +61,11 @@ def fast_path_of(lm: LanguageModel) -> FastPath:
 
 
 def checked_fast_path(model: Any, *, name: str) -> FastPath:
-    """The parts of our own code that are right for an LM, remembered in the user cache.
+    """The parts of our code that are right for an LM, cached in the user cache.
 
     Args:
-        model: A Hugging Face causal LM; it stays as it is.
-        name: What messages call it.
+        model: A Hugging Face causal LM; it is not changed.
+        name: Name of the LM for messages.
 
     Raises:
         UnfitLanguageModelError: If the LM cannot be used at all.
@@ -91,7 +91,7 @@ def checked_fast_path(model: Any, *, name: str) -> FastPath:
 
 
 def fast_path(model: Any) -> FastPath:
-    """What `checked_fast_path` remembers.
+    """The uncached check of `checked_fast_path`.
 
     Raises:
         UnfitLanguageModelError: If the LM cannot be used at all.
@@ -101,12 +101,12 @@ def fast_path(model: Any) -> FastPath:
         try:
             check = _Check(_first_layers(model))
         except UnfitLanguageModelError:
-            check = _Check(copy.deepcopy(model).float().eval())  # some LMs cannot be cut
+            check = _Check(copy.deepcopy(model).float().eval())  # some LMs do not run with fewer layers
         return check.fast_path()
 
 
 class _Check:
-    """The reference for one LM, and the comparisons with it."""
+    """Reference results of one LM, and comparisons with them."""
 
     def __init__(self, lm: Any) -> None:
         self.lm = lm
@@ -123,7 +123,7 @@ class _Check:
         self._check_causality()
 
     def fast_path(self) -> FastPath:
-        """Takes from the full fast path what differs."""
+        """The full fast path without the parts whose results differ."""
         path, reasons = FastPath(), []
         if reason := _failure(self._check_attention):
             path = replace(path, attention=False)
@@ -148,7 +148,7 @@ class _Check:
         return logits
 
     def _batch(self) -> Batch:
-        """The rows as prompts, padded as a real batch pads them."""
+        """The rows as prompts, padded like a real batch."""
         padded = nn.utils.rnn.pad_sequence(self.ids, batch_first=True, padding_side="left")
         ones = [torch.ones(len(row), dtype=torch.bool) for row in self.ids]
         mask = nn.utils.rnn.pad_sequence(ones, batch_first=True, padding_side="left")
@@ -211,12 +211,12 @@ class _Check:
             expected = self._alone(torch.cat([self.ids[row], ids]))[LENGTHS[row] - 1 : -1]
             if scores[row]:
                 _same([torch.stack(scores[row])], [expected])
-            # The written token is the likeliest one; two that are equally likely may stand for each other.
+            # Each written token has the largest logit; of equally large ones either may be written.
             _same([expected[torch.arange(len(ids)), ids]], [expected.amax(dim=-1)])
 
 
 class _DifferentError(Exception):
-    """Two ways that should agree do not."""
+    """Two computations differ that should agree."""
 
 
 def _same(ours: list[Tensor], expected: list[Tensor]) -> None:
@@ -231,10 +231,10 @@ def _difference(ours: list[Tensor], expected: list[Tensor]) -> str:
 
 
 def _failure(check: Any, *args: Any) -> str:
-    """Why a check fails; empty where it holds."""
+    """Why a check fails; empty if it passes."""
     try:
         check(*args)
-    except Exception as error:  # whatever an unknown architecture raises in our code, its own code is the answer
+    except Exception as error:  # unknown architectures may raise anything in our code; then theirs is used
         return _brief(error)
     return ""
 
@@ -245,7 +245,7 @@ def _brief(error: Exception) -> str:
 
 
 def _first_layers(model: Any) -> Any:
-    """A float32 copy of the LM with few layers, one of each kind among them, and short windows."""
+    """A float32 copy of the LM with few layers, at least one of each kind, and short sliding windows."""
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     small = copy.deepcopy(model, memo=shared)
     config = small.config.get_text_config()
@@ -256,9 +256,9 @@ def _first_layers(model: Any) -> Any:
                 kept = _kept(layers, getattr(config, "layer_types", None) or [""] * count)
                 setattr(module, name, layers[:kept])
                 config.num_hidden_layers = kept
-                if "layer_types" in vars(config):  # else it follows from the number of layers
+                if "layer_types" in vars(config):  # otherwise it is derived from the number of layers
                     config.layer_types = (config.layer_types or [])[:kept] or None
-    small = copy.deepcopy(small).float().eval()  # no tensor is shared any more
+    small = copy.deepcopy(small).float().eval()  # from here on, no tensor is shared with the LM
     for part in [small.config.get_text_config(), *small.modules()]:
         for name in ("sliding_window", "attention_chunk_size"):
             if getattr(part, name, None) is not None:

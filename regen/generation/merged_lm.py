@@ -1,4 +1,4 @@
-"""A tuned language model as a folder that any server can load: LoRA merged into the weights that it changes."""
+"""Writes a tuned LM, with LoRA merged into its weights, as a folder that any server can load."""
 
 import copy
 import hashlib
@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 def merged_folder(model: SoftTokenLM, tokenizer: Any, *, name: str) -> Path:
     """The `save_pretrained` folder of a model's LM in the user cache; the first call writes it.
 
-    Its name ends with a fingerprint of all weights, so a server that says which folder it serves says which weights.
+    The folder's name ends with a fingerprint of all weights, so the name that a server reports identifies the weights.
 
     Args:
-        model: As trained; it stays so.
-        tokenizer: The LM's.
-        name: What the folder's name begins with.
+        model: The trained model; it is not changed.
+        tokenizer: The LM's tokenizer.
+        name: Start of the folder's name.
     """
     folder = user_cache() / "lm" / f"{name}-merged-{weights_fingerprint(model.lm)}"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def merged_folder(model: SoftTokenLM, tokenizer: Any, *, name: str) -> Path:
 
 
 def weights_fingerprint(lm: Any) -> str:
-    """Twelve hex digits that stand for the names and values of all tensors of an LM."""
+    """Twelve hex digits of a hash over names and values of all tensors."""
     digest = hashlib.sha256()
     for key, tensor in sorted(lm.state_dict().items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,4 +1,4 @@
-"""Narratives of a trained model for a split's users."""
+"""Generates the narratives of a trained model for the users of a split."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from regen.runtime.costs import Stopwatch
 from regen.runtime.narrow_weights import narrow_weights
 from regen.runtime.packed_weights import packed_weights
 
-CACHE_BYTES = 2 << 30  # of keys and values; longer rows are decoded fewer at a time
+CACHE_BYTES = 2 << 30  # limit of the key-value cache; of longer rows, fewer are decoded together
 PREDICTION_COLUMNS = dict.fromkeys(("user_id", "feature", "item_id", "prediction", "reference"), pl.String())
 
 
@@ -39,7 +39,7 @@ def generation_config(options: Mapping[str, Any], tokenizer: Any) -> GenerationC
     """A `GenerationConfig` with the tokenizer's end and padding tokens.
 
     Raises:
-        ValueError: If an option is none of transformers'; it names the nearest right one.
+        ValueError: If transformers has no such option; names the most similar one.
     """
     check_option_names(options)
     return GenerationConfig(
@@ -59,42 +59,35 @@ def generate_narratives(
     watch: Stopwatch | None = None,
     server: VLLMServer | None = None,
 ) -> pl.DataFrame:
-    """One narrative for every example.
+    """Writes one narrative for every example.
 
     Args:
-        model: In evaluation mode, on the device to use.
+        model: The model, in evaluation mode, on the device to use.
         dataset: A split.
-        tokenizer: The LM's.
-        generation: Options of a `GenerationConfig`; greedy where they say nothing.
-        batch_size: The most rows decoded at one time.
-        seed: Of sampling, where the options ask for it.
-        precision: `int8` for narrower weights of the LM, see `narrow_weights`.
-        watch: Takes the time of `prefill` and `generation`; of `generation` alone where the options ask for sampling
-            or a server decodes.
+        tokenizer: The LM's tokenizer.
+        generation: Options of a `GenerationConfig`; greedy by default.
+        batch_size: The most rows decoded together.
+        seed: Seed of sampling.
+        precision: `int8` for 8-bit weights of the LM, see `narrow_weights`.
+        watch: Measures `prefill` and `generation`; with sampling or a server only `generation`.
         server: Decodes instead of this process.
 
     Returns:
         Columns `user_id`, `feature`, `item_id`, `prediction`, `reference`, in the order of the split.
 
     Raises:
-        ValueError: If a server is to sample, or this machine has no such precision.
+        ValueError: If a server is given and the options ask for sampling, or this machine lacks the precision.
     """
     config = generation_config({"do_sample": False, **generation}, tokenizer)
     torch.manual_seed(seed)
-    greedily = not config.do_sample and set(generation) - {"do_sample"} == {"max_new_tokens"}
     watch = watch or Stopwatch()
-    if greedily:
-        limits, stop_ids = [int(config.max_new_tokens)] * len(dataset), {config.eos_token_id}
-        if server is None:
-            written = decode_rows(model, dataset, limits=limits, stop_ids=stop_ids, rows=batch_size, watch=watch)
-        else:
-            with watch.timing("generation"):
-                at_server = decode_at_vllm(server, model, dataset, limits=limits, stop_ids=stop_ids, rows=batch_size)
-                written = iter(list(at_server))
+    others = generation.keys() - {"max_new_tokens"}
+    if not config.do_sample and "max_new_tokens" in generation and others <= {"do_sample"}:
+        written = _greedy(model, dataset, config, batch_size, watch, server)
     elif server is not None:
         raise ValueError(
             f"evaluation.endpoint={server.base_url} decodes greedily, and evaluation.generation asks for "
-            f"{', '.join(sorted(set(generation) - {'max_new_tokens'}))}. Leave one of them out."
+            f"{', '.join(sorted(others))}. Leave one of them out."
         )
     else:
         written = _sampled(model, dataset, config, batch_size, watch)
@@ -116,6 +109,22 @@ def generate_narratives(
     )
 
 
+def _greedy(
+    model: SoftTokenLM,
+    dataset: Narratives,
+    config: GenerationConfig,
+    rows: int,
+    watch: Stopwatch,
+    server: VLLMServer | None,
+) -> Iterator[tuple[int, list[int]]]:
+    limits, stop_ids = [int(config.max_new_tokens)] * len(dataset), {config.eos_token_id}
+    if server is None:
+        return decode_rows(model, dataset, limits=limits, stop_ids=stop_ids, rows=rows, watch=watch)
+    with watch.timing("generation"):
+        written = decode_at_vllm(server, model, dataset, limits=limits, stop_ids=stop_ids, rows=rows)
+    return iter(written.items())
+
+
 def decode_rows(
     model: SoftTokenLM,
     dataset: Prefixes,
@@ -125,18 +134,18 @@ def decode_rows(
     rows: int,
     watch: Stopwatch,
 ) -> Iterator[tuple[int, list[int]]]:
-    """Greedy token ids of every example, each as its row ends.
+    """Decodes every example greedily.
 
     Args:
-        model: In evaluation mode, on the device to use.
-        dataset: A split, or whatever answers like one.
+        model: The model, in evaluation mode, on the device to use.
+        dataset: A split, or another object with its interface.
         limits: The most tokens of each narrative.
-        stop_ids: Tokens that end one.
-        rows: The most decoded at one time; fewer where their cache would take more than `CACHE_BYTES`.
-        watch: Takes the time of `prefill` and `generation`.
+        stop_ids: Tokens that end a narrative.
+        rows: The most rows decoded together; fewer if their cache would exceed `CACHE_BYTES`.
+        watch: Measures `prefill` and `generation`.
 
     Yields:
-        Index of the example, token ids with the end token.
+        Index of an example and its token ids with the end token, as soon as the row ends.
     """
     prefixes = dataset.prefixes
     length = max(prefixes) + max(limits)
@@ -146,7 +155,7 @@ def decode_rows(
     device = model.device
     decoder = greedy_decoder(model, slots=slots, length=length, stop_ids=stop_ids)
     waiting = np.argsort(prefixes, kind="stable").tolist()
-    entering = max(1, slots // 8)  # at once, so that reading a prefix is not done row by row
+    entering = max(1, slots // 8)  # rows enter in groups, because prefixes are read faster together
     ids: dict[int, list[int]] = {}
     with packed_weights(model.lm, backward=False):
         while waiting or decoder.keys:
@@ -167,7 +176,7 @@ def decode_rows(
 def _sampled(
     model: SoftTokenLM, dataset: Narratives, config: GenerationConfig, rows: int, watch: Stopwatch
 ) -> Iterator[tuple[int, list[int]]]:
-    """Text by any other rule, through `transformers`, a batch of similar lengths at a time."""
+    """Decodes by `transformers`' `generate`, in batches of similar lengths."""
     for indices in LengthBatches(dataset.lengths, rows, shuffle=False):
         with watch.timing("generation"):
             ids = model.generate(dataset.collate(indices).on(model.device), config)

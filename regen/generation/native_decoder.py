@@ -14,19 +14,19 @@ from regen.models.soft_token_lm import SoftTokenLM
 def greedy_decoder(
     model: SoftTokenLM, *, slots: int, length: int, stop_ids: Collection[int]
 ) -> "RowDecoder | NativeDecoder":
-    """The fastest decoder that is right for this LM. Arguments as for `RowDecoder`."""
+    """The fastest decoder that is correct for this LM. Arguments as for `RowDecoder`."""
     if model.fast_path.rows:
         return RowDecoder(model, slots=slots, length=length, stop_ids=stop_ids)
     return NativeDecoder(model, slots=slots, stop_ids=stop_ids)
 
 
 class NativeDecoder:
-    """Writes whole texts when rows enter and hands them out a token at a time.
+    """Generates whole texts when rows enter, then returns them one token per step.
 
-    It is for LMs whose state is more than keys and values (LFM2, Mamba), or that need their own attention.
+    For LMs whose state is more than keys and values (LFM2, Mamba), or that need their own attention.
 
     Args:
-        model: In evaluation mode, on the device to use.
+        model: The model, in evaluation mode, on the device to use.
         slots: The most rows at one time.
         stop_ids: Tokens that end a narrative.
     """
@@ -35,11 +35,11 @@ class NativeDecoder:
         self.model = model
         self.slots = slots
         self.stop_ids = frozenset(stop_ids)
-        self._waiting: dict[int, deque[int]] = {}  # tokens that each row has not handed out yet
+        self._waiting: dict[int, deque[int]] = {}  # tokens of each row that are not returned yet
 
     @property
     def keys(self) -> list[int]:
-        """Rows that still have tokens."""
+        """Keys of the rows that still have tokens."""
         return list(self._waiting)
 
     @property
@@ -49,7 +49,7 @@ class NativeDecoder:
 
     @torch.no_grad()
     def add(self, batch: Rows, keys: Sequence[int], limits: Sequence[int]) -> list[Token]:
-        """Writes the texts of a batch and returns the first token of each. Arguments as for `RowDecoder.add`.
+        """Generates the texts of a batch and returns the first token of each. Arguments as for `RowDecoder.add`.
 
         Raises:
             ValueError: If there are more rows than free slots.
@@ -57,7 +57,7 @@ class NativeDecoder:
         if len(keys) > self.free:
             raise ValueError(f"{len(keys)} rows do not fit into {self.free} free slots.")
         prefix, mask = self.model.prefix(batch)
-        for limit in sorted(set(limits)):  # together they would write past the shorter limits, and past the window
+        for limit in sorted(set(limits)):  # `generate` has one limit for all rows
             rows = [row for row, its in enumerate(limits) if its == limit]
             longest = int(mask[rows].sum(dim=1).max())
             written = self.model.continue_prefix(
@@ -71,11 +71,11 @@ class NativeDecoder:
         return self._hand_out(keys)
 
     def step(self) -> list[Token]:
-        """Hands out one token of every row."""
+        """Returns one token of every row."""
         return self._hand_out(self.keys)
 
     def drop(self, key: int) -> None:
-        """Frees the slot of a row nobody waits for; does nothing if it has left already."""
+        """Removes a row; does nothing if it has ended already."""
         self._waiting.pop(key, None)
 
     def _until_stop(self, ids: list[int]) -> list[int]:
@@ -93,6 +93,6 @@ class NativeDecoder:
 
 
 def _cut(prefix: torch.Tensor, mask: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of `longest` positions, with all padding before them: `generate` takes padding at one side only."""
+    """Moves all padding to the left and cuts rows to `longest`: `generate` accepts left padding only."""
     order = mask.long().argsort(dim=1, stable=True)[:, -longest:]
     return prefix.take_along_dim(order[..., None], dim=1), mask.take_along_dim(order, dim=1)

@@ -1,4 +1,4 @@
-"""What narratives are decoded from, and a history that is ready to be narrated."""
+"""Inputs of decoding: encoded histories and their batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ class Prepared:
     """A history, checked and encoded.
 
     Attributes:
-        feature: What will be written.
-        fused: The vector of each interaction, oldest first.
+        feature: The feature to write.
+        fused: Vector of each interaction, oldest first.
         prompt: Token ids of the feature's prompt.
         prefix: Positions that the LM reads before the narrative.
-        confidence: As of `regen.serving.Narrative`.
-        unknown_items: As of `regen.serving.Narrative`.
+        confidence: As in `regen.serving.Narrative`.
+        unknown_items: As in `regen.serving.Narrative`.
     """
 
     feature: str
@@ -33,22 +33,22 @@ class Prepared:
 
 
 class Prefixes(Protocol):
-    """What narratives are decoded from: a split, or histories that someone gave."""
+    """Interface of a split or a list of histories, as decoding reads them."""
 
     @property
     def prefixes(self) -> Sequence[int]:
         """Positions before each narrative."""
 
     def collate(self, indices: Sequence[int]) -> Rows:
-        """Pads the rows of one step."""
+        """Pads these rows into one batch."""
 
 
 def collate(prepared: list[Prepared], *, pad: int) -> Batch:
-    """Pads histories and prompts on the left, as in training; the narratives are empty.
+    """Pads histories and prompts on the left, as in training; narratives are empty.
 
     Args:
         prepared: One or more histories.
-        pad: Token id of padding.
+        pad: Padding token.
     """
     fused, history_mask = pad_rows([one.fused for one in prepared], 0, left=True)
     prompt, prompt_mask = pad_rows([one.prompt for one in prepared], pad, left=True)

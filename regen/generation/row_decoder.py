@@ -1,8 +1,8 @@
-"""Greedy decoding of many narratives at once, in which finished rows leave and waiting ones enter.
+"""Greedy decoding of many narratives together, with continuous batching.
 
 `transformers`' `generate` keeps a batch until its longest row ends and copies the cache at every step. Here the cache
-of each layer is one tensor with a slot per row: a new token is written in place, attention reads the slots where they
-lie, and a row that ends gives its slot away. The active rows are always the first ones, so a step costs what they cost.
+of each layer is one tensor with a slot per row. New keys and values are written in place, and a row that ends frees its
+slot. Active rows always occupy the first slots, so a step computes nothing for free slots.
 """
 
 from collections.abc import Collection, Sequence
@@ -21,12 +21,12 @@ from regen.models.soft_token_lm import SoftTokenLM, flush_order
 
 @dataclass(frozen=True)
 class Token:
-    """A token that a step wrote.
+    """A new token of a row.
 
     Attributes:
-        key: Of the row.
-        id: The token.
-        last: Whether the row has left: its end token, or its limit.
+        key: Key of the row.
+        id: Token id.
+        last: Whether the row has ended, by an end token or its limit.
     """
 
     key: int
@@ -35,10 +35,10 @@ class Token:
 
 
 class RowDecoder:
-    """Decodes rows that come and go.
+    """Decodes rows that may enter and leave between steps.
 
     Args:
-        model: In evaluation mode, on the device to use.
+        model: The model, in evaluation mode, on the device to use.
         slots: The most rows at one time.
         length: The most positions of one row: soft tokens, prompt and narrative.
         stop_ids: Tokens that end a narrative.
@@ -51,8 +51,10 @@ class RowDecoder:
         self.keys: list[int] = []
         self._limits: list[int] = []  # tokens that each row may still write
         self._cache = _SlotCache(slots, length)
-        self._ends: Int[Tensor, " active"] = torch.empty(0, dtype=torch.long)  # positions of each row in the cache
-        self._next: Int[Tensor, " active"] = torch.empty(0, dtype=torch.long)  # tokens that the cache has not seen
+        self._ends: Int[Tensor, " active"] = torch.empty(0, dtype=torch.long)  # cached positions of each row
+        self._next: Int[Tensor, " active"] = torch.empty(
+            0, dtype=torch.long
+        )  # latest token of each row, not cached yet
         self.head = lm_head(model.causal_lm)
         self._embed = model.lm.get_input_embeddings()
 
@@ -63,12 +65,12 @@ class RowDecoder:
 
     @torch.no_grad()
     def add(self, batch: Rows, keys: Sequence[int], limits: Sequence[int]) -> list[Token]:
-        """Reads the rows of a batch and writes the first token of each.
+        """Adds the rows of a batch and returns the first token of each.
 
         Args:
-            batch: As for `SoftTokenLM`; its targets are not read.
-            keys: What to call the rows.
-            limits: The most tokens that each may write.
+            batch: As for `SoftTokenLM`; its targets are ignored.
+            keys: A key for each row.
+            limits: The most tokens of each row.
 
         Raises:
             ValueError: If there are more rows than free slots, or one is longer than a slot.
@@ -90,7 +92,7 @@ class RowDecoder:
 
     @torch.no_grad()
     def step(self) -> list[Token]:
-        """Writes one token of every row."""
+        """Returns the next token of every row."""
         if not self.keys:
             return []
         embeds = self._embed(self._next[:, None])
@@ -101,7 +103,7 @@ class RowDecoder:
         return self._write(hidden[:, 0], first=0)
 
     def drop(self, key: int) -> None:
-        """Frees the slot of a row nobody waits for; does nothing if it has left already."""
+        """Removes a row; does nothing if it has ended already."""
         if key in self.keys:
             self._leave([self.keys.index(key)])
 
@@ -133,7 +135,7 @@ class RowDecoder:
         return tokens
 
     def _leave(self, rows: list[int]) -> None:
-        """Moves the last rows into the slots of those that leave."""
+        """Removes rows and moves the last ones into their slots."""
         for row in sorted(rows, reverse=True):
             last = len(self.keys) - 1
             if row != last:
@@ -146,7 +148,7 @@ class RowDecoder:
 
 
 def row_bytes(model: SoftTokenLM, length: int) -> int:
-    """Bytes of keys and values that a row of that many positions takes in all layers."""
+    """Bytes of the key-value cache of one row with that many positions."""
     config = model.decoder.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -155,30 +157,30 @@ def row_bytes(model: SoftTokenLM, length: int) -> int:
 
 
 class _SlotCache:
-    """Keys and values of all rows: per layer one tensor `slots heads positions dim`, written in place."""
+    """Key-value cache: for each layer two tensors `slots heads positions dim`, written in place."""
 
     def __init__(self, slots: int, length: int) -> None:
         self.slots = slots
         self.length = length
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self.read = 0  # positions that attention reads in this step
+        self.read = 0  # positions that attention reads in the current step
         self._first: int | None = None  # slot of the first entering row
         self._ends: Int[Tensor, " active"] = torch.empty(0, dtype=torch.long)
 
     def enter(self, first: int) -> None:
-        """The next pass reads whole rows, into the slots from `first` on."""
+        """Sets up a pass that reads new rows into the slots from `first` on."""
         self._first = first
 
     def go_on(self, ends: Int[Tensor, " active"]) -> None:
-        """The next pass reads one token more of every row."""
+        """Sets up a pass that reads one more token of every row."""
         self._first, self._ends, self.read = None, ends, int(ends.max()) + 1
         self._rows = torch.arange(len(ends), device=ends.device)
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """What `transformers`' attention layers call: keeps the new keys and values, returns all to attend to."""
+        """Stores new keys and values and returns all to attend to; called by `transformers`' attention layers."""
         if layer not in self.layers:
             shape = (self.slots, keys.shape[1], self.length)
-            # What a row has not written yet is masked, but 0 times a stray NaN would still be NaN.
+            # Values start at zero, because a masked NaN would still make the result NaN.
             self.layers[layer] = keys.new_empty(*shape, keys.shape[3]), values.new_zeros(*shape, values.shape[3])
         for kept, new in zip(self.layers[layer], (keys, values), strict=True):
             if self._first is None:
@@ -198,5 +200,5 @@ class _SlotCache:
                 kept[target, :, :positions] = kept[source, :, :positions]
 
     def get_seq_length(self, *_: Any) -> int:
-        """Asked by `transformers` where no positions are given; here they always are."""
+        """Part of the interface of `transformers`, which needs it only if no positions are given."""
         return 0

@@ -1,4 +1,4 @@
-"""Generation as a map over shards of a split: what each shard gave waits in the run's folder for the others."""
+"""Generates in shards of a split, maybe on other machines; finished shards are kept in the run's folder."""
 
 import functools
 import shutil
@@ -21,25 +21,19 @@ class GenerateShard:
     """Writes the narratives of a range of test examples; called by an engine, maybe on another machine.
 
     Attributes:
-        run: The run's folder.
+        run: Folder of the run.
         reopen: Loads a run from its folder.
-        parts: Where the shard's file goes.
-        generation: Options of a `GenerationConfig`.
-        batch_size: The most rows decoded at one time.
-        seed: Of sampling.
-        precision: `int8` for narrower weights of the LM.
+        parts: Folder of the shards' files.
+        options: Of `generate_narratives`.
     """
 
     run: Path
     reopen: Callable[[Path], Any]
     parts: Path
-    generation: Mapping[str, Any]
-    batch_size: int
-    seed: int
-    precision: str | None
+    options: Mapping[str, Any]
 
     def __call__(self, rows: tuple[int, int]) -> Path:
-        """Takes examples from the first to before the second; returns the shard's file."""
+        """Writes the narratives of rows `[first, second)`; returns the shard's file."""
         path = self.parts / f"{rows[0]:09d}.ndjson"
         if not path.is_file():
             loaded = _loaded(self.run, self.reopen)
@@ -47,10 +41,7 @@ class GenerateShard:
                 loaded.model,
                 loaded.data.splits["test"].part(*rows),
                 tokenizer=loaded.lm.tokenizer,
-                generation=self.generation,
-                batch_size=self.batch_size,
-                seed=self.seed,
-                precision=self.precision,
+                **self.options,
             )
             write_atomically(path, written.write_ndjson)
         return path
@@ -64,24 +55,18 @@ def generate_in_shards(
     size: int,
     engine: Engine,
     recipe: str,
-    generation: Mapping[str, Any],
-    batch_size: int,
-    seed: int,
-    precision: str | None,
+    **options: Any,
 ) -> pl.DataFrame:
-    """Narratives of a finished run's test users, as `generate_narratives` gives them.
+    """Narratives of a finished run's test users, as returned by `generate_narratives`.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         reopen: Loads a run from its folder, also in another process.
-        examples: How many its test split has.
-        size: How many make a shard.
-        engine: Works on the shards.
-        recipe: What the predictions depend on; shards of another recipe are forgotten.
-        generation: Options of a `GenerationConfig`.
-        batch_size: The most rows decoded at one time.
-        seed: Of sampling.
-        precision: `int8` for narrower weights of the LM.
+        examples: Number of examples in the test split.
+        size: Examples in a shard.
+        engine: Runs the shards.
+        recipe: Fingerprint of the settings; shards with another one are deleted.
+        **options: `generation`, `batch_size`, `seed` and `precision` of `generate_narratives`.
     """
     parts = folder.resolve() / PARTS / recipe
     for other in parts.parent.glob("*"):
@@ -89,7 +74,7 @@ def generate_in_shards(
             shutil.rmtree(other)
     parts.mkdir(parents=True, exist_ok=True)
     shards = [(start, min(start + size, examples)) for start in range(0, examples, size)]
-    work = GenerateShard(folder.resolve(), reopen, parts, generation, batch_size, seed, precision)
+    work = GenerateShard(folder.resolve(), reopen, parts, options)
     files = sorted(engine.map(work, shards, name="generate"))
     predictions = pl.concat([pl.read_ndjson(file, schema=PREDICTION_COLUMNS) for file in files])
     shutil.rmtree(parts.parent)

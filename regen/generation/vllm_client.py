@@ -1,7 +1,7 @@
-"""A vLLM server on this machine that goes on after soft tokens, through its completions API with `prompt_embeds`.
+"""Client of a vLLM server on this machine that continues soft tokens: completions with `prompt_embeds`.
 
-Who may send embeddings may send any bytes that the server then loads, so that interface belongs to this machine alone:
-an address that is not loopback is refused.
+The server loads embeddings as pickled tensors, which is unsafe with foreign clients. So only loopback addresses are
+allowed.
 
     async with VLLMClient("http://127.0.0.1:8000/v1", name=folder.name, timeout=60) as client:
         await client.check(positions=512)
@@ -22,21 +22,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-SAID = 200  # characters of what a server answered, in messages
+SAID = 200  # characters of a server's response in error messages
 
 
 class VLLMError(RuntimeError):
-    """The server is not there, has died, serves another model or refused; the message says which and the fix."""
+    """The server is missing, died, serves another model or refused; the message says which, and the fix."""
 
 
 class VLLMClient:
     """Greedy completions of embedded prompts.
 
     Args:
-        base_url: Of the server's API, with `/v1`, on a loopback address.
-        name: What the server has to call its model: the name of its folder (`regen.generation.merged_lm`).
-        timeout: Seconds without a token after which a request is given up.
-        connections: The most requests at one time; others wait for a connection.
+        base_url: Address of the server's API, with `/v1`, on a loopback address.
+        name: The server's name for the model: the name of its folder (`regen.generation.merged_lm`).
+        timeout: Seconds without a token after which a request fails.
+        connections: The most requests at one time; others wait.
 
     Raises:
         ValueError: If the address is not loopback.
@@ -53,7 +53,7 @@ class VLLMClient:
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(timeout, pool=None),
             limits=httpx.Limits(max_connections=connections),
-            trust_env=False,  # no proxy between a machine and itself
+            trust_env=False,  # no proxy for loopback
         )
 
     async def __aenter__(self) -> Self:
@@ -63,16 +63,16 @@ class VLLMClient:
         await self._http.aclose()
 
     async def check(self, *, positions: int = 0) -> None:
-        """Asks the server what it serves.
+        """Checks that the server serves the model.
 
         Args:
-            positions: Of the longest prompt and its narrative, which the server has to have room for.
+            positions: The most positions of a prompt and its narrative.
 
         Raises:
-            VLLMError: If it is not there, serves another model, or too short a one.
+            VLLMError: If it does not answer, serves another model, or allows fewer positions.
         """
         try:
-            async with httpx.AsyncClient(trust_env=False) as http:  # the other may be busy on all its connections
+            async with httpx.AsyncClient(trust_env=False) as http:  # all connections of the other client may be busy
                 response = await http.get(f"{self.base_url}/models")
             response.raise_for_status()
             served = {model["id"]: int(model["max_model_len"]) for model in response.json()["data"]}
@@ -89,19 +89,19 @@ class VLLMClient:
     async def complete(
         self, embeds: Float[Tensor, "positions lm_dim"], *, limit: int, stop_ids: Collection[int]
     ) -> list[int]:
-        """All of `stream` at once."""
+        """All token ids of `stream`."""
         async with aclosing(self.stream(embeds, limit=limit, stop_ids=stop_ids)) as parts:
             return [token async for part in parts for token in part]
 
     async def stream(
         self, embeds: Float[Tensor, "positions lm_dim"], *, limit: int, stop_ids: Collection[int]
     ) -> AsyncGenerator[list[int], None]:
-        """Token ids as the server writes them, the end token where it tells it; closing it ends the request.
+        """Token ids as the server writes them. Closing the generator ends the request.
 
         Args:
-            embeds: Of one prompt without padding (`SoftTokenLM.prefix`).
+            embeds: One prompt without padding (`SoftTokenLM.prefix`).
             limit: The most tokens to write.
-            stop_ids: Tokens that end it.
+            stop_ids: Tokens that end the text.
 
         Raises:
             VLLMError: If the server refuses, or dies before the end.
@@ -111,9 +111,9 @@ class VLLMClient:
             "prompt_embeds": encoded(embeds),
             "max_tokens": limit,
             "stop_token_ids": sorted(stop_ids),
-            "ignore_eos": True,  # these ids alone end it, as in `RowDecoder`
+            "ignore_eos": True,  # only `stop_token_ids` end a text, as in `RowDecoder`
             "temperature": 0,
-            "repetition_penalty": 1,  # whatever the model's generation_config.json says
+            "repetition_penalty": 1,  # overrides the model's generation_config.json
             "stream": True,
             "return_token_ids": True,
         }
@@ -133,7 +133,7 @@ class VLLMClient:
 
 
 def is_loopback(host: str | None) -> bool:
-    """Whether a host is this machine and no other can reach it there."""
+    """Whether a host is a loopback address, which other machines cannot reach."""
     if host == "localhost":
         return True
     try:
@@ -143,9 +143,9 @@ def is_loopback(host: str | None) -> bool:
 
 
 def encoded(embeds: Float[Tensor, "positions lm_dim"]) -> str:
-    """Embeddings as vLLM reads them: base64 of a saved tensor."""
+    """Embeddings in vLLM's format: base64 of a saved tensor."""
     buffer = io.BytesIO()
-    torch.save(embeds.detach().cpu().clone(), buffer)  # a clone: a view would bring its whole batch along
+    torch.save(embeds.detach().cpu().clone(), buffer)  # cloned, because saving a view saves its whole batch
     return base64.b64encode(buffer.getvalue()).decode()
 
 

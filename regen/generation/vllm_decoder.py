@@ -1,7 +1,7 @@
-"""Narratives decoded by a vLLM server on this machine: adapter and embeddings here, the LM there."""
+"""Decodes narratives in a vLLM server on this machine; adapter and embeddings stay in this process."""
 
 import asyncio
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,18 +12,18 @@ from regen.generation.prepared import Prefixes
 from regen.generation.vllm_client import VLLMClient, VLLMError
 from regen.models.soft_token_lm import SoftTokenLM
 
-SMOLLM2 = "smollm2"  # what `make llm-server` serves unless it is told otherwise
-SILENCE = 300.0  # seconds without a token after which the server is taken for dead
+SMOLLM2 = "smollm2"  # the default model of `make llm-server`
+SILENCE = 300.0  # seconds without a token after which a request fails
 
 
 @dataclass(frozen=True)
 class VLLMServer:
-    """Where a run's LM is served.
+    """A server of a run's LM.
 
     Attributes:
-        base_url: Of the API, on a loopback address.
-        name: What the server has to call the LM.
-        start: The command that starts the right one.
+        base_url: Address of the API, on a loopback address.
+        name: The server's name for the LM.
+        start: Command that starts the server.
     """
 
     base_url: str
@@ -32,14 +32,14 @@ class VLLMServer:
 
 
 def server_of(model: SoftTokenLM, base_url: str, *, tokenizer: Any, lm: str, run: str) -> VLLMServer:
-    """The server that a run needs: of the LM itself where it is frozen, of a folder with its LoRA merged otherwise.
+    """The server that a run needs: of the original LM if it is frozen, else of a folder with LoRA merged.
 
     Args:
-        model: As trained.
+        model: The trained model.
         base_url: As for `VLLMServer`.
-        tokenizer: The LM's.
+        tokenizer: The LM's tokenizer.
         lm: Name of the LM in the run's config.
-        run: Name of the run, with which the merged folder's begins.
+        run: Name of the run, the start of the merged folder's name.
     """
     if lm == SMOLLM2 and not any(parameter.requires_grad for parameter in model.lm.parameters()):
         return VLLMServer(base_url, SMOLLM2, "make llm-server")
@@ -55,19 +55,19 @@ def decode_at_vllm(
     limits: Sequence[int],
     stop_ids: Collection[int],
     rows: int,
-) -> Iterator[tuple[int, list[int]]]:
-    """What `decode_rows` gives, from a server.
+) -> dict[int, list[int]]:
+    """Token ids of every example by its index, decoded greedily by a server.
 
     Args:
-        server: Has to serve this model's LM.
-        model: Gives soft tokens and embeddings.
+        server: A server of this model's LM.
+        model: The model; its adapter and embeddings run in this process.
         dataset: A split.
         limits: The most tokens of each narrative.
-        stop_ids: Tokens that end one.
+        stop_ids: Tokens that end a narrative.
         rows: The most requests at one time.
 
     Raises:
-        ValueError: If the server is not there, serves another LM, or too short a one.
+        ValueError: If the server does not answer, serves another LM, or allows fewer positions.
     """
     written: dict[int, list[int]] = {}
     waiting = iter(range(len(limits)))
@@ -84,8 +84,8 @@ def decode_at_vllm(
     async def work(client: VLLMClient) -> None:
         for index in waiting:
             with torch.no_grad():
-                embeds, _ = model.prefix(dataset.collate([index]).on(next(model.parameters()).device))
+                embeds, _ = model.prefix(dataset.collate([index]).on(model.device))
             written[index] = await client.complete(embeds[0], limit=limits[index], stop_ids=stop_ids)
 
     asyncio.run(decode())
-    yield from written.items()
+    return written

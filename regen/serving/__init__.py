@@ -1,4 +1,4 @@
-"""From a finished run to its user: a model that loads in one line and narrates histories as people write them."""
+"""Trained models for their users: load, narrate, recommend, export, serve."""
 
 from regen.generation.prepared import Prepared
 from regen.serving.interactions import Interaction, RequestError

@@ -1,4 +1,4 @@
-"""The model card of an exported model: what it is for, what it was trained on, how it scored, what binds its users."""
+"""The model card of an exported model: purpose, training data, scores, licences, limits."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ _LANGUAGE_MODELS = {
         "Gemma terms of use, https://ai.google.dev/gemma/terms",
     ),
 }
-"""Of packaged weights: hub id of what they were made of, identifier of its licence, the licence in words."""
+"""By package of the weights: hub id of the original model, licence identifier, licence in words."""
 
 _ENCODERS = {
     "cf": "collaborative filtering (CF): a factor per item",
@@ -33,7 +33,7 @@ _LIMITS = (
 
 
 def base_model(lm: Mapping[str, Any]) -> str:
-    """What a hub knows the base LM by, where it does; else its name in the configuration.
+    """Hub id of the base LM, if it has one; else its name in the configuration.
 
     Args:
         lm: As in `Spec.lm`.
@@ -43,15 +43,15 @@ def base_model(lm: Mapping[str, Any]) -> str:
 
 
 def model_card(spec: Spec, scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown with the hub's metadata in front.
+    """The model card: Markdown with the hub's metadata as front matter.
 
     Args:
-        spec: Of the model.
-        scores: What `scores.json` of the run holds: feature, metric, system; empty where it was not evaluated.
+        spec: Specification of the model.
+        scores: Contents of the run's `scores.json`, by feature, metric and system; empty if it was not evaluated.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    from regen.narratives.release import SOURCES  # `datasets` loads here: reading an export does not need it
+    from regen.narratives.release import SOURCES  # imports `datasets`, which loading an export does not need
 
     source = spec.data["source"].split(".")[-2]
     source = "amazon2018" if source == "amazon" else source

@@ -1,4 +1,4 @@
-"""A connection of the server, which is cut when its client stops reading."""
+"""A connection of the server that is closed when its client stops reading."""
 
 import asyncio
 from typing import Any
@@ -9,7 +9,7 @@ UNREAD = 30.0  # seconds that a full send buffer may stay full
 
 
 class Connection(H11Protocol):
-    """uvicorn's connection, which alone would wait for ever until the client reads on."""
+    """uvicorn's connection with a timeout for clients that do not read."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""An exported folder: written whole, checked by its manifest, found on disk or on the hub."""
+"""Writes and reads the folder of an exported model, on disk or on the Hugging Face hub."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -31,13 +31,13 @@ FACTORS = "cf.safetensors"
 
 
 def write_folder(model: "NarrativeModel", folder: Path) -> Path:
-    """Writes a model beside its folder and moves it there.
+    """Writes a model into a folder, in one step.
 
     Raises:
-        ValueError: If the folder holds something that is no exported model.
+        ValueError: If the folder holds something other than an exported model.
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file())):
-        raise ValueError(f"{folder} holds something else than an exported model. Choose another folder.")
+        raise ValueError(f"{folder} is not an exported model. Choose another folder.")
     with appearing_whole(folder) as partial:
         _write(model, partial)
     return folder
@@ -53,7 +53,7 @@ def _write(model: "NarrativeModel", folder: Path) -> None:
     (folder / CARD).write_text(model.card, encoding="utf-8")
     write_manifest(folder)
     for path in folder.rglob("*.safetensors"):
-        path.chmod(0o644)  # safetensors makes files that only their owner may read
+        path.chmod(0o644)  # safetensors writes files that only their owner can read
 
 
 def read_parts(
@@ -63,10 +63,10 @@ def read_parts(
     lm: LanguageModel | str | None,
     adapters: Mapping[str, Callable[..., Adapter]],
 ) -> dict[str, Any]:
-    """The arguments of `NarrativeModel` for an exported folder, its LM on a GPU where there is one.
+    """The arguments of `NarrativeModel` for an exported folder, on a GPU if there is one.
 
     Raises:
-        FileNotFoundError, ValueError: As `NarrativeModel.from_pretrained`.
+        FileNotFoundError, ValueError: As for `NarrativeModel.from_pretrained`.
     """
     folder = _folder(source, revision)
     files = check_manifest(folder)
@@ -104,6 +104,6 @@ def _folder(source: Path | str, revision: str | None) -> Path:
         return Path(snapshot_download(str(source), revision=revision))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
-            f"{source}: no such folder, and nothing to fetch from the hub ({str(error).splitlines()[0]}). "
+            f"{source}: no such folder, and the hub gives no such model ({str(error).splitlines()[0]}). "
             "Give the folder of an exported model, or OWNER/NAME and a network."
         ) from error

@@ -1,6 +1,8 @@
-"""From a finished training run to the parts of a `NarrativeModel`."""
+"""Loads a finished training run to serve or export it."""
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from regen.serving.history_encoder import SERVED
 from regen.serving.items import Items
 from regen.serving.spec import Spec
 from regen.serving.weights import OF_LM
-from regen.training.run import RECORD, LoadedRun
+from regen.storage.identity import Inputs
+from regen.training.run import RECORD, LoadedRun, Run
 
 
 def parts_of_run(folder: Path) -> dict[str, Any]:
@@ -28,32 +31,50 @@ def parts_of_run(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If the folder holds no run.
-        ValueError: If the run is not finished, or its encoder reads no history of one's own.
+        ValueError: If the run is not finished, or its encoder cannot encode new histories.
     """
-    with opened_run(folder) as run:
-        if run.config.encoder.name not in SERVED:
-            raise ValueError(
-                f"{folder}: encoder={run.config.encoder.name} cannot be exported: it is a baseline or control without "
-                f"vectors of its own. {nearest(run.config.encoder.name, SERVED)}"
-            )
+    with served_run(folder) as run:
         generation = run.config.evaluation.generation
         if generation.get("max_new_tokens") is None:
-            raise ValueError(f"{folder}: evaluation.generation.max_new_tokens is not set, which a served model needs.")
+            raise ValueError(f"{folder}: set evaluation.generation.max_new_tokens; a served model needs it.")
         loaded = load_run(run)
-        tables = load_tables(run.inputs.prepared.path)
-        factors = None
-        if "cf" in run.inputs.encoded:
-            factors = np.asarray(load_cf(run.inputs.encoded["cf"], tables).vectors, dtype=np.float32)
-    spec = _spec(loaded, cf_dim=0 if factors is None else factors.shape[1])
+        items = items_of(run.inputs)
+    spec = _spec(loaded, cf_dim=0 if items.factors is None else items.factors.shape[1])
     scores = folder / SCORES
     return {
         "spec": spec,
         "soft_token_lm": loaded.model,
         "lm": loaded.lm,
-        "items": Items(tables.items, factors),
+        "items": items,
         "generation": generation_config(generation, loaded.lm.tokenizer),
         "card": model_card(spec, json.loads(scores.read_text()) if scores.is_file() else {}),
     }
+
+
+@contextmanager
+def served_run(folder: Path, *, tasks: Sequence[str] = ("narrate",)) -> Iterator[Run]:
+    """`opened_run`, for a run whose encoder can encode new histories.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run.
+        ValueError: If the run is not finished, is of another task, or has another encoder.
+    """
+    with opened_run(folder, tasks=tasks) as run:
+        encoder = run.config.encoder.name
+        if encoder not in SERVED:
+            raise ValueError(
+                f"{folder}: a model with encoder={encoder} cannot be exported or served, because it cannot encode new "
+                f"histories. {nearest(encoder, SERVED)}"
+            )
+        yield run
+
+
+def items_of(inputs: Inputs) -> Items:
+    """The items that a run was trained with, with their CF factors if its encoder reads them."""
+    tables = load_tables(inputs.prepared.path)
+    cf = inputs.encoded.get("cf")
+    factors = None if cf is None else np.asarray(load_cf(cf, tables).vectors, dtype=np.float32)
+    return Items(tables.items, factors)
 
 
 def _spec(loaded: LoadedRun, *, cf_dim: int) -> Spec:
@@ -94,7 +115,7 @@ def _spec(loaded: LoadedRun, *, cf_dim: int) -> Spec:
 
 
 def _tuning(model: SoftTokenLM) -> str:
-    """What of the LM was trained: low-rank updates, its own weights, or nothing."""
+    """How the LM was trained: `lora`, `full` or `frozen`."""
     from peft import PeftModel
 
     if isinstance(model.lm, PeftModel):

@@ -1,4 +1,4 @@
-"""What every request passes first: the key, the size of its body, the time that the body takes to arrive."""
+"""ASGI middleware that checks each request: its key, and the size and arrival time of its body."""
 
 import asyncio
 import hmac
@@ -8,19 +8,19 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-DOCS_FILES = "/docs-files"  # scripts and styles of the documentation page, served from here and not by a CDN
-OPEN = frozenset({"/health", "/docs", "/openapi.json"})  # without a key, as the files of DOCS_FILES are
+DOCS_FILES = "/docs-files"  # scripts and styles of the documentation page, which need no CDN
+OPEN = frozenset({"/health", "/docs", "/openapi.json"})  # paths that need no key, like those below DOCS_FILES
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")  # names of this machine in a Host header
 
 
 class Gate:
-    """ASGI middleware in front of the service.
+    """Refuses requests with a wrong key, or a body that is too large or too slow.
 
     Args:
         app: The service.
-        key: That clients have to send as `Authorization: Bearer KEY`; None lets everyone in.
-        max_body_bytes: Of a request.
+        key: Clients have to send it as `Authorization: Bearer KEY`; None turns the check off.
+        max_body_bytes: The most bytes of a request's body.
         body_timeout: Seconds in which a body has to arrive.
     """
 
@@ -59,7 +59,7 @@ class Gate:
 
         async def limited() -> Message:
             nonlocal left, whole
-            if whole:  # what comes now is the client leaving, whenever that is
+            if whole:  # the next message says that the client left, so it has no deadline
                 return await receive()
             try:
                 async with asyncio.timeout_at(deadline):

@@ -1,4 +1,4 @@
-"""From a history as written to the vectors that training would have made of it."""
+"""Encodes histories that users write, exactly as training encodes those of the data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ from regen.serving.interactions import Interaction
 from regen.serving.items import Items
 
 SERVED = ("cf", "content", "both", "none", "random")
-"""Encoders that a history of one's own can go through."""
+"""Encoders that can encode new histories."""
 
 
 @dataclass(frozen=True)
 class EncodedHistory:
-    """Vectors of a history and what they leave out.
+    """Vectors of a history.
 
     Attributes:
         fused: One vector per interaction, oldest first.
-        known: Whether the item of each interaction has the factor or random vector that the encoder reads.
+        known: Whether each item has a CF factor or random vector, if the encoder uses one.
     """
 
     fused: Float[np.ndarray, "history dim"]
@@ -36,14 +36,14 @@ class EncodedHistory:
 
 @dataclass(frozen=True)
 class HistoryEncoder:
-    """The part of a run before its adapter.
+    """Computes the fused vectors that the adapter reads.
 
     Attributes:
-        encoder: Name, one of `SERVED`.
+        encoder: Name of the encoder, one of `SERVED`.
         dim: Width of a fused vector.
-        items: The training data's items, with factors where the encoder has CF.
-        sentence_encoder: What reads texts, for an encoder with content.
-        seed: Of random vectors.
+        items: Items of the training data, with CF factors if the encoder uses them.
+        sentence_encoder: Sentence encoder, if the encoder uses content.
+        seed: Seed of random vectors.
     """
 
     encoder: str
@@ -55,11 +55,11 @@ class HistoryEncoder:
     def __call__(
         self, histories: Sequence[Sequence[Interaction]], *, withhold_final_review: bool
     ) -> list[EncodedHistory]:
-        """Encodes histories together, so that the sentence encoder reads all their texts at once.
+        """Encodes histories together, so that the sentence encoder gets all texts in one batch.
 
         Args:
-            histories: As `read_history` gives them.
-            withhold_final_review: Whether the feature keeps the final review, and copies of it, from the model.
+            histories: As returned by `read_history`.
+            withhold_final_review: Whether to mask each final review and its copies.
         """
         flat = [one for history in histories for one in history]
         parts: list[np.ndarray] = []
@@ -109,7 +109,7 @@ class HistoryEncoder:
         shown = ["" if hidden else review for review, hidden in zip(review_text(reviews), withheld, strict=True)]
         built = interaction_texts(item_parts(items), shown, pretrained=self.sentence_encoder)
         vectors = embed_texts(built.texts, pretrained=self.sentence_encoder)
-        return vectors.astype(VECTOR_DTYPE).astype(np.float32)  # rounded as those of training are kept
+        return vectors.astype(VECTOR_DTYPE).astype(np.float32)  # the precision in which training stores them
 
     def _random(self, row: int | None) -> Float[np.ndarray, " dim"]:
         return np.zeros(self.dim, dtype=np.float32) if row is None else random_vector(row, self.dim, seed=self.seed)

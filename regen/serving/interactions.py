@@ -1,4 +1,4 @@
-"""A history as a person writes it, checked: every complaint names the interaction and the fix."""
+"""Checks a history that a user wrote; every error names the interaction and the fix."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,29 +8,29 @@ from typing import Any
 from regen.data.tables import nearest
 from regen.serving.items import Items
 
-TEXT_CHARACTERS = 20_000  # far beyond the window of any sentence encoder, so that a cut changes no vector
-MOST = 1e12  # of a rating or price
+TEXT_CHARACTERS = 20_000  # more than any sentence encoder reads, so a cut changes no vector
+MOST = 1e12  # largest rating or price
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 class RequestError(ValueError):
-    """What a caller asked for cannot be done; the message has the value, the limit and the fix."""
+    """The request is not valid; the message has the value, the limit and the fix."""
 
 
 @dataclass(frozen=True)
 class Interaction:
-    """One purchase and what its buyer said of it.
+    """One purchase and its review.
 
     Attributes:
-        title: Of the item; may be left out where `item_id` is known to the model.
+        title: Title of the item; optional if the model knows `item_id`.
         rating: Stars, on the scale of the training data.
         review: Text of the review.
-        review_title: Its heading.
-        item_id: The training data's id, which brings the CF factor and whatever else is left out about the item.
-        category: "Office Products - Pens", from general to special.
-        brand: Maker of the item.
-        price: In dollars.
-        description: Of the item.
+        review_title: Title of the review.
+        item_id: Id in the training data. It adds the CF factor, and the item's fields that are left out here.
+        category: From general to special, like "Office Products - Pens".
+        brand: Brand of the item.
+        price: Price in dollars.
+        description: Description of the item.
     """
 
     title: str | None = None
@@ -44,23 +44,24 @@ class Interaction:
     description: str | None = None
 
 
+History = Sequence[Interaction | Mapping[str, Any]]
 NAMES = tuple(field.name for field in fields(Interaction))
 _NUMBERS = ("rating", "price")
 
 
 def read_history(history: Any, items: Items, *, latest: int) -> list[Interaction]:
-    """The latest interactions of a history, oldest first, their texts cleaned, completed from the items that are known.
+    """The latest interactions of a history, oldest first, checked, cleaned and completed from the known items.
 
-    Control characters become spaces, halves of surrogate pairs question marks; texts are cut at `TEXT_CHARACTERS`,
-    and what is blank is left out. What an interaction says of its item goes before what the table says.
+    Control characters become spaces and lone surrogates question marks. Texts are cut at `TEXT_CHARACTERS`; blank
+    texts become None. Fields of an interaction take precedence over those of the item table.
 
     Args:
-        history: Interactions, or mappings with the names of an `Interaction`'s attributes.
-        items: The training data's.
-        latest: How many are kept; older ones are not looked at.
+        history: Interactions, or mappings with the same keys.
+        items: Items of the training data.
+        latest: How many interactions to keep; older ones are not checked.
 
     Raises:
-        RequestError: If it is no sequence, empty, or one of the interactions kept is not as described or has no title.
+        RequestError: If the history is not a list, is empty, or has an interaction that is not valid or has no title.
     """
     if not is_sequence(history):
         raise RequestError(f"a history is a list of interactions, not {_said(history)}.")
@@ -74,7 +75,7 @@ def read_history(history: Any, items: Items, *, latest: int) -> list[Interaction
 
 
 def is_sequence(value: Any) -> bool:
-    """Whether a value can be a list of things: text and bytes are none."""
+    """Whether a value is a sequence other than text or bytes."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
@@ -110,9 +111,9 @@ def _number(value: Any, where: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RequestError(f"{where}={_said(value)} is no number. Leave it out where it is unknown.")
-    if not abs(value) < MOST:  # nor NaN
-        raise RequestError(f"{where}={shown(value)} is not within ±{MOST:.0e}. Leave it out where it is unknown.")
+        raise RequestError(f"{where}={_said(value)} is no number. Leave it out if it is unknown.")
+    if not abs(value) < MOST:  # true for NaN as well
+        raise RequestError(f"{where}={shown(value)} is not within ±{MOST:.0e}. Leave it out if it is unknown.")
     return float(value)
 
 

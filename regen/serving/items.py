@@ -1,4 +1,4 @@
-"""The items that a model was trained with: what they are, where they stand in CF, and a search over them."""
+"""The items of the training data: metadata, CF factors, and a search."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from jaxtyping import Float
 
 from regen.data.tables import ITEMS
 
-QUERY_WORDS = 12  # of a search; more are not read
+QUERY_WORDS = 12  # a search ignores further words
 
 
 @dataclass(frozen=True)
 class Item:
-    """What is known about an item; None where the data do not say."""
+    """Metadata of an item; None if the data do not have it."""
 
     item_id: str
     title: str | None
@@ -29,10 +29,10 @@ class Items:
 
     Args:
         table: Columns of `items.parquet`; `item_id` is unique.
-        factors: A CF factor of each item, zero where CF has none; None for an encoder without CF.
+        factors: CF factor of each item, zero if CF has none; None for an encoder without CF.
 
     Raises:
-        ValueError: If there are not as many factors as items.
+        ValueError: If the numbers of factors and items differ.
     """
 
     def __init__(self, table: pl.DataFrame, factors: Float[np.ndarray, "items factors"] | None = None) -> None:
@@ -51,24 +51,24 @@ class Items:
         return item_id in self._rows
 
     def get(self, item_id: str) -> Item | None:
-        """The item of that id, None where there is none."""
+        """The item with this id, or None."""
         row = self._rows.get(item_id)
         return None if row is None else Item(**self.table.row(row, named=True))
 
     def row(self, item_id: str | None) -> int | None:
-        """Row of an item in the table, None where it is not there."""
+        """Row of an item in the table, or None."""
         return None if item_id is None else self._rows.get(item_id)
 
     def search(self, query: str, limit: int = 20) -> list[Item]:
-        """Titled items that hold every word of a query in title, brand or category, whatever the case.
+        """Items with a title that contain every word of a query in title, brand or category. Case is ignored.
 
         Args:
-            query: Words, or beginnings and other parts of words.
-            limit: The most to return.
+            query: Words or parts of words.
+            limit: The most items to return.
 
         Returns:
-            Those with more of the words in their title first, then those with more interactions behind them (a longer
-            CF factor), then shorter titles.
+            Items with more of the words in their title first, then popular ones (longer CF factors), then those with
+            shorter titles.
         """
         words = list(dict.fromkeys(query.lower().encode("utf-8", "replace").decode().split()))[:QUERY_WORDS]
         if not words:

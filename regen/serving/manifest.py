@@ -1,4 +1,4 @@
-"""The manifest of an exported folder: a file that is missing or changed is refused by its path."""
+"""The manifest of an exported folder, which detects missing and changed files."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 from regen.storage.fingerprints import file_hash
 
 MANIFEST = "manifest.json"
-CARD = "README.md"  # may be edited after the export, so it is not in the manifest
+CARD = "README.md"  # not in the manifest, because it may be edited after the export
 
 
 def write_manifest(folder: Path) -> None:
-    """Writes size and SHA-256 of every file in the folder but the card."""
+    """Writes size and SHA-256 of every file in the folder except the card."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, CARD))
     entries = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_hash(path)} for path in files
@@ -22,14 +22,14 @@ def check_manifest(folder: Path) -> frozenset[str]:
     """Checks every file of an exported folder; returns their names.
 
     Raises:
-        FileNotFoundError: If the folder has no manifest, so that it is no exported model, or a file is missing.
-        ValueError: If a file is not as it was written.
+        FileNotFoundError: If the manifest or a file is missing.
+        ValueError: If a file was changed.
     """
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
-            f"{folder}: no exported model, there is no {MANIFEST} in it. "
-            "Make one of a finished run: regen export run=RUN_FOLDER out=FOLDER"
+            f"{folder}: no exported model, because it has no {MANIFEST}. "
+            "Export a finished run: regen export run=RUN_FOLDER out=FOLDER"
         )
     try:
         entries = dict(json.loads(path.read_text(encoding="utf-8"))["files"])

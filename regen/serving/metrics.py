@@ -1,4 +1,4 @@
-"""What Prometheus reads of a running service."""
+"""Counters and timings of a running service, for Prometheus."""
 
 from collections.abc import Callable
 
@@ -8,10 +8,10 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Metrics:
-    """Counters of one service, in a registry of its own.
+    """Metrics of one service, in its own registry.
 
     Args:
-        under_way: Gives the number of narratives that hold a place.
+        under_way: Returns the number of places that are taken.
     """
 
     def __init__(self, under_way: Callable[[], int]) -> None:

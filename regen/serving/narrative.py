@@ -1,18 +1,17 @@
-"""What a model writes for a history."""
+"""The result of `NarrativeModel.narrate`."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Narrative:
-    """A narrative and how much of its history the model could place.
+    """A narrative, and how much of its history the model knows.
 
     Attributes:
-        text: The narrative; so is `str(narrative)`.
-        confidence: Share of the interactions read whose item has a CF factor, for an encoder with CF (and whose item
-            is known, for `random`); 1.0 for encoders that need no item table. It says how much of the input reached
-            the model, not how likely the text is to be true.
-        unknown_items: Id, or else title, of the items that lower it.
+        text: The narrative; `str(narrative)` returns it, too.
+        confidence: Share of the interactions whose item has a CF factor, or a random vector with `encoder=random`. It
+            is 1.0 for other encoders. It is no probability that the text is true.
+        unknown_items: Ids of the other items, or titles if they have no id.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""What clients may send and what they get back; anything else in a body is refused."""
+"""Bodies of requests and responses; other fields in a request are refused."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -8,14 +8,14 @@ from pydantic.config import JsonDict
 
 from regen.serving.interactions import MOST, Interaction
 
-MOST_NARRATIVES = 32  # of one request
-MOST_PURCHASES = 1_000  # of one history; models read far fewer
-MOST_TURNS = 50  # of one conversation
-MOST_RECOMMENDED = 100  # items of one answer
+MOST_NARRATIVES = 32  # in one request
+MOST_PURCHASES = 1_000  # in one history; models read far fewer
+MOST_TURNS = 50  # in one conversation
+MOST_RECOMMENDED = 100  # items in one answer
 LONGEST = 500  # characters of a critique
-OF_USER, OF_HISTORY = "of_user", "of_history"  # which of the two a narrative is; they show in places of errors
+OF_USER, OF_HISTORY = "of_user", "of_history"  # tags of the two kinds of narratives, which pydantic puts into errors
 IDENTIFIER = 200  # characters of an id or a query
-_SOMETHING = r"[^\s\x00-\x1f\x7f-\x9f]"  # neither blank nor control characters
+_SOMETHING = r"[^\s\x00-\x1f\x7f-\x9f]"  # a character that is neither white space nor control
 _TITLE_OR_ITEM: JsonDict = {
     "anyOf": [
         {"required": ["title"], "properties": {"title": {"type": "string", "pattern": _SOMETHING}}},
@@ -35,7 +35,7 @@ class Sent(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _with_one_unknown_key(cls, sent: Any) -> Any:
-        """Keeps one unknown key: pydantic builds an error for each, and a body has room for 100,000."""
+        """Drops all unknown keys but one: pydantic builds an error for each, and a body may have 100,000."""
         if not isinstance(sent, dict):
             return sent
         others = {key for key in sent if key not in cls.model_fields}
@@ -46,7 +46,7 @@ class Sent(BaseModel):
 
 
 class Purchase(Sent):
-    """One purchase and what its buyer said of it; of a known item the id is enough."""
+    """One purchase and its review; the id is enough for a known item."""
 
     model_config = ConfigDict(json_schema_extra=_TITLE_OR_ITEM)
 
@@ -136,11 +136,11 @@ class RecommendationsResponse(BaseModel):
 
 
 def request_model(features: tuple[str, ...], *, places: int) -> type[NarrativesRequest]:
-    """The request of a service.
+    """The request model of a service.
 
     Args:
-        features: What its model writes.
-        places: Narratives that the service holds at one time; a request for more could never be answered.
+        features: Features that the model writes.
+        places: Narratives that the service holds at one time, which bounds a request.
     """
     feature: Any = (Literal[features], Field(description="What to write."))
     user: Any = create_model("OfUser", __base__=OfUser, __doc__=OfUser.__doc__, feature=feature)

@@ -1,4 +1,4 @@
-"""From a config to a listening service."""
+"""Starts the HTTP service of a model."""
 
 import asyncio
 import logging
@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -20,47 +19,43 @@ from regen.generation.vllm_client import is_loopback
 from regen.runtime.device import device_of
 from regen.runtime.narrow_weights import narrow
 from regen.runtime.packed_weights import pack_weights
-from regen.serving.backend import Backend, BackendError
+from regen.serving.backend import Backend, BackendError, NarrativeBackend
 from regen.serving.connection import Connection
 from regen.serving.gate import LOOPBACK
 from regen.serving.model import NarrativeModel
 from regen.serving.recommendation_service import create_recommendation_app
 from regen.serving.recommender import Recommender
+from regen.serving.recommender_backend import RecommenderBackend
 from regen.serving.service import create_app
 from regen.serving.transformers_backend import TransformersBackend
 from regen.serving.users import Users
 
 logger = logging.getLogger(__name__)
-RUN_CONFIG = "config.yaml"  # in the folder of a run, not in an exported one
-GRACE = 5  # seconds for requests under way when the service is told to stop
+RUN_CONFIG = "config.yaml"  # runs have this file, exported models do not
+GRACE = 5  # seconds for requests under way when the service stops
 
 
 def serve(config: ServeConfig) -> None:
-    """Listens until it is told to stop, by SIGINT or SIGTERM; requests under way are then given `GRACE` seconds.
+    """Serves a model until SIGINT or SIGTERM; requests under way are then given `GRACE` seconds.
 
     Raises:
         ValueError: If checkpoint, data, backend or address cannot be used; nothing listens then.
         FileNotFoundError: If the checkpoint or the data are not there.
     """
     key = service_key(config.host, config.api_key_env)
-    if task_of(config.checkpoint) != TaskName.narrate:
-        serve_recommender(config, key)
-        return
-    model = load_model(config.checkpoint)
-    users = None
-    if config.data is not None:
-        fingerprint = model.data_fingerprint
-        users = Users.of_artefact(Path(config.data), fingerprint=fingerprint, latest=model.spec.max_history)
-    backend = build_backend(config, model)
+    limits = {
+        "key": key,
+        "timeout": config.timeout,
+        "max_body_bytes": config.max_body_bytes,
+        "hosts": [*LOOPBACK, config.host],
+    }
+    narrates = task_of(config.checkpoint) == TaskName.narrate
+    backend, app = (narrative_service if narrates else recommendation_service)(config, limits)
     if config.dry_run:
         logger.info("serve: start first: %s", backend.needs or "nothing; dry_run=false serves the model")
         return
-    _run_until_stopped(_listen(config, backend, users, key))
-
-
-def _run_until_stopped(listening: Coroutine[Any, Any, None]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it once more after its own, graceful end
-    asyncio.run(listening)
+    asyncio.run(_listen(config, backend, app))
 
 
 def task_of(checkpoint: str) -> str:
@@ -69,11 +64,30 @@ def task_of(checkpoint: str) -> str:
     return read_run_config(folder).task.name if (folder / RUN_CONFIG).is_file() else TaskName.narrate
 
 
-def serve_recommender(config: ServeConfig, key: str | None) -> None:
-    """`serve` for a run of `task=recommend` or `task=converse`.
+def narrative_service(config: ServeConfig, limits: dict[str, Any]) -> tuple[NarrativeBackend, ASGIApp]:
+    """Backend and app for an exported model or a run of `task=narrate`.
+
+    Args:
+        config: The settings of `regen serve`.
+        limits: Keyword arguments of `create_app`.
 
     Raises:
-        ValueError: If a setting is given that belongs to narratives, or the run cannot be used.
+        ValueError: If data or backend cannot be used.
+    """
+    model = load_model(config.checkpoint)
+    users = None
+    if config.data is not None:
+        fingerprint = model.data_fingerprint
+        users = Users.of_artefact(Path(config.data), fingerprint=fingerprint, latest=model.spec.max_history)
+    backend = build_backend(config, model)
+    return backend, create_app(backend, users=users, **limits)
+
+
+def recommendation_service(config: ServeConfig, limits: dict[str, Any]) -> tuple[RecommenderBackend, ASGIApp]:
+    """Backend and app for a run of `task=recommend` or `task=converse`; arguments as for `narrative_service`.
+
+    Raises:
+        ValueError: If a setting is given that a recommender does not have, or the run cannot be used.
     """
     for name, value in (("data", config.data), ("precision", config.precision)):
         if value is not None:
@@ -82,78 +96,60 @@ def serve_recommender(config: ServeConfig, key: str | None) -> None:
         raise ValueError(f"backend={config.backend}: a recommender is served in this process. Leave it out.")
     recommender = Recommender.from_run(config.checkpoint)
     recommender.model.to(device_of(config.device))
-    if config.dry_run:
-        logger.info("serve: start first: nothing; dry_run=false serves the model")
-        return
-    app = create_recommendation_app(
-        recommender,
-        places=config.rows + config.queue,
-        key=key,
-        timeout=config.timeout,
-        max_body_bytes=config.max_body_bytes,
-        hosts=[*LOOPBACK, config.host],
-    )
-    _run_until_stopped(Server(app).serve(sockets=[_bound(config.host, config.port)]))
+    backend = RecommenderBackend(recommender, rows=config.rows, queue=config.queue)
+    return backend, create_recommendation_app(backend, **limits)
 
 
 def service_key(host: str, variable: str) -> str | None:
-    """The key that clients have to send, None where nobody but this machine can ask.
+    """The key that clients have to send; None if it is not set and only this machine can connect.
 
     Raises:
-        ValueError: If other machines can ask and there is no key.
+        ValueError: If other machines can connect and the key is not set.
     """
     key = os.environ.get(variable) or None
     if key is None and not is_loopback(host):
         raise ValueError(
             f"host={host} lets other machines ask, which needs a key. Set the environment variable {variable}, for "
-            "example to what 'openssl rand -hex 32' prints, or keep host=127.0.0.1."
+            "example to the output of 'openssl rand -hex 32', or keep host=127.0.0.1."
         )
     return key
 
 
 def load_model(folder: str) -> NarrativeModel:
-    """An exported model, or a finished run."""
+    """Loads an exported model or a finished run."""
     model = (
         NarrativeModel.from_run(folder)
         if Path(folder, RUN_CONFIG).is_file()
         else NarrativeModel.from_pretrained(folder)
     )
     if model.generation.do_sample:
-        logger.warning("%s: its generation settings sample; the service writes the likeliest text instead.", folder)
+        logger.warning("%s: its generation settings sample, but the service decodes greedily.", folder)
     return model
 
 
-def build_backend(config: ServeConfig, model: NarrativeModel) -> Backend:
-    """What `backend` names, with the LM's weights laid out for this machine.
+def build_backend(config: ServeConfig, model: NarrativeModel) -> NarrativeBackend:
+    """The backend that `backend` names, with the LM's weights packed for this machine.
 
     Raises:
-        ValueError: If the precision is not to be had.
+        ValueError: If the backend or the machine does not have the precision.
     """
     if config.backend == BackendName.vllm:
         from regen.serving.vllm_backend import VLLMBackend
 
         check_precision(config.precision, setting="precision", server="backend=vllm")
         return VLLMBackend(model, base_url=config.vllm, rows=config.rows, queue=config.queue, timeout=config.timeout)
-    auto = DeviceName.cpu if config.precision is not None else config.device  # 8 bits are for a CPU
-    model.to(device_of(auto if config.device == DeviceName.auto else config.device))
+    on_cpu = config.precision is not None and config.device == DeviceName.auto  # int8 needs a CPU
+    model.to(device_of(DeviceName.cpu if on_cpu else config.device))
     if config.precision is not None:
         narrow(model.soft_token_lm.lm)
     pack_weights(model.soft_token_lm.lm, backward=False)
     return TransformersBackend(model, rows=config.rows, queue=config.queue)
 
 
-async def _listen(config: ServeConfig, backend: Backend, users: Users | None, key: str | None) -> None:
+async def _listen(config: ServeConfig, backend: Backend[Any], app: ASGIApp) -> None:
     listening = _bound(config.host, config.port)
     try:
         async with backend:
-            app = create_app(
-                backend,
-                users=users,
-                key=key,
-                timeout=config.timeout,
-                max_body_bytes=config.max_body_bytes,
-                hosts=[*LOOPBACK, config.host],
-            )
             await Server(app).serve(sockets=[listening])
     except BackendError as error:
         raise ValueError(f"backend={config.backend}: {error}") from error
@@ -162,10 +158,10 @@ async def _listen(config: ServeConfig, backend: Backend, users: Users | None, ke
 
 
 class Server(uvicorn.Server):
-    """uvicorn as this service runs it.
+    """uvicorn with the settings of this service.
 
-    Logs go where Hydra sends them. Requests are counted and not logged. A client that stops reading is cut off.
-    The address is logged once connections are accepted.
+    Logs go to Hydra's handlers. Requests are counted, not logged. Clients that stop reading are disconnected. The
+    address is logged when the service accepts connections.
 
     Args:
         app: The service.

@@ -1,4 +1,4 @@
-"""The HTTP service over one backend: routes, refusals, limits."""
+"""The HTTP service of a narrative model, and the parts that it shares with that of a recommender."""
 
 import logging
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from regen.serving.answers import NarrativesAnswer, Wanted
-from regen.serving.backend import Backend, BackendError, QueueFullError
+from regen.serving.backend import Backend, BackendError, NarrativeBackend, QueueFullError
 from regen.serving.gate import DOCS_FILES, LOOPBACK, OPEN, Gate
 from regen.serving.interactions import RequestError
 from regen.serving.items import Items
@@ -34,8 +34,8 @@ from regen.serving.requests import (
 from regen.serving.users import Users
 
 logger = logging.getLogger(__name__)
-MOST_ITEMS = 100  # of one search
-MESSAGE = 400  # characters of a complaint about a request
+MOST_ITEMS = 100  # in one search result
+MESSAGE = 400  # characters of an error message
 KEY = {"Key": {"type": "http", "scheme": "bearer"}}
 EVENTS = {
     "description": "JSON, or with stream=true the events `piece` (narrative, text), `narrative` (all of one), `error` "
@@ -45,7 +45,7 @@ EVENTS = {
 
 
 def create_app(
-    backend: Backend,
+    backend: NarrativeBackend,
     *,
     users: Users | None = None,
     key: str | None = None,
@@ -53,27 +53,32 @@ def create_app(
     max_body_bytes: int = 2 << 20,
     hosts: Sequence[str] = LOOPBACK,
 ) -> ASGIApp:
-    """The service.
+    """The app of the service.
 
     Args:
-        backend: Running; the service does not end it.
-        users: Known users; without them every request brings its history.
-        key: That clients have to send; None lets everyone in who asks for one of `hosts`.
+        backend: A backend that someone else starts and stops.
+        users: Known users; without them every request has to contain a history.
+        key: Clients have to send this key; None accepts all requests to one of `hosts`.
         timeout: Seconds for a request, from its whole body to the last piece sent; as many for the body to arrive.
-        max_body_bytes: Of a request.
-        hosts: Names by which a service without a key may be asked. Others get 400: a web page could reach this
-            machine by a name of its own (DNS rebinding).
+        max_body_bytes: The most bytes of a request's body.
+        hosts: Allowed `Host` headers of a service without a key. Other requests get 400, because a web page could
+            reach this machine under its own name (DNS rebinding).
     """
     metrics = Metrics(lambda: backend.under_way)
     app = new_app("Narratives from purchase histories.", backend.model.spec.run, backend.model.data_fingerprint)
-    _add_routes(app, backend, users, metrics, timeout)
-    add_items(app, backend.model.items)
-    add_metrics(app, metrics)
+    _add_narratives(app, backend, users, metrics, timeout)
+    add_shared_routes(app, backend, backend.model.items, metrics)
     return guarded(app, metrics, timeout=timeout, key=key, max_body_bytes=max_body_bytes, hosts=hosts)
 
 
 def new_app(summary: str, run: str, data: str) -> FastAPI:
-    """An app without routes, for the model of a run."""
+    """An app without routes.
+
+    Args:
+        summary: One line for the documentation page.
+        run: Name of the model's run.
+        data: Fingerprint of the model's data.
+    """
     described = f"Model `{run}` on data `{data}`."
     return FastAPIOffline(title="regen", summary=summary, description=described, redoc_url=None, static_url=DOCS_FILES)
 
@@ -81,7 +86,7 @@ def new_app(summary: str, run: str, data: str) -> FastAPI:
 def guarded(
     app: FastAPI, metrics: Metrics, *, timeout: float, key: str | None, max_body_bytes: int, hosts: Sequence[str]
 ) -> ASGIApp:
-    """An app with its routes behind key, limits and counters; arguments as for `create_app`."""
+    """Adds key, limits, error messages and counters to an app; arguments as for `create_app`."""
     _add_refusals(app, timeout)
     if key is not None:
         _tell_of_key(app)
@@ -91,7 +96,9 @@ def guarded(
     return _Counted(gate, app, metrics)
 
 
-def _add_routes(app: FastAPI, backend: Backend, users: Users | None, metrics: Metrics, timeout: float) -> None:
+def _add_narratives(
+    app: FastAPI, backend: NarrativeBackend, users: Users | None, metrics: Metrics, timeout: float
+) -> None:
     wanted_of: Any = request_model(backend.model.features, places=backend.places)
     problems = problems_of(400, 404, 408, 413, 422, 429, 503, 504)
 
@@ -101,19 +108,19 @@ def _add_routes(app: FastAPI, backend: Backend, users: Users | None, metrics: Me
         wanted = [_wanted(at, one, backend, users) for at, one in enumerate(body.narratives)]
         return NarrativesAnswer(backend, wanted, stream=body.stream, timeout=timeout, metrics=metrics)
 
+
+def add_shared_routes(app: FastAPI, backend: Backend[Any], known: Items, metrics: Metrics) -> None:
+    """The routes that both services have: health, the search among items, counters."""
+
     @app.get("/health", responses=problems_of(503))
     async def health() -> Health:
-        """Whether narratives can be written."""
+        """Whether the service can answer."""
         try:
             await backend.check()
         except BackendError as error:
             logger.warning("%s", error)
             raise HTTPException(503, "Nothing can be written now; the service's log says why.") from error
         return Health(status="ok")
-
-
-def add_items(app: FastAPI, known: Items) -> None:
-    """The search among a model's items."""
 
     @app.get("/v1/items", responses=problems_of(422))
     def items(
@@ -123,18 +130,14 @@ def add_items(app: FastAPI, known: Items) -> None:
         """Items whose title, brand or category hold every word."""
         return ItemsResponse(items=[KnownItem(**vars(item)) for item in known.search(query, limit)])
 
-
-def add_metrics(app: FastAPI, metrics: Metrics) -> None:
-    """The counters."""
-
     @app.get("/metrics", response_class=PlainTextResponse)
     def counters() -> Response:
         """Counters for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _wanted(at: int, one: Any, backend: Backend, users: Users | None) -> Wanted:
-    """Finds the history of a user, and the items of one that is given by item ids."""
+def _wanted(at: int, one: Any, backend: NarrativeBackend, users: Users | None) -> Wanted:
+    """Looks up the history of a known user, or checks that all item ids of a given history are known."""
     if isinstance(one, OfUser):
         if users is None:
             raise HTTPException(404, "This service knows no users: it was started without data=. Send a history.")
@@ -163,7 +166,7 @@ def _add_refusals(app: FastAPI, timeout: float) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        """The first complaint, without repeating what was sent."""
+        """The first error, without the values that were sent."""
         errors = error.errors()
         first = errors[0]
         where = ".".join(str(part) for part in first["loc"] if part not in (OF_USER, OF_HISTORY))
@@ -172,17 +175,17 @@ def _add_refusals(app: FastAPI, timeout: float) -> None:
 
 
 def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
-    told = detail[:MESSAGE].encode("utf-8", "replace").decode()  # halves of surrogate pairs fit into no answer
+    told = detail[:MESSAGE].encode("utf-8", "replace").decode()  # lone surrogates cannot be encoded
     return JSONResponse(Problem(detail=told).model_dump(), status, headers)
 
 
 def problems_of(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Descriptions of these statuses."""
+    """OpenAPI descriptions of these statuses."""
     return {status: {"model": Problem} for status in statuses}
 
 
 def _tell_of_key(app: FastAPI) -> None:
-    """Describes the key that `Gate` asks for."""
+    """Adds the key that `Gate` asks for to the OpenAPI document."""
     document = app.openapi()
     document["components"]["securitySchemes"] = KEY
     for path in document["paths"].keys() - OPEN:
@@ -192,7 +195,7 @@ def _tell_of_key(app: FastAPI) -> None:
 
 
 class _Counted:
-    """Counts requests by path and status, with all that the gate refuses."""
+    """Counts requests by path and status, including those that the gate refuses."""
 
     def __init__(self, inner: ASGIApp, app: FastAPI, metrics: Metrics) -> None:
         self.inner = inner

@@ -1,4 +1,4 @@
-"""`config.json` of an exported model: all that it takes to build the model around a base LM again."""
+"""`config.json` of an exported model: what is needed to rebuild it from a base LM."""
 
 import dataclasses
 import json
@@ -11,37 +11,37 @@ from typing import Any
 
 from regen.models.language_model import LanguageModel
 
-FORMAT = 1  # of the folder; raise it when older code could not read it
+FORMAT = 1  # version of the folder's format; raise it if older code cannot read a new one
 VERSIONED = ("torch", "transformers", "peft")
-"""Libraries whose minor versions may change what a model writes; with content, sentence-transformers too."""
+"""Libraries whose minor versions may change a model's texts; with content, sentence-transformers too."""
 
-SCALE_TOLERANCE = 0.01  # of an embedding norm: bfloat16 moves it by less, another LM by more
+SCALE_TOLERANCE = 0.01  # relative difference of embedding norms; bfloat16 changes them by less, another LM by more
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What an exported model is.
+    """Specification of an exported model.
 
     Attributes:
-        run: Name of the run folder it comes from.
+        run: Name of its run folder.
         encoder: Name of the encoder.
-        dim: Width of a fused vector; CF comes first in it.
-        cf_dim: How many of the fused dimensions are CF.
-        embeddings: Configuration of `cf` and `content`, where the encoder has them.
-        seed: Of the run.
-        adapter: Its class and options.
-        lm: What loads the base LM, and its options.
+        dim: Width of a fused vector; CF comes first.
+        cf_dim: Width of the CF part.
+        embeddings: Configuration of `cf` and `content`, if the encoder uses them.
+        seed: Seed of the run.
+        adapter: Class and options of the adapter.
+        lm: Function that loads the base LM, and its options.
         lm_width: Width of the LM's input embeddings.
-        embedding_norm: Mean L2 norm of what the LM embeds its tokens as.
-        lm_layers: How many the LM has.
-        lm_vocabulary: Rows of its embedding table.
-        lm_digest: Of its weights before training.
+        embedding_norm: Mean L2 norm of the LM's token embeddings.
+        lm_layers: Number of layers of the LM.
+        lm_vocabulary: Rows of the LM's embedding table.
+        lm_digest: Digest of the LM's weights before training.
         tuning: `lora`, `full` or `frozen`.
-        features: Of each feature the prompt and whether the final review is withheld.
-        max_history: Interactions that are read, the latest ones.
-        data: Fingerprints of the artefacts it was trained on, source, vertical and narrator.
-        versions: Of the libraries it was trained with.
-        format: Of the folder.
+        features: For each feature, the prompt and whether the final review is withheld.
+        max_history: How many of the latest interactions are read.
+        data: Fingerprints of the training data, source, vertical and narrator.
+        versions: Versions of the libraries at training.
+        format: Version of the folder's format.
     """
 
     run: str
@@ -66,7 +66,7 @@ class Spec:
 
     @property
     def sentence_encoder(self) -> str | None:
-        """What reads texts, None for an encoder without content."""
+        """Name of the sentence encoder; None without content."""
         content = self.embeddings.get("content")
         return None if content is None else str(content["pretrained"])
 
@@ -74,12 +74,12 @@ class Spec:
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     def check_language_model(self, lm: LanguageModel) -> None:
-        """Refuses an LM that the adapter was not trained in front of; warns where only its weights are others.
+        """Checks that an LM is the one that the adapter was trained with; warns if only its weights differ.
 
         Raises:
-            ValueError: If its width, depth, vocabulary or the scale of its embeddings is another one.
+            ValueError: If width, depth, vocabulary or the scale of the embeddings differs.
         """
-        trained_on = f"the adapter was trained in front of lm={self.lm['name']}"
+        trained_on = f"the adapter was trained with lm={self.lm['name']}"
         for what, name, here, there in (
             ("embeddings of width", "width", lm.width, self.lm_width),
             ("a depth of", "depth", lm.layers, self.lm_layers),
@@ -97,13 +97,13 @@ class Spec:
             )
         if lm.weights_digest() != self.lm_digest:
             warnings.warn(
-                f"lm={lm.name} has the shape of the LM that {self.run} was trained in front of, but other weights: "
+                f"lm={lm.name} has the shape of the LM that {self.run} was trained with, but other weights: "
                 "narratives may differ or fail. Load the same revision, not quantized.",
                 stacklevel=3,
             )
 
     def warn_of_versions(self) -> None:
-        """Warns of libraries whose minor version is not the one of training."""
+        """Warns if the minor version of a library differs from that at training."""
         libraries = [*VERSIONED, *(["sentence-transformers"] if self.sentence_encoder is not None else [])]
         other = {
             name: (self.versions[name], metadata.version(name))
@@ -112,14 +112,14 @@ class Spec:
         }
         if other:
             told = ", ".join(f"{name} {was} (here {now})" for name, (was, now) in other.items())
-            warnings.warn(f"{self.run} was trained with {told}: its narratives may differ from then.", stacklevel=3)
+            warnings.warn(f"{self.run} was trained with {told}: its narratives may differ.", stacklevel=3)
 
 
 def read_spec(path: Path) -> Spec:
     """Reads a `config.json`.
 
     Raises:
-        ValueError: If it is of another format.
+        ValueError: If it cannot be read, or has another format.
     """
     try:
         written: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -134,5 +134,5 @@ def read_spec(path: Path) -> Spec:
 
 
 def _minor(version: str) -> tuple[str, ...]:
-    """Major and minor number: of "2.13.0+cpu", 2 and 13."""
+    """Major and minor version: 2 and 13 of "2.13.0+cpu"."""
     return tuple(version.split("+")[0].split(".")[:2])

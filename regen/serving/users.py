@@ -1,4 +1,4 @@
-"""The users of a prepared data set and the histories that training would have given the model for them."""
+"""The users of a prepared data set, with histories as training reads them."""
 
 from pathlib import Path
 from typing import Self
@@ -12,28 +12,33 @@ from regen.storage.artefacts import open_artefact
 
 
 class Users:
-    """Purchase histories by user, without items that have no title, as in training (paper 3.2).
+    """Purchase histories by user, without items that have no title (paper 3.2).
 
     Args:
         tables: Prepared tables.
-        latest: The longest history.
+        latest: The most interactions of a history.
     """
 
     def __init__(self, tables: Tables, *, latest: int) -> None:
         titled = tables.items.filter(pl.col("title").is_not_null()).select("item_id")
         self._rows = tables.interactions.join(titled, on="item_id", how="semi", maintain_order="left")
-        counts = self._rows.group_by("user_id", maintain_order=True).len()  # rows of a user follow one another
+        counts = self._rows.group_by("user_id", maintain_order=True).len()  # the rows of a user are adjacent
         ends = counts["len"].cum_sum()
         self._spans = dict(zip(counts["user_id"], zip(ends - counts["len"], ends, strict=True), strict=True))
         self._latest = latest
 
     @classmethod
     def of_artefact(cls, folder: Path, *, fingerprint: str, latest: int) -> Self:
-        """The users of a prepared artefact, which has to be the one that a model was trained on.
+        """Loads the users of a prepared artefact.
+
+        Args:
+            folder: Folder of the artefact.
+            fingerprint: Fingerprint of the data that the model was trained on.
+            latest: The most interactions of a history.
 
         Raises:
             FileNotFoundError: If there is no such artefact.
-            ValueError: If it is damaged, or another one.
+            ValueError: If it is damaged, or has another fingerprint.
         """
         artefact = open_artefact(folder)
         if artefact.fingerprint != fingerprint:
@@ -47,7 +52,7 @@ class Users:
         return len(self._spans)
 
     def history(self, user_id: str) -> list[Interaction] | None:
-        """The user's latest interactions, oldest first; None where there is no such user."""
+        """The user's latest interactions, oldest first; None for an unknown user."""
         if user_id not in self._spans:
             return None
         start, end = self._spans[user_id]

@@ -1,4 +1,4 @@
-"""The backend that has the LM elsewhere on this machine: vLLM decodes what adapter and embeddings give it."""
+"""The backend with the LM in a vLLM server on this machine; adapter and embeddings stay in this process."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -11,19 +11,19 @@ from torch import Tensor
 from regen.generation.merged_lm import merged_folder
 from regen.generation.prepared import Prepared
 from regen.generation.vllm_client import VLLMClient, VLLMError
-from regen.serving.backend import Backend, BackendError, longest_row
+from regen.serving.backend import BackendError, NarrativeBackend
 from regen.serving.model import NarrativeModel
 
 
-class VLLMBackend(Backend):
-    """Decodes in a vLLM server on this machine, which has to serve this model's LM with its LoRA merged.
+class VLLMBackend(NarrativeBackend):
+    """Decodes in a vLLM server on this machine, which serves the model's LM with its LoRA merged.
 
     Args:
-        model: Gives histories, adapter and embeddings.
-        base_url: Of the server's API, on a loopback address.
+        model: The model; its adapter and embeddings run in this process.
+        base_url: Address of the server's API, on a loopback address.
         rows: The most requests to the server at one time.
-        queue: The most that wait for one of them; more are refused.
-        timeout: Seconds without a token after which the server is taken for dead.
+        queue: The most narratives that wait; more are refused.
+        timeout: Seconds without a token after which a request fails.
 
     Raises:
         ValueError: If the address is not loopback.
@@ -33,7 +33,7 @@ class VLLMBackend(Backend):
         self, model: NarrativeModel, *, base_url: str, rows: int = 32, queue: int = 128, timeout: float = 60.0
     ) -> None:
         super().__init__(model, places=rows + queue)
-        folder = merged_folder(model.soft_token_lm, model.tokenizer, name=model.spec.run)
+        folder = merged_folder(model.soft_token_lm, model.decoding.tokenizer, name=model.spec.run)
         self.needs = f"make llm-server MODEL={folder}"
         self._client = VLLMClient(base_url, name=folder.name, timeout=timeout, connections=rows)
 
@@ -51,14 +51,17 @@ class VLLMBackend(Backend):
 
     async def check(self) -> None:
         try:
-            await self._client.check(positions=longest_row(self.model))
+            await self._client.check(positions=self.model.longest_row)
         except VLLMError as error:
             raise BackendError(f"{error} Start the right one: {self.needs}") from error
 
-    async def _tokens(self, prepared: Prepared, *, limit: int) -> AsyncGenerator[int, None]:
+    async def _tokens(self, prepared: Prepared) -> AsyncGenerator[int, None]:
+        limit = self.model.decoding.limit(prepared)
         embeds = await self._off_loop(lambda: self._embedded(prepared))
         try:
-            async with aclosing(self._client.stream(embeds, limit=limit, stop_ids=self.model.stop_ids)) as parts:
+            async with aclosing(
+                self._client.stream(embeds, limit=limit, stop_ids=self.model.decoding.stop_ids)
+            ) as parts:
                 async for ids in parts:
                     for token in ids:
                         yield token
@@ -67,5 +70,5 @@ class VLLMBackend(Backend):
 
     @torch.no_grad()
     def _embedded(self, prepared: Prepared) -> Float[Tensor, "positions lm_dim"]:
-        embeds, _ = self.model.soft_token_lm.prefix(self.model.collate([prepared]))
+        embeds, _ = self.model.soft_token_lm.prefix(self.model.decoding.collate([prepared]))
         return embeds[0]

@@ -1,4 +1,4 @@
-"""The trained weights of an exported folder: the adapter, and LoRA as PEFT writes it or the LM that was tuned whole."""
+"""The trained weights of an exported folder: the adapter, and LoRA in PEFT's format or the fully tuned LM."""
 
 import copy
 import warnings
@@ -17,9 +17,9 @@ from regen.serving.spec import Spec
 ADAPTER = "adapter.safetensors"
 LORA = "lora"
 LM = "lm.safetensors"
-OF_LM = "lm."  # how the LM's tensors are named in `SoftTokenLM.trained_state`
+OF_LM = "lm."  # prefix of the LM's tensors in `SoftTokenLM.trained_state`
 
-# What a folder may name. Nothing else is imported or called, whatever a downloaded configuration says.
+# Classes and functions that a folder may name. A downloaded configuration cannot import or call anything else.
 ADAPTERS: dict[str, Callable[..., Adapter]] = {
     f"{of.__module__}.{of.__qualname__}": of for of in (LinearAdapter, MLPAdapter, TransformerAdapter)
 }
@@ -34,12 +34,12 @@ LANGUAGE_MODELS: dict[str, Callable[..., LanguageModel]] = {
 
 
 def save_weights(model: SoftTokenLM, folder: Path, *, base_model: str) -> None:
-    """Writes what was trained, never what was frozen.
+    """Writes the trained tensors, without frozen ones.
 
     Args:
-        model: As trained.
-        folder: Exists.
-        base_model: What PEFT's configuration names as the LM below.
+        model: The trained model.
+        folder: An existing folder.
+        base_model: Name of the base LM in PEFT's configuration.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
@@ -61,14 +61,14 @@ def save_weights(model: SoftTokenLM, folder: Path, *, base_model: str) -> None:
 
 
 def load_language_model(spec: Spec, lm: LanguageModel | str | None) -> LanguageModel:
-    """The base LM of a specification, or the given one in its place, checked against it.
+    """Loads the base LM of a specification, or checks the given one against it.
 
     Args:
-        spec: Of the exported model.
+        spec: Specification of the exported model.
         lm: A loaded LM, a folder or hub id, or None for the one that the specification names.
 
     Raises:
-        ValueError: If it cannot be loaded, or is not the one that the adapter was trained in front of.
+        ValueError: If it cannot be loaded, or is not the one that the adapter was trained with.
     """
     if isinstance(lm, LanguageModel):
         loaded = lm
@@ -85,13 +85,13 @@ def load_language_model(spec: Spec, lm: LanguageModel | str | None) -> LanguageM
 def load_weights(
     spec: Spec, lm: LanguageModel, folder: Path, *, adapters: Mapping[str, Callable[..., Adapter]]
 ) -> SoftTokenLM:
-    """The model of an exported folder, in evaluation mode.
+    """Loads the model of an exported folder, in evaluation mode.
 
     Args:
-        spec: Of the folder.
-        lm: The base LM; it stays pristine.
-        folder: Its manifest has been checked.
-        adapters: Adapter classes beside regen's own, by the name that the specification gives them.
+        spec: Specification in the folder.
+        lm: The base LM; it is not changed.
+        folder: Folder with a checked manifest.
+        adapters: Additional adapter classes, by their name in the specification.
 
     Raises:
         ValueError: If the adapter's class is unknown, or tensors do not fit.
@@ -122,7 +122,7 @@ def load_weights(
 def _with_lora(base: Any, folder: Path) -> Any:
     from peft import PeftModel
 
-    with warnings.catch_warnings():  # peft asks transformers for a property by its old name
+    with warnings.catch_warnings():  # peft reads a deprecated property of transformers
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         try:
             return PeftModel.from_pretrained(base, folder)
@@ -132,5 +132,7 @@ def _with_lora(base: Any, folder: Path) -> Any:
 
 def _known(known: Mapping[str, Callable[..., Any]], target: str, what: str, fix: str) -> Callable[..., Any]:
     if target not in known:
-        raise ValueError(f"{what} {target!r} is none of regen's ({', '.join(known)}), and code is not loaded. {fix}")
+        raise ValueError(
+            f"{what} {target!r} is none of regen's ({', '.join(known)}), and other code is not imported. {fix}"
+        )
     return known[target]

@@ -91,7 +91,7 @@ def test_a_real_server_writes_the_same_greedy_text():
     model, split = model_of(lm), split_of(lm)
     server = server_of(model, URL, tokenizer=lm.tokenizer, lm="smollm2", run="unused")
     options = {"limits": [24] * USERS, "stop_ids": {lm.tokenizer.eos_token_id}, "rows": 8}
-    there = dict(decode_at_vllm(server, model, split, **options))
+    there = decode_at_vllm(server, model, split, **options)
     here = dict(decode_rows(model, split, watch=Stopwatch(), **options))
     assert there == here
     assert len({tuple(ids) for ids in here.values()}) > USERS // 2
@@ -110,5 +110,5 @@ def test_a_run_is_scored_again_in_8_bits_but_not_at_a_server_that_has_its_own_we
     assert train_and_evaluate(small_config("trainer.max_steps=1", "evaluation.precision=int8"))[0] == folder
     assert evaluation_is_current(run)
     both = "evaluation.precision=int8", "evaluation.endpoint=http://127.0.0.1:9/v1", "evaluation.seed=5"
-    with pytest.raises(ValueError, match=r"9/v1 decodes with its own weights, .*precision=int8 does not reach\. Leave"):
+    with pytest.raises(ValueError, match=r"9/v1 decodes with its own weights, .*precision=int8 cannot change\. Leave"):
         train_and_evaluate(small_config("trainer.max_steps=1", *both))

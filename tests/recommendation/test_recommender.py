@@ -9,6 +9,7 @@ from regen import Recommender
 from regen.config.objects import compose
 from regen.pipeline import load_folder, train_and_evaluate
 from regen.serving import RequestError
+from regen.serving.turns import PreparedTurns
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,9 @@ def test_it_scores_as_the_model_does(run, recommender):
     (best, *_) = recommender.recommend([{"item_id": item}], text, k=3)
     words = test.tokens[test.said[0][-1]].tolist()
     vector = test.critiques.vectors[test.said[0][-1]]
-    batch = recommender._batch(recommender.data.closed_form.items[row : row + 1].numpy(), [words], vector[None])
+    fused = recommender.data.closed_form.items[row : row + 1]
+    queries = torch.from_numpy(recommender.data.closed_form.queries(fused.numpy(), vector[None]))
+    batch = recommender._encode.collate([PreparedTurns(fused, queries, [words], [], 0)])
     with torch.no_grad():
         scores = recommender.model.scores(recommender.model.queries(batch)[:, -1], torch.tensor([[row]]))
     assert best.item_id == recommender.items.table["item_id"][int(scores.argmax())]

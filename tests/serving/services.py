@@ -1,5 +1,6 @@
-"""Services as a user starts them: by command, in a process of their own, on a free port."""
+"""Services as a user starts them: by command, in a process of their own, on a free port; and clients of an app."""
 
+import json
 import os
 import signal
 import subprocess
@@ -65,3 +66,29 @@ def service(folder, checkpoint, *options, **environment):
         started.wait()
         reader.join(STOP)
         started.stdout.close()
+
+
+def scope(path):
+    """A POST of JSON to this machine, as a server describes it to an app."""
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json"), (b"host", b"localhost")],
+        "http_version": "1.1",
+        "scheme": "http",
+    }
+
+
+def receives(body, left):
+    """What a server gives of a client that sends a body, and leaves when told."""
+    parts = iter([{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}])
+
+    async def receive():
+        if (part := next(parts, None)) is not None:
+            return part
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    return receive

@@ -6,7 +6,7 @@ from contextlib import aclosing
 import pytest
 
 from regen.serving import NarrativeModel
-from regen.serving.backend import BackendError, QueueFullError, longest_row
+from regen.serving.backend import BackendError, QueueFullError
 from regen.serving.transformers_backend import TransformersBackend
 
 FEATURE = "purchase_reason"
@@ -57,13 +57,13 @@ def test_a_caller_that_leaves_frees_its_row(served, histories):
         prepared = [await backend.prepare(history, feature=FEATURE) for history in histories]
         streams = [backend.stream(one) for one in prepared[:3]]
         reading = [asyncio.ensure_future(anext(stream)) for stream in streams]  # one has the row, two wait for it
-        await until(lambda: backend.writing == 1 or any(one.done() for one in reading))
+        await until(lambda: backend.thread.writing == 1 or any(one.done() for one in reading))
         for one in reading:
             one.cancel()
         await asyncio.gather(*reading, return_exceptions=True)
         for stream in streams:
             await stream.aclose()
-        await until(lambda: backend.writing == 0)
+        await until(lambda: backend.thread.writing == 0)
         return await text_of(backend, histories[4])
 
     assert run(served, scenario, rows=1) == served.narrate(histories[4], FEATURE).text
@@ -72,9 +72,7 @@ def test_a_caller_that_leaves_frees_its_row(served, histories):
 def test_places_are_bounded_and_given_back(served):
     async def scenario(backend):
         with backend.admitted(2), backend.admitted():
-            with pytest.raises(
-                QueueFullError, match="3 narratives are under way, 2 more do not fit into 4 places"
-            ) as full:
+            with pytest.raises(QueueFullError, match="3 of 4 places are taken, and this request needs 2") as full:
                 backend.admitted(2).__enter__()
             assert full.value.after >= 1
             with backend.admitted():
@@ -115,7 +113,7 @@ def test_stopping_ends_what_is_under_way(served, histories):
     async def main():
         async with TransformersBackend(served, rows=1) as backend:
             prepared = await backend.prepare(histories[0], feature=FEATURE)
-            reading = [asyncio.ensure_future(anext(backend._tokens(prepared, limit=1000))) for _ in range(3)]
+            reading = [asyncio.ensure_future(anext(backend.thread.tokens(prepared, limit=1000))) for _ in range(3)]
             await asyncio.sleep(0)
         results = await asyncio.gather(*reading, return_exceptions=True)
         with pytest.raises(BackendError, match="ended"):
@@ -128,7 +126,7 @@ def test_stopping_ends_what_is_under_way(served, histories):
 def test_a_row_has_room_for_the_longest_history(served):
     longest = max(len(served.prepare([{"title": "x"}], feature=one).prompt) for one in served.features)
     bos = served.soft_token_lm.bos_token_id is not None
-    assert longest_row(served) == bos + 50 + longest + served.max_new_tokens
+    assert served.longest_row == bos + 50 + longest + served.decoding.max_new_tokens
 
 
 def test_settings_that_change_greedy_text_are_refused(exported):

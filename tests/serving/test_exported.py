@@ -105,9 +105,9 @@ def test_a_missing_or_changed_file_is_named(copied, name):
 def test_a_folder_that_is_no_export_is_named(finished, tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"{re.escape(str(finished.folder))}: no exported model.*regen export"):
         NarrativeModel.from_pretrained(finished.folder)
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/nowhere: no such folder, and nothing to fetch"):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/nowhere: no such folder, and the hub gives no such model"):
         NarrativeModel.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="me/mine: no such folder, and nothing to fetch from the hub"):
+    with pytest.raises(FileNotFoundError, match="me/mine: no such folder, and the hub gives no such model"):
         NarrativeModel.from_pretrained("me/mine")
     (tmp_path / "manifest.json").write_text('{"files": ["config.json"]}')
     with pytest.raises(ValueError, match="manifest.json: not a readable manifest"):
@@ -190,7 +190,9 @@ def test_versions_that_matter_are_warned_of(copied):
 def test_code_that_a_folder_names_is_not_loaded(copied, key, fix):
     config = json.loads((copied / "config.json").read_text())
     changed_config(copied, **{key: {**config[key], "_target_": "os.system"}})
-    with pytest.raises(ValueError, match=f"{key} 'os.system' is none of regen's .*, and code is not loaded.*{fix}"):
+    with pytest.raises(
+        ValueError, match=f"{key} 'os.system' is none of regen's .*, and other code is not imported.*{fix}"
+    ):
         NarrativeModel.from_pretrained(copied)
 
 
@@ -214,7 +216,7 @@ def test_an_older_export_is_replaced_and_nothing_else_is(copied, model, monkeypa
     assert check_manifest(copied) == set(FILES)
     (copied.parent / "thesis.txt").write_text("mine")
     for folder in (copied.parent, copied.parent / "thesis.txt"):
-        with pytest.raises(ValueError, match="holds something else than an exported model"):
+        with pytest.raises(ValueError, match="is not an exported model"):
             model.save_pretrained(folder)
     monkeypatch.setattr(exported_module, "write_manifest", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -40,10 +40,10 @@ def test_a_history_enters_as_in_training(finished, model):
 def test_every_encoder_that_reads_histories_is_exported(session_config, tmp_path, options):
     run = FinishedRun(trained(session_config, *options))
     model = NarrativeModel.from_pretrained(NarrativeModel.from_run(run.folder).save_pretrained(tmp_path / "model"))
-    assert model.encoder == options[0].removeprefix("encoder=")
+    assert model.spec.encoder == options[0].removeprefix("encoder=")
     assert [one.text for one in model.narrate(run.of("purchase_reason")[0])] == run.of("purchase_reason")[1]
     unseen = model.narrate([PENS])
-    needs_items = model.encoder in ("cf", "random")
+    needs_items = model.spec.encoder in ("cf", "random")
     assert (unseen.confidence, unseen.unknown_items) == ((0.0, (PENS["title"],)) if needs_items else (1.0, ()))
     assert model.cf_shares([PENS]) is None
 
@@ -53,7 +53,7 @@ def test_what_has_no_vectors_of_its_own_is_not_exported(session_config, encoder)
     more = ["encoder.dim=16"] if encoder == "noise" else []
     folder = pipeline.open_run(session_config(f"encoder={encoder}", *more)).folder
     (folder / "model.safetensors").touch()
-    with pytest.raises(ValueError, match=f"encoder={encoder} cannot be exported.*Known: cf, content, both"):
+    with pytest.raises(ValueError, match=f"encoder={encoder} cannot be exported or served.*Known: cf, content, both"):
         NarrativeModel.from_run(folder)
 
 
@@ -141,11 +141,11 @@ def test_cf_has_a_share_in_each_interaction_and_none_in_an_unseen_one(finished, 
 def test_what_the_service_and_the_page_read(finished, model):
     assert model.features == ("purchase_reason", "product_endorsement")
     assert model.data_fingerprint == pipeline.read_run(finished.folder).inputs.prepared.fingerprint
-    assert model.max_new_tokens == 6
-    assert model.stop_ids == {model.tokenizer.eos_token_id}
+    assert model.decoding.max_new_tokens == 6
+    assert model.decoding.stop_ids == {model.decoding.tokenizer.eos_token_id}
     prepared = model.prepare_all([[PENS], [PENS, PENS]])
-    assert [model.window_left(one) for one in prepared] == [512 - one.prefix for one in prepared]
-    batch = model.collate(prepared)
+    assert [model.decoding.limit(one) for one in prepared] == [6, 6]
+    batch = model.decoding.collate(prepared)
     assert batch.fused.shape == (2, 2, model.spec.dim)
     assert batch.history_mask.tolist() == [[False, True], [True, True]]
 
@@ -194,7 +194,7 @@ def test_an_option_too_large_to_write_is_named(model, name):
 
 def test_sampled_text_ends_at_the_window(model, monkeypatch):
     prepared = model.prepare_all([[PENS], [PENS] * 3, [PENS] * 2])
-    decoding = dataclasses.replace(model._decoding, window=prepared[1].prefix + 2)
+    decoding = dataclasses.replace(model.decoding, window=prepared[1].prefix + 2)
     written, generate = [], type(model.soft_token_lm).generate
 
     def watched(self, batch, config):

@@ -67,7 +67,7 @@ def test_the_weights_are_laid_out_for_this_machine(exported, precision):
     forwards = [type(vars(layer).get("forward")).__name__ for layer in model.soft_token_lm.lm.modules()]
     assert forwards.count("NarrowLinear" if precision == "int8" else "PackedLinear") > 10
     if precision == "int8":
-        with pytest.raises(ValueError, match=r"backend=vllm .* precision=int8 does not reach\. Leave one"):
+        with pytest.raises(ValueError, match=r"backend=vllm .* precision=int8 cannot change\. Leave one"):
             server.build_backend(config("backend=vllm", "precision=int8"), model)
 
 

@@ -7,13 +7,16 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 from fastapi.exceptions import RequestValidationError
+from serving.services import receives, scope
 
 from regen.serving import NarrativeModel, answers
+from regen.serving.decoding_thread import DecodingThread
 from regen.serving.service import create_app
 from regen.serving.transformers_backend import TransformersBackend
 from regen.serving.users import Users
 
 FEATURE = "purchase_reason"
+PATH = "/v1/narratives"
 PENS = {"title": "Ballpoint pens, black", "rating": 5.0, "review": "Write smoothly."}
 ONE = {"history": [PENS], "feature": FEATURE}
 
@@ -254,41 +257,17 @@ def test_a_full_queue_says_when_to_ask_again(served):
     assert fits.status_code == 200
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) >= 1
-    assert "do not fit into 4 places" in refused.json()["detail"]
+    assert "3 of 4 places are taken, and this request needs 2" in refused.json()["detail"]
 
 
 def test_what_takes_too_long_is_given_up(served, monkeypatch):
-    monkeypatch.setattr(TransformersBackend, "_let_enter", lambda *_: None)
+    monkeypatch.setattr(DecodingThread, "_let_enter", lambda *_: None)
     reply = answer(served, "POST", "/v1/narratives", json={"narratives": [ONE]}, options={"timeout": 0.2})
     assert reply.status_code == 504
     assert "not written within 0.2 s" in reply.json()["detail"]
     body = {"narratives": [ONE], "stream": True}
     reply = answer(served, "POST", "/v1/narratives", json=body, options={"timeout": 0.2})
     assert [name for name, _ in events(reply.text)] == ["error", "done"]
-
-
-SCOPE = {
-    "type": "http",
-    "method": "POST",
-    "path": "/v1/narratives",
-    "query_string": b"",
-    "headers": [(b"content-type", b"application/json"), (b"host", b"localhost")],
-    "http_version": "1.1",
-    "scheme": "http",
-}
-
-
-def receives(body, left):
-    """What a server gives of a client that sends a body, and leaves when told."""
-    parts = iter([{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}])
-
-    async def receive():
-        if (part := next(parts, None)) is not None:
-            return part
-        await left.wait()
-        return {"type": "http.disconnect"}
-
-    return receive
 
 
 @pytest.mark.parametrize("reads", [0, 1, 2])
@@ -304,7 +283,7 @@ def test_a_client_that_does_not_read_its_stream_loses_its_places(served, monkeyp
             sent.append(message)
 
         body = {"narratives": [ONE] * 16, "stream": True}
-        await create_app(backend, timeout=0.3)(SCOPE, receives(body, asyncio.Event()), send)
+        await create_app(backend, timeout=0.3)(scope(PATH), receives(body, asyncio.Event()), send)
         assert backend.under_way == 0
         assert len(sent) == reads
         assert not any(message.get("more_body") is False for message in sent), "the server closes such a connection"
@@ -313,7 +292,7 @@ def test_a_client_that_does_not_read_its_stream_loses_its_places(served, monkeyp
 
 
 def test_a_client_that_leaves_gives_its_place_back(served, monkeypatch):
-    monkeypatch.setattr(TransformersBackend, "_let_enter", lambda *_: None)
+    monkeypatch.setattr(DecodingThread, "_let_enter", lambda *_: None)
 
     async def scenario(_, backend):
         app = create_app(backend, timeout=60)
@@ -322,7 +301,7 @@ def test_a_client_that_leaves_gives_its_place_back(served, monkeypatch):
         async def send(message):
             sent.append(message)
 
-        answering = asyncio.ensure_future(app(SCOPE, receives({"narratives": [ONE]}, left), send))
+        answering = asyncio.ensure_future(app(scope(PATH), receives({"narratives": [ONE]}, left), send))
         while backend.under_way == 0:
             await asyncio.sleep(0.01)
         left.set()

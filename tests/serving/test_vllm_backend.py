@@ -9,7 +9,7 @@ import pytest
 from evaluation.scripted_vllm import DONE, ScriptedVLLM, said
 
 from regen.serving import NarrativeModel
-from regen.serving.backend import BackendError, longest_row
+from regen.serving.backend import BackendError
 from regen.serving.service import create_app
 from regen.serving.vllm_backend import VLLMBackend
 
@@ -50,16 +50,16 @@ async def posted(backend, *, stream=False):
 
 
 def test_tokens_of_the_server_become_text(served):
-    ids = served.tokenizer("they like smooth pens", add_special_tokens=False)["input_ids"]
-    with ScriptedVLLM([*map(said, ids), said(*served.stop_ids), DONE]) as server:
+    ids = served.decoding.tokenizer("they like smooth pens", add_special_tokens=False)["input_ids"]
+    with ScriptedVLLM([*map(said, ids), said(*served.decoding.stop_ids), DONE]) as server:
         reply, health = with_backend(served, server, posted)
     assert reply.json()["narratives"][0]["text"] == "they like smooth pens"
     assert health.status_code == 200
-    assert server.bodies[0]["max_tokens"] == served.max_new_tokens
+    assert server.bodies[0]["max_tokens"] == served.decoding.max_new_tokens
 
 
 def test_a_server_that_dies_in_the_middle_is_told_and_the_service_stays_up(served):
-    word = served.tokenizer("pens and more pens", add_special_tokens=False)["input_ids"]
+    word = served.decoding.tokenizer("pens and more pens", add_special_tokens=False)["input_ids"]
     with ScriptedVLLM(map(said, word)) as server:
         reply, _ = with_backend(served, server, posted)
         streamed, health = with_backend(served, server, lambda backend: posted(backend, stream=True))
@@ -92,7 +92,7 @@ def test_another_model_or_too_little_room_is_refused_with_the_command(served):
     with ScriptedVLLM() as server:
         with pytest.raises(BackendError, match=r"serves smollm2, not .*make llm-server MODEL="):
             asyncio.run(enter("smollm2", 512))
-        with pytest.raises(BackendError, match=f"max_model_len={longest_row(served)}"):
+        with pytest.raises(BackendError, match=f"max_model_len={served.longest_row}"):
             asyncio.run(enter(None, 8))
 
 

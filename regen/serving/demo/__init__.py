@@ -1,1 +1,1 @@
-"""The demo: a page on this machine on which a grid's models narrate one history side by side."""
+"""The demo: local web pages to compare the models of a grid, or to converse with a recommender."""

@@ -1,4 +1,4 @@
-"""The demo's service: the page, two searches, and the narratives of all models in one stream."""
+"""The demo's app: the page, searches for users and items, and a stream of narratives from all models."""
 
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -29,12 +29,12 @@ Limit = Annotated[int, Query(ge=1, le=100)]
 
 @dataclass(frozen=True)
 class Shown:
-    """What a demo shows.
+    """Models and data of a demo.
 
     Attributes:
-        models: For each feature the models that write it.
-        users: Of the data that they were trained on.
-        runs: Names of the runs, for the foot of the page.
+        models: For each feature, the models that write it.
+        users: Users of the training data.
+        runs: Names of the runs.
         data: Fingerprint of the data.
     """
 
@@ -45,7 +45,7 @@ class Shown:
 
 
 class Purchase(Sent):
-    """An item of the data, and what its buyer says of it."""
+    """An item of the data and its review."""
 
     item_id: str = Field(max_length=200)
     rating: float | None = None
@@ -61,16 +61,16 @@ class Asked(Sent):
 
 
 def build_app(shown: Shown, *, hosts: Sequence[str]) -> FastAPI:
-    """The service of a demo.
+    """The app that compares models.
 
     Args:
         shown: Models and data.
-        hosts: Names by which the page may be asked for; others are refused, so that no other site can pose as it.
+        hosts: Allowed `Host` headers; others are refused, against DNS rebinding.
     """
     app = new_app(hosts)
     add_users(app, shown.users)
     limit = next(iter(next(iter(shown.models.values())).values())).spec.max_history
-    one_at_a_time = anyio.CapacityLimiter(1)  # the models share cores, and requests take turns word by word
+    one_at_a_time = anyio.CapacityLimiter(1)  # models share cores; requests take turns, piece by piece
 
     @app.get("/api/about")
     def about() -> dict[str, Any]:
@@ -105,8 +105,8 @@ def build_app(shown: Shown, *, hosts: Sequence[str]) -> FastAPI:
 
 
 def new_app(hosts: Sequence[str]) -> FastAPI:
-    """An app without routes that keeps its page to itself; arguments as for `build_app`."""
-    app = FastAPI(title="regen demo", openapi_url=None)  # its documentation pages would load from a network
+    """An app without routes, with the security headers of the demo; arguments as for `build_app`."""
+    app = FastAPI(title="regen demo", openapi_url=None)  # FastAPI's documentation pages would load from a network
     app.add_middleware(Guard)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     app.add_exception_handler(RequestValidationError, _say_what_is_invalid)
@@ -114,7 +114,7 @@ def new_app(hosts: Sequence[str]) -> FastAPI:
 
 
 def add_users(app: FastAPI, known: NarratedUsers) -> None:
-    """The search among users, and their histories."""
+    """Adds the routes that search users and return their histories."""
 
     @app.get("/api/users")
     def users(query: Words = "", limit: Limit = 20) -> dict[str, Any]:
@@ -129,11 +129,11 @@ def add_users(app: FastAPI, known: NarratedUsers) -> None:
 
 
 async def streamed(events: Iterator[dict[str, Any]], limiter: anyio.CapacityLimiter) -> StreamingResponse:
-    """Events as lines of JSON, each as it comes; what is refused is refused before the first.
+    """Streams events as lines of JSON. A `RequestError` of the first event becomes status 422.
 
     Args:
-        events: Of models, which compute in a thread.
-        limiter: Of these threads.
+        events: Events, computed in a thread.
+        limiter: Limits the number of threads.
     """
 
     async def next_line() -> str | None:
@@ -155,11 +155,11 @@ async def streamed(events: Iterator[dict[str, Any]], limiter: anyio.CapacityLimi
 def narrate_side_by_side(
     models: Models, history: Sequence[Mapping[str, Any]], feature: str
 ) -> Iterator[dict[str, Any]]:
-    """What the models make of a history, in turns.
+    """Narratives of all models about one history, interleaved.
 
     Yields:
-        First `cf_shares`, CF's share of each interaction in `both`; then for each `model` its `confidence` and
-        `unknown_items`; then `piece` after `piece` of its text, None at its end.
+        First `cf_shares`, CF's share of each interaction in `both`. Then the `confidence` and `unknown_items` of each
+        `model`. Then each text, one `piece` an event, and None at its end.
 
     Raises:
         RequestError: At the first event, if the history cannot be read.
@@ -178,7 +178,7 @@ def narrate_side_by_side(
 
 
 def withholds_review(models: Models, feature: str) -> bool:
-    """Whether the final interaction's review is kept from the models."""
+    """Whether the final review is withheld from the models."""
     return bool(models["both"].spec.features[feature]["withhold_final_review"])
 
 
@@ -196,7 +196,7 @@ def _item(item: Any) -> dict[str, Any]:
 
 
 async def _say_what_is_invalid(request: Request, error: Exception) -> Response:
-    """A sentence about the first thing that is wrong, in place of FastAPI's list."""
+    """One sentence about the first error, instead of FastAPI's list."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     return JSONResponse({"detail": f"{'.'.join(map(str, first['loc']))}: {first['msg']}."}, 422)

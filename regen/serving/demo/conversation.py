@@ -1,7 +1,7 @@
-"""The demo of a run of `task=converse`: a user's purchases, a recommended item with its narrative, turn by turn."""
+"""The demo of a run of `task=converse`: recommended items and narratives, turn by turn."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import anyio
@@ -14,47 +14,33 @@ from regen.data.critiques import critique, named
 from regen.serving import RequestError
 from regen.serving.demo.app import PAGE, add_users, new_app, streamed
 from regen.serving.demo.narrated_users import NarratedUsers
-from regen.serving.recommender import Recommender, Turn
-from regen.serving.requests import LONGEST, MOST_PURCHASES, MOST_TURNS, Sent
+from regen.serving.recommender import NOTHING_LEFT, Recommender, Turn
+from regen.serving.requests import LONGEST, MOST_PURCHASES, MOST_TURNS, Sent, SentTurn
 
-SHOWN = 5  # items of a turn
-CONSIDERED = 50  # items after the first, to which suggested critiques lead
-SUGGESTED = 3
+SHOWN = 5  # items in a turn
+CONSIDERED = 50  # items ranked first, from which critiques are suggested
+SUGGESTED = 3  # critiques in a turn
 ATTRIBUTES = ("item_id", "title", "brand", "category", "price")
-
-
-@dataclass(frozen=True)
-class Talk:
-    """What the page shows.
-
-    Attributes:
-        recommender: Of a run of `task=converse`.
-        users: Of the data that it was trained on.
-    """
-
-    recommender: Recommender
-    users: NarratedUsers
-
-
-class SaidTurn(Sent):
-    """An item that was recommended, and what the reader said about it."""
-
-    item_id: str = Field(max_length=200)
-    critique: str = Field(max_length=LONGEST)
 
 
 class Asked(Sent):
     """A history of item ids, oldest first, and the turns so far."""
 
     history: list[str] = Field(min_length=1, max_length=MOST_PURCHASES, fail_fast=True)
-    turns: list[SaidTurn] = Field([], max_length=MOST_TURNS, fail_fast=True)
+    turns: list[SentTurn] = Field([], max_length=MOST_TURNS, fail_fast=True)
 
 
-def build_conversation_app(talk: Talk, *, hosts: Sequence[str]) -> FastAPI:
-    """The service of the page; arguments as for `build_app`."""
-    app, recommender = new_app(hosts), talk.recommender
+def build_conversation_app(recommender: Recommender, users: NarratedUsers, *, hosts: Sequence[str]) -> FastAPI:
+    """The app of the page.
+
+    Args:
+        recommender: A model of `task=converse`.
+        users: Users of its data.
+        hosts: As for `build_app`.
+    """
+    app = new_app(hosts)
     one_at_a_time = anyio.CapacityLimiter(1)
-    add_users(app, talk.users)
+    add_users(app, users)
 
     @app.get("/api/about")
     def about() -> dict[str, Any]:
@@ -76,8 +62,8 @@ def conversation_events(recommender: Recommender, asked: Asked) -> Iterator[dict
     """One turn of a conversation.
 
     Yields:
-        First `items`, the best first, and `suggested` critiques of the first one; then `piece` after `piece` of what
-        there is to say about it, None at the end.
+        First `items`, best first, and `suggested` critiques of the first item. Then the narrative about it, one `piece`
+        an event, and None at the end.
 
     Raises:
         RequestError: At the first event, if the history or the turns cannot be read.
@@ -87,7 +73,7 @@ def conversation_events(recommender: Recommender, asked: Asked) -> Iterator[dict
     found = [recommender.items.get(one.item_id) for one in recommender.recommend(history, turns=turns, k=CONSIDERED)]
     items = [{name: asdict(one)[name] for name in ATTRIBUTES} for one in found if one is not None]
     if not items:
-        raise RequestError("Every item was bought or criticised; there is nothing left to recommend.")
+        raise RequestError(NOTHING_LEFT)
     yield {"items": items[:SHOWN], "suggested": suggested(items) if recommender.reads_critiques else []}
     for piece in recommender.tell(history, items[0]["item_id"], turns=turns):
         yield {"piece": piece}
@@ -95,7 +81,7 @@ def conversation_events(recommender: Recommender, asked: Asked) -> Iterator[dict
 
 
 def suggested(items: Sequence[dict[str, Any]]) -> list[str]:
-    """Critiques of the first item that lead to the next ones, no two about the same kinds of attributes."""
+    """Critiques of the first item that ask for one of the others, each about different kinds of attributes."""
     found: dict[frozenset[str], str] = {}
     for other in items[1:]:
         if text := critique(items[0], other):

@@ -1,4 +1,4 @@
-"""Headers that keep the page to itself, and a bound on what it can be sent."""
+"""Security headers of the demo, and a limit on request bodies."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-BODY_BYTES = 4 << 20  # fifty reviews of the longest kind
+BODY_BYTES = 4 << 20  # fifty reviews of the largest size
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -16,12 +16,12 @@ HEADERS: Mapping[str, str] = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-cache",  # another version of the page or of the data is seen at once
+    "Cache-Control": "no-cache",  # a new version of page or data shows at once
 }
 
 
 class Guard:
-    """ASGI middleware: adds `HEADERS` to every answer, and refuses bodies that are too long or of unknown length."""
+    """ASGI middleware: adds `HEADERS` to every response, and refuses bodies that are too long or of unknown length."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -1,4 +1,4 @@
-"""The users of a data set whose narratives are known: a search over them, and the histories behind each narrative."""
+"""Users with reference narratives: a search, and the history of each narrative."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,16 +12,16 @@ from regen.config.schema import Split
 from regen.data.histories import Example, build_examples
 from regen.data.tables import Tables
 
-SPLITS = ("test", "validation", "train")  # users the models have never met come first
+SPLITS = ("test", "validation", "train")  # in this order: unseen users first
 
 
 @dataclass(frozen=True)
 class KnownHistory:
-    """A history that narratives were written for.
+    """A history with reference narratives.
 
     Attributes:
-        rows: Row of each interaction in the sorted interactions, oldest first.
-        references: The narrator's text of each feature.
+        rows: Rows in the sorted interactions, oldest first.
+        references: The narrator's text for each feature.
     """
 
     rows: np.ndarray
@@ -33,9 +33,9 @@ class NarratedUsers:
 
     Args:
         tables: Prepared tables.
-        withhold: For each feature, whether the final interaction's review is withheld.
-        max_history: The longest history.
-        split: Says which users were trained on.
+        withhold: For each feature, whether the final review is withheld.
+        max_history: The most interactions of a history.
+        split: Settings of the split.
     """
 
     def __init__(self, tables: Tables, *, withhold: Mapping[str, bool], max_history: int, split: Split) -> None:
@@ -55,20 +55,20 @@ class NarratedUsers:
         return user_id in self._histories
 
     def search(self, query: str, limit: int) -> tuple[list[dict[str, Any]], int]:
-        """Users whose id, or a title they bought, holds a query, whatever the case.
+        """Finds users whose id, or the title of a purchase, contains the query. Case is ignored.
 
         Args:
-            query: Words as they stand there; without any, everyone is found.
-            limit: The most to return.
+            query: Words in this order; an empty query finds everyone.
+            limit: The most users to return.
 
         Returns:
-            Id, split, number of purchases and the latest of each; and how many were found in all.
+            Id, split, number of purchases and latest title of each user, and the total number found.
         """
         found = self._table.filter(pl.col("words").str.contains(" ".join(query.lower().split()), literal=True))
         return [self._described(*row) for row in found.select("user_id", "split").head(limit).iter_rows()], len(found)
 
     def open(self, user_id: str) -> dict[str, Any]:
-        """A user's histories with their references, the longest first, as the page shows them."""
+        """A user's histories and their references, longest first, in the form that the page reads."""
         histories = sorted(self._histories[user_id].values(), key=lambda one: len(one.rows), reverse=True)
         return {
             "user_id": user_id,

@@ -1,4 +1,4 @@
-"""Which runs a demo shows: the newest `cf`, `content` and `both` that were trained on the same data."""
+"""Finds the runs that the demo shows: the newest `cf`, `content` and `both` on the same data."""
 
 import json
 from collections.abc import Sequence
@@ -15,16 +15,15 @@ Trio = dict[str, ReportedRun]  # by encoder, in the order of SHOWN
 
 
 def newest_grid(folder: Path) -> list[Trio]:
-    """The runs to show: for each feature of one grid a run of every encoder.
+    """The runs to show: one of each encoder for each feature of a grid.
 
-    Trios that differ in nothing but the feature belong to one grid. Where the folder holds several grids it is the one
-    that finished a trio last.
+    Trios that differ only in the feature belong to one grid. Of several grids, the one with the newest trio is shown.
 
     Args:
-        folder: Holds runs, or is a grid's.
+        folder: A folder of runs, or of a grid.
 
     Returns:
-        The trio that finished last first; no two have a feature in common.
+        Trios, newest first; no two write the same feature.
 
     Raises:
         FileNotFoundError: If the folder holds no runs.
@@ -47,12 +46,12 @@ def newest_grid(folder: Path) -> list[Trio]:
 
 
 def features(trio: Trio) -> list[str]:
-    """What a trio's models write."""
+    """Features that a trio's models write."""
     return list(trio["both"].config["feature"])
 
 
 def _grouped(runs: Sequence[ReportedRun], *, feature: bool) -> list[Trio]:
-    """The runs that differ in their encoder alone; of equal ones the newest."""
+    """Groups of runs that differ only in their encoder, with the newest of equal runs."""
     groups: dict[str, Trio] = {}
     for run in sorted(runs, key=lambda run: (ENCODERS.index(run.encoder), _weights_at(run))):
         groups.setdefault(_settings(run, feature=feature), {})[run.encoder] = run
@@ -60,7 +59,7 @@ def _grouped(runs: Sequence[ReportedRun], *, feature: bool) -> list[Trio]:
 
 
 def _settings(run: ReportedRun, *, feature: bool) -> str:
-    """What two runs have in common that differ in nothing but their encoder, and their feature unless it counts."""
+    """A key that runs share if they differ only in their encoder, or, unless `feature`, in their feature."""
     cell = {name: value for name, value in run.cell.settings.items() if name != "feature"}
     return json.dumps([cell, run.cell.seed, list(run.config["feature"]) if feature else None])
 
@@ -87,10 +86,10 @@ def _nothing_complete(folder: Path, nearest: Trio) -> str:
 
 
 def _check_same_data(runs: Sequence[ReportedRun]) -> None:
-    """Refuses runs that read different versions of an artefact.
+    """Checks that all runs were trained on the same artefacts.
 
     Raises:
-        ValueError: It names two of them.
+        ValueError: If not; the message names two runs.
     """
     seen: dict[str, tuple[str, ReportedRun]] = {}
     for run in runs:

@@ -1,4 +1,4 @@
-"""From a folder of runs to the demo's page on this machine."""
+"""Loads the runs of a demo and serves its page."""
 
 import socket
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from regen.runtime.device import device_of
 from regen.serving import NarrativeModel
 from regen.serving.connection import Connection
 from regen.serving.demo.app import Shown, build_app, withholds_review
-from regen.serving.demo.conversation import Talk, build_conversation_app
+from regen.serving.demo.conversation import build_conversation_app
 from regen.serving.demo.narrated_users import NarratedUsers
 from regen.serving.demo.runs import newest_grid
 from regen.serving.gate import LOOPBACK
@@ -27,26 +27,26 @@ def serve(runs: Path, *, device: str = "auto", host: str, port: int, ready: Call
     """Serves the page until it is interrupted.
 
     Args:
-        runs: Folder of runs, or of a grid; or of one run of `task=converse`, which then holds a conversation.
+        runs: Folder of runs or of a grid, or of one run of `task=converse`.
         device: `auto`, `cpu` or `cuda`.
         host: A loopback address, because the page has no key.
-        port: To listen on; 0 takes a free one.
-        ready: Is given the page's address once models and data are loaded.
+        port: Port to listen on; 0 takes a free one.
+        ready: Called with the page's address when models and data are loaded.
 
     Raises:
         FileNotFoundError: If the folder holds no runs.
-        ValueError: If the address is no loopback one, the port is taken, or the runs cannot be shown.
+        ValueError: If the address is not loopback, the port is taken, or the runs cannot be shown.
     """
-    with _listening(host, port) as listening:  # first, because models take longer to load than this takes to fail
+    with _listening(host, port) as listening:  # before the models load, to fail early
         app = load_app(runs, device, hosts=[*LOOPBACK, host])
         ready(f"http://{host}:{listening.getsockname()[1]}")
-        with suppress(KeyboardInterrupt):  # how a reader ends it
+        with suppress(KeyboardInterrupt):  # Ctrl-C ends the demo
             config = uvicorn.Config(app, http=Connection, log_level="warning", lifespan="off")
             uvicorn.Server(config).run(sockets=[listening])
 
 
 def load_app(runs: Path, device: str, *, hosts: Sequence[str]) -> FastAPI:
-    """The service of the page for these runs; arguments as for `serve`."""
+    """The app for these runs; arguments as for `serve` and `build_app`."""
     if not (runs / "config.yaml").is_file():
         return build_app(load_shown(runs, device), hosts=hosts)
     with opened_run(runs, tasks=("converse",)) as run:
@@ -56,7 +56,7 @@ def load_app(runs: Path, device: str, *, hosts: Sequence[str]) -> FastAPI:
     users = NarratedUsers(
         tables, withhold={str(recommender.feature): True}, max_history=config.data.max_history, split=config.split
     )
-    return build_conversation_app(Talk(recommender, users), hosts=hosts)
+    return build_conversation_app(recommender, users, hosts=hosts)
 
 
 def load_shown(runs: Path, device: str = "auto") -> Shown:
@@ -84,10 +84,10 @@ def load_shown(runs: Path, device: str = "auto") -> Shown:
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """A socket on a loopback address.
+    """A socket that listens on a loopback address.
 
     Raises:
-        ValueError: If the address is another one, or taken.
+        ValueError: If the address is not loopback, or the port is taken.
     """
     if not is_loopback(host) or ":" in host:
         raise ValueError(

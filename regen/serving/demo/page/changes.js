@@ -1,5 +1,5 @@
 /**
- * A text in pieces that stayed and pieces that are new, by words: new are those outside a longest common subsequence.
+ * Splits a text into kept and changed pieces. Changed words are those outside a longest common subsequence of words.
  *
  * @param {string} before
  * @param {string} after

@@ -7,8 +7,8 @@ const SPLITS = { test: "not met in training", validation: "not met in training",
 
 let history = []; // item ids
 let turns = []; // { item_id, critique }
-let last = null; // the item that was recommended last
-let writing = null; // aborts the turn that is being written
+let last = null; // the latest recommended item
+let writing = null; // AbortController of the running turn
 
 byId("choose-user").addEventListener("click", async () => {
   const user = await find({ title: "Choose a user", label: "An id, or words of a title", noun: "user", path: "users", row: described });
@@ -55,7 +55,7 @@ function say(critique) {
   turn(critique);
 }
 
-/** Asks for the next item and writes it down as it comes. */
+/** Asks for the next item and shows it and its text as they arrive. */
 async function turn(critique) {
   writing?.abort();
   const mine = (writing = new AbortController());
@@ -96,7 +96,7 @@ function written(critique, [first, ...others], text) {
   );
 }
 
-/** An attribute of an item, marked where the item before had another. */
+/** An attribute of an item, marked if it differs from the item before. */
 function attribute(name, shown, item) {
   const value = `${shown}: ${worded(name, item)}`;
   if (!last || last[name] === item[name]) return element("li", {}, value);
@@ -111,7 +111,7 @@ function suggest(critiques) {
   );
 }
 
-/** Does something and shows what the server refuses. */
+/** Runs a function and shows errors of the server. */
 async function shown(work) {
   byId("problem").textContent = "";
   try {

@@ -1,5 +1,5 @@
 /**
- * Makes an element. Children that are strings become text, never markup: this is the only way data enter the page.
+ * Makes an element. Strings become text, never markup; all data enter the page this way.
  *
  * @param {string} tag
  * @param {Object<string, string | boolean | ((event: Event) => void)>} attributes Functions are listeners.
@@ -16,7 +16,7 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** The element of index.html with that id. */
+/** The element with that id. */
 export const byId = id => document.getElementById(id);
 
 /** "1 item", "3 items". */

@@ -1,23 +1,38 @@
-import { byId, count, element } from "./element.js";
+import { count, element } from "./element.js";
 import { ask } from "./server.js";
 
 const LIMIT = 20;
 const PAUSE = 150; // ms without typing before a search
 
-const dialog = byId("finder");
-const query = byId("query");
-const list = byId("found");
-let current = null; // what is looked for, and who waits for it
+const title = element("h2", { id: "finder-title" });
+const label = element("label", { for: "query" });
+const query = element("input", {
+  type: "search", id: "query", autocomplete: "off", spellcheck: "false", maxlength: "200", "aria-describedby": "found-count"
+});
+const number = element("p", { id: "found-count", class: "soft", role: "status" });
+const list = element("ul", { id: "found" });
+const cancel = element("button", { type: "button", id: "finder-cancel", click: () => close(null) }, "Cancel");
+const dialog = element(
+  "dialog",
+  { id: "finder", "aria-labelledby": "finder-title" },
+  title,
+  element("p", { class: "field" }, label, query),
+  number,
+  list,
+  element("div", { class: "tools" }, cancel)
+);
+document.body.append(dialog);
+let current = null; // the search that is open, with the function that takes its result
 
 /**
- * Lets the reader search and choose.
+ * Opens a dialog in which the user searches and chooses.
  *
  * @param {{title: string, label: string, noun: string, path: string, row: (found: Object) => (Node | string)[]}} what
- * @returns {Promise<Object | null>} What was chosen; null where nothing was.
+ * @returns {Promise<Object | null>} The choice; null if the user cancels.
  */
 export function find(what) {
-  byId("finder-title").textContent = what.title;
-  document.querySelector("label[for=query]").textContent = what.label;
+  title.textContent = what.title;
+  label.textContent = what.label;
   query.value = "";
   return new Promise(chosen => {
     current = { ...what, chosen };
@@ -31,13 +46,13 @@ async function search() {
   const wanted = query.value;
   try {
     const { found, total } = await ask(asked.path, { query: wanted, limit: LIMIT });
-    if (asked !== current || wanted !== query.value) return; // a later search is on its way
-    byId("found-count").textContent = said(total, found.length, asked.noun);
+    if (asked !== current || wanted !== query.value) return; // a newer search is running
+    number.textContent = said(total, found.length, asked.noun);
     list.replaceChildren(
       ...found.map(one => element("li", {}, element("button", { type: "button", click: () => close(one) }, ...asked.row(one))))
     );
   } catch (error) {
-    byId("found-count").textContent = error.message;
+    number.textContent = error.message;
   }
 }
 
@@ -59,7 +74,6 @@ query.addEventListener("input", () => {
   clearTimeout(waiting);
   waiting = setTimeout(() => current && search(), PAUSE);
 });
-byId("finder-cancel").addEventListener("click", () => close(null));
 dialog.addEventListener("cancel", event => {
   event.preventDefault();
   close(null);

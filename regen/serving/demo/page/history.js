@@ -1,19 +1,19 @@
 import { byId, element } from "./element.js";
 
-const SHORT = 160; // characters of a review before it is folded
+const SHORT = 160; // characters; longer reviews are folded
 
 /**
  * Draws the purchases, oldest first.
  *
  * @param {Object[]} history
- * @param {{swap: Function, review: Function, remove: Function}} actions Each is given a purchase's place.
+ * @param {{swap: Function, review: Function, remove: Function}} actions Called with the index of a purchase.
  */
 export function drawHistory(history, actions) {
   byId("purchases").replaceChildren(...history.map((purchase, at) => drawn(purchase, at, actions)));
   byId("legend").hidden = true;
 }
 
-/** Draws CF's share of each purchase, 0 to 1, below it. */
+/** Draws CF's share of each purchase, 0 to 1, below the purchase. */
 export function drawShares(shares) {
   byId("legend").hidden = false;
   [...byId("purchases").children].forEach((entry, at) => {
@@ -25,7 +25,7 @@ export function drawShares(shares) {
   });
 }
 
-/** Puts the keyboard back on a button of the purchase at that place, or of the nearest one that is left. */
+/** Focuses a button of the purchase at that index, or of the last purchase. */
 export function focusPurchase(at, button) {
   const entries = byId("purchases").children;
   const entry = entries[Math.min(at, entries.length - 1)];
@@ -53,7 +53,7 @@ function drawn(purchase, at, actions) {
   );
 }
 
-/** A review, a long one behind its beginning. */
+/** A review; a long one shows its beginning and unfolds. */
 function folded(text) {
   if (text.length <= SHORT) return element("p", { class: "said", dir: "auto" }, text);
   const beginning = `${text.slice(0, SHORT).trimEnd()}…`;

@@ -8,14 +8,14 @@ const READS = {
   reference: "what the narrator wrote",
 };
 
-/** The columns of one feature: a text per model, and the reference. */
+/** The columns of one feature: one text per model, and the reference. */
 export class Narratives {
   /**
    * @param {{name: string, title: string, about_item: boolean, withholds_review: boolean}} feature
    * @param {string[]} models
    */
   constructor(feature, models) {
-    this.texts = {}; // by model, as last finished
+    this.texts = {}; // latest finished text of each model
     this.columns = Object.fromEntries([...models, "reference"].map(name => [name, column(name)]));
     const about = feature.about_item ? "About the last item of the history." : "About the customer.";
     const kept = feature.withholds_review ? " The review of that item is kept from the models." : "";
@@ -28,7 +28,7 @@ export class Narratives {
     );
   }
 
-  /** Forgets what was written, and with it what later texts would be compared with. */
+  /** Clears all texts, so that later texts are not compared with them. */
   forget() {
     this.texts = {};
     for (const name of Object.keys(this.columns)) this.#clear(name);
@@ -40,7 +40,7 @@ export class Narratives {
     this.columns.reference.notes.replaceChildren(...paragraphs(note));
   }
 
-  /** Waits for new texts of all models. */
+  /** Clears all models' columns and shows them as busy. */
   begin() {
     for (const name of Object.keys(this.columns)) {
       if (name === "reference") continue;
@@ -49,7 +49,7 @@ export class Narratives {
     }
   }
 
-  /** Takes one event of the server. */
+  /** Handles one event of the server. */
   take({ model, piece, confidence, unknown_items: unknown }) {
     const { text, notes } = this.columns[model];
     if (confidence !== undefined && unknown.length) {
@@ -59,12 +59,12 @@ export class Narratives {
     if (piece === null) this.#finish(model);
   }
 
-  /** Stops waiting; texts that were cut short are not compared with later ones. */
+  /** Stops showing columns as busy; unfinished texts are not compared with later ones. */
   end() {
     for (const { text } of Object.values(this.columns)) text.removeAttribute("aria-busy");
   }
 
-  /** How many words of all models differ from the texts before; null where there were none. */
+  /** Number of words of all models that changed; null without earlier texts. */
   get changed() {
     const numbers = Object.values(this.columns).map(one => one.changed).filter(one => one !== null);
     return numbers.length ? numbers.reduce((sum, one) => sum + one, 0) : null;

@@ -5,16 +5,16 @@ import { Narratives, show } from "./narratives.js";
 import { edit } from "./review.js";
 import { ask, stream } from "./server.js";
 
-const SENT = ["item_id", "rating", "review_title", "review"]; // the server knows the rest of an item
+const SENT = ["item_id", "rating", "review_title", "review"]; // the server knows the other fields
 const MET = { test: "not met in training", validation: "met only to pick the checkpoint", train: "met in training" };
 const state = {
-  user: null, // null: the reader's own history
-  ending: 0, // which of the user's histories
+  user: null, // null for a history that was built on the page
+  ending: 0, // index of the user's history
   history: [],
   limit: 0, // of a history
   narratives: new Map(), // by feature
-  writing: null, // the controller of what is being written
-  written: false, // from then on the narratives follow each change
+  writing: null, // AbortController of the running request
+  written: false, // once true, narratives are written again after each change
 };
 
 async function start() {
@@ -64,7 +64,7 @@ function forget() {
 const own = () => state.user?.histories[state.ending];
 const edited = () => own() && (own().purchases.length !== state.history.length || own().purchases.some((one, at) => one !== state.history[at]));
 
-/** Shows another history and what depends on it; narratives follow once some have been written. */
+/** Shows another history and what depends on it. Writes narratives again if some were written. */
 function change(history) {
   stop();
   state.history = history;
@@ -158,7 +158,7 @@ async function writeOrStop() {
   await write();
 }
 
-/** Writes all chosen features of the history as it is now. */
+/** Writes all chosen features of the current history. */
 async function write() {
   stop();
   const controller = new AbortController();
@@ -170,7 +170,7 @@ async function write() {
   const names = chosenNames();
   for (const name of names) state.narratives.get(name).begin();
   for (const [at, name] of names.entries()) await writeOne(name, history, { first: at === 0, signal: controller.signal });
-  if (state.writing !== controller) return; // something newer is being written
+  if (state.writing !== controller) return; // a newer request is running
   stop();
   const changed = names.map(name => state.narratives.get(name).changed).filter(one => one !== null);
   const words = changed.reduce((sum, one) => sum + one, 0);
@@ -194,7 +194,7 @@ function stop() {
   for (const narratives of state.narratives.values()) narratives.end();
 }
 
-/** Runs what a control does, and shows what goes wrong with it. */
+/** Wraps an event handler to show its errors. */
 function told(action) {
   return async (...given) => {
     byId("problem").textContent = "";

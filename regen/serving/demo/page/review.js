@@ -5,10 +5,10 @@ const fields = { rating: byId("rating"), review_title: byId("review-title"), rev
 let settle = () => {};
 
 /**
- * Lets the reader say what the buyer said of an item.
+ * Opens a dialog to edit the review of a purchase.
  *
  * @param {Object} purchase
- * @returns {Promise<Object | null>} The purchase with its new rating and review; null where it was left.
+ * @returns {Promise<Object | null>} The purchase with its new rating and review; null if the user cancels.
  */
 export function edit(purchase) {
   byId("review-heading").textContent = `Review of ${purchase.title}`;

@@ -1,14 +1,14 @@
-/** What the server said no to, in its own words. */
+/** An error with the server's message. */
 export class Refusal extends Error {}
 
-/** A JSON answer to a question of names and values. */
+/** Sends a GET request and returns its JSON. */
 export async function ask(path, parameters = {}) {
   const response = await reached(`api/${path}?${new URLSearchParams(parameters)}`);
   return response.json();
 }
 
 /**
- * The events of the answer to a request, one by one, as models write.
+ * Sends a POST request and yields the events of its answer as they arrive.
  *
  * @param {string} path
  * @param {Object} request
