@@ -20,9 +20,9 @@ from jaxtyping import Int
 from regen.data.datamodule import NarrativeDataset
 from regen.data.histories import Example
 from regen.evaluation.estimate_tables import estimate_table
-from regen.evaluation.recovery import NEED, LabelVocabulary
+from regen.evaluation.recovery import NEED, planted_labels
 from regen.evaluation.similarity import Embed, similarity_column, unit_vectors
-from regen.evaluation.text_metrics import Metric, ratio
+from regen.evaluation.text_metrics import Metric, by_name, mean_metric
 from regen.generation.narratives import generate_narratives
 from regen.models.soft_token_lm import SoftTokenLM
 
@@ -36,21 +36,16 @@ Narrate = Callable[[Sequence[Example]], list[str]]
 _SAMPLING_OPTIONS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
-def _mean(name: str, display: str, *, is_share: bool = False) -> Metric:
-    return Metric(name, display, 3, (name, "examples"), ratio, is_share)
-
-
 def _label(kind: str, of: str, when: str, display: str) -> Metric:
-    return Metric(f"{kind}_{of}_{when}", display, 3, (f"{kind}_{of}_{when}", f"{kind}_compared"), ratio, is_share=True)
+    return mean_metric(f"{kind}_{of}_{when}", display, of=f"{kind}_compared", is_share=True)
 
 
-MEASURES: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        _mean("changed", "Narratives that changed at all", is_share=True),
-        _mean("similarity", "Similarity, before and after"),
-        _mean("stranger_similarity", "Similarity, before and the other user's narrative"),
-        _mean("moved", "Gain in similarity to the other user's narrative"),
+MEASURES: dict[str, Metric] = by_name(
+    (
+        mean_metric("changed", "Narratives that changed at all", is_share=True),
+        mean_metric("similarity", "Similarity, before and after"),
+        mean_metric("stranger_similarity", "Similarity, before and the other user's narrative"),
+        mean_metric("moved", "Gain in similarity to the other user's narrative"),
         _label("trait", "new", "after", "Names the new item's trait, after"),
         _label("trait", "new", "before", "Names the new item's trait, before (chance)"),
         _label("trait", "old", "after", "Names the old final item's trait, after"),
@@ -60,7 +55,7 @@ MEASURES: dict[str, Metric] = {
         _label("need", "old", "after", "Names the user's own need, after"),
         _label("need", "old", "before", "Names the user's own need, before"),
     )
-}
+)
 
 
 @dataclass(frozen=True)
@@ -280,15 +275,14 @@ def _swap_rows(
 
 
 def _label_columns(rows: pl.DataFrame, planted: pl.DataFrame) -> dict[str, np.ndarray]:
-    """Counts per swap of labels compared and of those that name the old or the new value, before and after."""
+    """Counts per swap: labels compared, and labels whose old or new value is named, before and after."""
     columns: dict[str, np.ndarray] = {}
-    users, others = rows["user_id"].to_list(), rows["other_user"].to_list()
-    for label in sorted(planted["label"].unique()):
-        of_label = planted.filter(pl.col("label") == label)
-        vocabulary = LabelVocabulary.from_planted(label, of_label)
-        value_of = dict(of_label.select("user_id", "value").iter_rows())
-        values = {"old": [value_of.get(user) for user in users], "new": [value_of.get(user) for user in others]}
-        referenced = vocabulary.named(rows["reference"].to_list())
+    for label in planted_labels(planted):
+        values = {
+            of: [label.value_of_user.get(user) for user in rows[name]]
+            for of, name in (("old", "user_id"), ("new", "other_user"))
+        }
+        referenced = label.named(rows["reference"].to_list())
         compared = np.array(
             [
                 old in named and new is not None and new != old
@@ -296,10 +290,10 @@ def _label_columns(rows: pl.DataFrame, planted: pl.DataFrame) -> dict[str, np.nd
             ],
             dtype=np.float64,
         )
-        kind = NEED if label == NEED else "trait"
+        kind = NEED if label.name == NEED else "trait"
         columns[f"{kind}_compared"] = columns.get(f"{kind}_compared", 0.0) + compared
         for when in ("before", "after"):
-            named_values = vocabulary.named(rows[when].to_list())
+            named_values = label.named(rows[when].to_list())
             for of, wanted in values.items():
                 right = np.array([named == {value} for named, value in zip(named_values, wanted, strict=True)])
                 name = f"{kind}_{of}_{when}"
