@@ -15,10 +15,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from regen.analysis.report_runs import ReportedRun, leaves
+from regen.analysis.report_runs import ReportedRun
 from regen.config.objects import composed_values
 from regen.config.registration import register
 from regen.config.schema import CONF
+from regen.evaluation.cells import leaves
 from regen.evaluation.comparison import ENCODERS
 
 GROUPS = ("encoder", "source", "vertical", "narrator", "cf", "content", "adapter", "lm", "tuning")

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import yaml
 
-from regen.evaluation.cells import grid_cells, run_cells
+from regen.evaluation.cells import grid_cells, leaves, run_cells
 from regen.evaluation.comparison import Cell
 from regen.evaluation.evaluate import PREDICTIONS
 from regen.evaluation.prediction_files import read_predictions
@@ -170,15 +170,6 @@ def prompts(runs: Sequence[ReportedRun]) -> list[tuple[str, str, bool]]:
 def withheld(run: ReportedRun, feature: str) -> bool:
     """Whether the model may not see the review of the item that this feature speaks of."""
     return bool(run.config.get("feature", {}).get(feature, {}).get("withhold_final_review"))
-
-
-def leaves(node: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every value of a nested mapping that is no mapping itself, with the keys that lead to it."""
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, (*above, str(key)))
-        else:
-            yield (*above, str(key)), value
 
 
 def _config(folder: Path) -> dict[str, Any]:

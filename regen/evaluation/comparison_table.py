@@ -40,59 +40,48 @@ class Comparison:
     key: str
 
     def legend(self) -> str:
-        """How to read the table."""
-        return (
-            f"Brackets: 95 % bootstrap intervals over users ({self.resamples:,} resamples), and over seeds where there "
-            "are three or more. Differences are paired by user and by seed, relative to what stands behind 'vs' (%) "
-            "or, for shares, in percentage points (pp). n.s.: the interval contains zero; *: it does not, and the "
-            f"difference holds at 5 % after Holm's correction for the {plural(self.differences, 'difference')} of this "
-            "table; (*): only without the correction. Differences between trainings have no stars below three seeds. "
-            f"{self._verdicts()}{self._identification()}{self._floors()}"
-        )
-
-    def _identification(self) -> str:
-        """How to read identification, where the table has it."""
-        if not any(metric.chance for block in self.blocks for metric in block.rows):
-            return ""
-        return (
-            "Identification@k: how often a text is nearer, by sentence embedding, to its own user's reference than to "
-            "those of k - 1 other users, in the mean over all sets of k; MRR: mean reciprocal rank among all users. "
-            "A text that is the same for everyone is at chance, however typical it is, so identification is the "
-            "headline where no planted labels are known. Ungrounded names and numbers: texts with a name, brand or "
-            "number that occurs nowhere in the user's history; lower is better. "
-        )
-
-    def _floors(self) -> str:
-        """What the columns beside the models are."""
-        names = {column.name for block in self.blocks for column in block.columns}
-        if CLOSED_FORM not in names:
-            return (
-                "Floors: shuffled, predictions paired with other users; constant, one training narrative for everyone."
-            )
-        return (
-            "Closed form: where the training of the joint encoder, or of the first one, started, without the LM. Other "
-            "recommenders, fitted on the same training users and tuned on the same validation users: popularity; item "
-            "kNN (by recency) and ALS (fold-in) of implicit; content kNN, the texts nearest to the history's. Perfect "
-            "readers, in a synthetic world: the most that can be reached by who knows the need (CF), what the critique "
-            "names, or both. Bought items are candidates only with task.exclude_bought=false."
-        )
-
-    def _verdicts(self) -> str:
-        """How to read the verdicts and the better one, where the table has them."""
+        """Explains how to read the table."""
         columns = [column for block in self.blocks for column in block.columns]
-        text = ""
+        texts = [
+            f"Brackets: 95 % bootstrap intervals over users ({self.resamples:,} resamples) and, with three or more "
+            "seeds, over seeds. Differences are paired by user and seed. They are relative to the baseline after 'vs' "
+            "(%) or, for shares, in percentage points (pp). n.s.: the interval contains zero. *: it does not, and the "
+            f"difference holds at 5 % after Holm's correction for the {plural(self.differences, 'difference')} of this "
+            "table; (*): only without the correction. Differences between trainings have no stars below three seeds."
+        ]
         if any(column.beside for column in columns):
-            text += (
-                "The better one: of the single encoders, per metric, the one with the better mean. It is picked by the "
-                "data that it is compared on, which favours it, so the column is conservative for both. The column "
-                "repeats a difference of this table and is no further test. "
+            texts.append(
+                "The better one: the single encoder with the better mean, per metric. It is picked on the same data, "
+                "which favours it, so the column is conservative for both. The column repeats a difference of this "
+                "table and is no further test."
             )
         if any(column.verdicts for column in columns):
-            text += (
+            texts.append(
                 f"Verdicts on planted signals, with a margin of {MARGIN:g} pp: not worse, the whole interval lies "
-                f"above -{MARGIN:g} pp; worse, it lies below; open, neither. "
+                f"above -{MARGIN:g} pp; worse, it lies below; open, neither."
             )
-        return text
+        if any(metric.chance for block in self.blocks for metric in block.rows):
+            texts.append(
+                "Identification@k: how often a text is nearer, by sentence embedding, to its own user's reference than "
+                "to those of k - 1 other users, averaged over all sets of k. MRR: mean reciprocal rank among all "
+                "users. A text that is the same for everyone is at chance, however typical it is, so identification "
+                "is the headline if there are no planted labels. Ungrounded names and numbers: texts with a name, "
+                "brand or number that occurs nowhere in the user's history; lower is better."
+            )
+        if CLOSED_FORM in {column.name for column in columns}:
+            texts.append(
+                "Closed form: the start of the training of the joint encoder, or of the first one, without the LM. "
+                "Other recommenders are fitted on the same training users and tuned on the same validation users: "
+                "popularity; item kNN (by recency) and ALS (fold-in) of implicit; content kNN, the items whose texts "
+                "are nearest to the history. Perfect readers, in a synthetic world: the best possible score with "
+                "knowledge of the need (CF), of what the critique names, or of both. Bought items are candidates only "
+                "with task.exclude_bought=false."
+            )
+        else:
+            texts.append(
+                "Floors: shuffled, predictions paired with other users; constant, one training narrative for everyone."
+            )
+        return " ".join(texts)
 
     def to_markdown(self) -> str:
         """The table as Markdown, with a heading, a table and a caption per block."""
