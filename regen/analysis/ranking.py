@@ -16,7 +16,8 @@ from regen.data.tables import Tables
 from regen.evaluation.comparison_blocks import CLOSED_FORM
 from regen.evaluation.evaluate import PREDICTIONS
 
-DEEPEST = 100  # k of the curves
+DEEPEST = 100  # largest k of the curves
+SHOWN = 3  # recommended items per user in the examples
 LINES = ("-", "--", "-.", ":")
 
 
@@ -59,13 +60,12 @@ def recall_curves(runs: Mapping[str, Path]) -> Figure:
     return figure
 
 
-def recall_by_popularity(run: Path, tables: Tables, *, k: int = 10) -> pl.DataFrame:
-    """Recall@k by the number of training users who bought the item.
+def recall_by_popularity(run: Path, tables: Tables) -> pl.DataFrame:
+    """Recall@10 by the number of training users who bought the item.
 
     Args:
         run: Folder of a scored run.
         tables: The prepared data that it was trained on.
-        k: Number of items shown.
 
     Returns:
         One row per nonempty bucket: `training users`, `test users`, `recall`, `closed form`.
@@ -81,22 +81,21 @@ def recall_by_popularity(run: Path, tables: Tables, *, k: int = 10) -> pl.DataFr
         .group_by("order", "training users")
         .agg(
             pl.len().alias("test users"),
-            (pl.col("rank") <= k).mean().alias("recall"),
-            (pl.col("closed_form_rank") <= k).mean().alias(CLOSED_FORM),
+            (pl.col("rank") <= 10).mean().alias("recall"),
+            (pl.col("closed_form_rank") <= 10).mean().alias(CLOSED_FORM),
         )
         .sort("order")
         .drop("order")
     )
 
 
-def examples(run: Path, tables: Tables, *, users: int = 5, shown: int = 3) -> pl.DataFrame:
+def examples(run: Path, tables: Tables, *, users: int = 5) -> pl.DataFrame:
     """Purchases and recommendations of single test users, and the narratives about the latter if the run wrote any.
 
     Args:
         run: Folder of a scored run.
         tables: The prepared data that it was trained on.
         users: Number of users, from the start of the test split.
-        shown: Number of recommended items per user.
     """
     title_of = dict(tables.items.select("item_id", "title").iter_rows())
     rows = pl.read_ndjson(run / PREDICTIONS).head(users)
@@ -109,7 +108,7 @@ def examples(run: Path, tables: Tables, *, users: int = 5, shown: int = 3) -> pl
         "bought before": ["; ".join(filter(None, titles[user][-4:-1])) for user in rows["user_id"]],
         "bought next": [title_of[item] for item in rows["item_id"]],
         "rank": rows["rank"],
-        "recommended": ["; ".join(title_of[one] or one for one in items[:shown]) for items in rows["recommended"]],
+        "recommended": ["; ".join(title_of[one] or one for one in items[:SHOWN]) for items in rows["recommended"]],
     }
     if "recommended_prediction" in rows.columns:
         found["about the first one"] = rows["recommended_prediction"]

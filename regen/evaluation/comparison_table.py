@@ -17,7 +17,7 @@ from regen.evaluation.statistics import MARGIN
 from regen.evaluation.text_metrics import Metric
 from regen.storage.artefacts import write_atomically
 
-_TERMINAL_WIDTH = 120
+WIDTH = 120  # of the terminal text
 MOST_COLUMNS = 12  # with more models than this, each model is a row
 
 
@@ -140,18 +140,18 @@ class Comparison:
             writer.writerows([*place, *record] for record in _records(block))
         return stream.getvalue()
 
-    def to_terminal(self, width: int = _TERMINAL_WIDTH) -> str:
+    def to_terminal(self) -> str:
         """Plain text with intervals below their values; columns that do not fit go into further panels.
 
         To fit three encoders into one panel, it omits the difference from the shuffled floor and, if the column of the
         better encoder exists, the differences from the single encoders. The files have them.
         """
-        parts = [_terminal_block(block, width) for block in self.blocks]
+        parts = [_terminal_block(block) for block in self.blocks]
         for title, rows in self.overviews():
-            parts.insert(0, "\n\n".join([title, *_terminal_panels(rows, width)]))
+            parts.insert(0, "\n\n".join([title, *_terminal_panels(rows)]))
         if self.problems:
             parts.append("\n".join(["Not in the table:", *(f"  {_one_line(problem)}" for problem in self.problems)]))
-        return "\n\n".join([*parts, fill(self.legend(), width)])
+        return "\n\n".join([*parts, fill(self.legend(), WIDTH)])
 
     def write(self, folder: Path) -> None:
         """Writes `table.md` and `table.csv` atomically into a folder."""
@@ -189,10 +189,9 @@ def _markdown_block(block: Block) -> str:
     return "\n".join([*lines, "", " ".join([block.caption(), *block.estimate_notes()])])
 
 
-def _terminal_block(block: Block, width: int) -> str:
+def _terminal_block(block: Block) -> str:
     if len(block.models) > MOST_COLUMNS:
-        panels = _terminal_panels(_values_as_rows(block), width)
-        return "\n\n".join([block.title, *panels, fill(block.caption(), width)])
+        return "\n\n".join([block.title, *_terminal_panels(_values_as_rows(block)), fill(block.caption(), WIDTH)])
     labels = ["", "", *(text for metric in block.rows for text in (metric.display, "", ""))]
     selects = any(column.beside for column in block.columns)
     shown = [
@@ -206,23 +205,23 @@ def _terminal_block(block: Block, width: int) -> str:
         for texts, column in zip(columns, shown, strict=True):
             value, interval, remark = cell_texts(metric, column)
             texts += value, interval.replace(", ", ","), remark
-    panels = [_panel(labels, panel) for panel in _panels(columns, width - _width(labels))]
+    panels = [_panel(labels, panel) for panel in _panels(labels, columns)]
     if costs := block.costs():
-        panels += _terminal_panels(costs, width)
-    return "\n\n".join([block.title, *panels, fill(" ".join([block.caption(), *block.estimate_notes()]), width)])
+        panels += _terminal_panels(costs)
+    return "\n\n".join([block.title, *panels, fill(" ".join([block.caption(), *block.estimate_notes()]), WIDTH)])
 
 
-def _terminal_panels(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+def _terminal_panels(rows: Sequence[Sequence[str]]) -> list[str]:
     """Panels of a table; each repeats the first column."""
     names, *each = ([*texts] for texts in zip(*rows, strict=True))
-    return [_panel(names, panel) for panel in _panels(each, width - _width(names))]
+    return [_panel(names, panel) for panel in _panels(names, each)]
 
 
-def _panels(columns: Sequence[Sequence[str]], width: int) -> Iterator[list[Sequence[str]]]:
-    """Groups columns to fit the width with two spaces between them; a single column may be wider."""
+def _panels(labels: Sequence[str], columns: Sequence[Sequence[str]]) -> Iterator[list[Sequence[str]]]:
+    """Groups columns to fit beside the labels with two spaces between them; a single column may be wider."""
     panel: list[Sequence[str]] = []
     for column in columns:
-        if panel and sum(_width(other) + 2 for other in [*panel, column]) > width:
+        if panel and sum(_width(other) + 2 for other in [*panel, column]) > WIDTH - _width(labels):
             yield panel
             panel = []
         panel.append(column)

@@ -11,14 +11,7 @@ from typing import Any
 
 import polars as pl
 
-SCHEMA = {
-    "user_id": pl.String,
-    "feature": pl.String,
-    "item_id": pl.String,
-    "prediction": pl.String,
-    "reference": pl.String,
-}
-DEFAULT_FEATURE = "narrative"
+SCHEMA = dict.fromkeys(("user_id", "feature", "item_id", "prediction", "reference"), pl.String)
 
 
 def read_predictions(path: Path) -> pl.DataFrame:
@@ -46,7 +39,7 @@ def read_predictions(path: Path) -> pl.DataFrame:
         rows.append(
             {
                 "user_id": _identifier(record, "user_id", where) if with_users else str(len(rows) + 1),
-                "feature": _text(record, "feature", where) if "feature" in record else DEFAULT_FEATURE,
+                "feature": _text(record, "feature", where) if "feature" in record else "narrative",
                 "item_id": None if record.get("item_id") is None else _identifier(record, "item_id", where),
                 "prediction": _text(record, "prediction", where),
                 "reference": _text(record, "reference", where, may_be_blank=False),

@@ -58,7 +58,7 @@ def score_run_files(
     validation: pl.DataFrame,
     embed: Embed | None,
     planted: pl.DataFrame | None = None,
-    options: ScoringOptions | None = None,
+    options: ScoringOptions = ScoringOptions(),
 ) -> Scores:
     """Scores a run's predictions and its floors, and writes `examples.parquet` and `scores.json` into its folder.
 
@@ -77,7 +77,6 @@ def score_run_files(
     Raises:
         ValueError: when a text, column or split is missing.
     """
-    options = options or ScoringOptions()
     systems = with_floors(predictions, train=train, validation=validation, options=options)
     return write_scores(statistics_of(systems, embed=embed, planted=planted, options=options), folder, options)
 
@@ -92,7 +91,7 @@ def with_floors(
 
 
 def score_predictions_file(
-    path: Path, folder: Path, *, embed: Embed | None, options: ScoringOptions | None = None
+    path: Path, folder: Path, *, embed: Embed | None, options: ScoringOptions = ScoringOptions()
 ) -> Scores:
     """Scores another system's predictions, with the floors that its file allows.
 
@@ -105,7 +104,6 @@ def score_predictions_file(
         embed: sentence embeddings for similarity and identification; None skips these metrics.
         options: stemmer, resamples and seed.
     """
-    options = options or ScoringOptions()
     predictions = read_predictions(path)
     systems = _with_shuffled(predictions, options)
     rests, constants, notes = [], [], {}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt64
+from jaxtyping import Int, UInt64
 
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
@@ -130,13 +130,19 @@ class _NgramHashes:
         """Hashes of the n-grams at these positions."""
         return np.asarray((self.sums[positions + n] - self.sums[positions]) * self.back[positions])
 
-    def sieved(self, n: int, sieve: _Sieve) -> tuple[Int[np.ndarray, " p"], UInt64[np.ndarray, " p"]]:
-        """Positions and hashes of the n-grams that pass the sieve: all that are in it and a few others."""
+    def sieved(
+        self, n: int, wanted: UInt64[np.ndarray, " wanted"]
+    ) -> tuple[Int[np.ndarray, " p"], UInt64[np.ndarray, " p"]]:
+        """Positions and hashes of the n-grams with a wanted hash, and of at most about one in sixteen others."""
+        bits = min(len(wanted).bit_length() + 4, _SIEVE_BITS)
+        shift = np.uint64(64 - bits)
+        passes = np.zeros(1 << bits, dtype=bool)
+        passes[wanted >> shift] = True
         positions, hashes = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.uint64)]
         for first in range(0, len(self.back) - n + 1, _BLOCK):
             last = min(first + _BLOCK, len(self.back) - n + 1)
             every = (self.sums[first + n : last + n] - self.sums[first:last]) * self.back[first:last]
-            kept = np.flatnonzero(sieve.passes(every) & (self.laid.left[first:last] >= n))
+            kept = np.flatnonzero(passes[every >> shift] & (self.laid.left[first:last] >= n))
             positions.append(kept + first)
             hashes.append(every[kept])
         return np.concatenate(positions), np.concatenate(hashes)
@@ -149,24 +155,11 @@ def _powers(base: int, count: int) -> UInt64[np.ndarray, " count"]:
     return np.cumprod(factors)
 
 
-class _Sieve:
-    """Passes all of the given hashes, and about one in sixteen of any others at most."""
-
-    def __init__(self, hashes: UInt64[np.ndarray, " h"]) -> None:
-        bits = min(len(hashes).bit_length() + 4, _SIEVE_BITS)
-        self.shift = np.uint64(64 - bits)
-        self.holds = np.zeros(1 << bits, dtype=bool)
-        self.holds[hashes >> self.shift] = True
-
-    def passes(self, hashes: UInt64[np.ndarray, " p"]) -> Bool[np.ndarray, " p"]:
-        return self.holds[hashes >> self.shift]
-
-
 def _first_places(
     wanted: UInt64[np.ndarray, " p"], corpus: _NgramHashes, n: int
 ) -> tuple[Int[np.ndarray, " found"], Int[np.ndarray, " found"]]:
     """The indices of the wanted hashes that the corpus contains, and the first corpus position of each."""
-    positions, hashes = corpus.sieved(n, _Sieve(wanted))
+    positions, hashes = corpus.sieved(n, wanted)
     if not len(hashes):
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     order = np.argsort(hashes, kind="stable")
