@@ -112,8 +112,8 @@ class BlockBuilder:
             listed = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
             self.notes.append(f"The models were scored on different users ({listed}).")
         users = min(sizes.values(), default=0)
-        splits = sorted({split for of in self.runs.values() for run in of.values() if (split := run.split)})
-        if splits:
+        records = [run.record for of in self.runs.values() for run in of.values()]
+        if splits := sorted({str(record["split"]) for record in records if record.get("split")}):
             self.notes.append(f"Split: {'; '.join(splits)}.")
         return Block(self.feature, settings, self.metrics, columns, users, self.notes)
 

@@ -82,11 +82,6 @@ class Run:
         return read_record(self.cell.folder)
 
     @property
-    def split(self) -> str:
-        """The split in words; empty without a record."""
-        return str(self.record.get("split", ""))
-
-    @property
     def status(self) -> Status:
         """The status of a run without examples."""
         return "missing" if self.error is None else "failed"

@@ -7,12 +7,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
 from tqdm import tqdm
 
 from regen.evaluation.text_metrics import rouge_scorer, rouge_tokenizer
+
+Value = TypeVar("Value")
 
 
 def shuffled(predictions: pl.DataFrame, *, seed: int = 0) -> pl.DataFrame:
@@ -96,8 +99,8 @@ def best_constant(
         name: label of the progress bar.
     """
     generator = np.random.default_rng(seed)
-    tried = _sampled(sorted(set(candidates)), sample, generator)
-    judges = _sampled(sorted(references), sample, generator)
+    tried = sampled(sorted(set(candidates)), sample, generator)
+    judges = sampled(sorted(references), sample, generator)
     score = {
         text: sum(rouge_lsum(reference, text, stemmer=stemmer) for reference in judges)
         for text in tqdm(tried, desc=f"constant floor, {name}", unit="text", leave=False, disable=None)
@@ -105,10 +108,11 @@ def best_constant(
     return min(tried, key=lambda text: (-score[text], text))
 
 
-def _sampled(texts: list[str], size: int, generator: np.random.Generator) -> list[str]:
-    if len(texts) <= size:
-        return texts
-    return [texts[index] for index in sorted(generator.choice(len(texts), size, replace=False))]
+def sampled(values: Sequence[Value], most: int, generator: np.random.Generator) -> list[Value]:
+    """At most `most` random values, in their original order."""
+    if len(values) <= most:
+        return list(values)
+    return [values[index] for index in sorted(generator.choice(len(values), most, replace=False))]
 
 
 def rouge_lsum(reference: str, prediction: str, *, stemmer: bool) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from regen.config.objects import plain
@@ -17,12 +18,13 @@ from regen.evaluation import memorisation as memorising
 from regen.evaluation import swap as swapping
 from regen.evaluation.comparison_blocks import ABSENT, FEW_USERS
 from regen.evaluation.comparison_table import markdown_table
+from regen.evaluation.controls import sampled
 from regen.evaluation.evaluate import PREDICTIONS, embedder
 from regen.evaluation.memorisation import EXCESS, REFERENCES, Memorisation, memorisation
 from regen.evaluation.prediction_files import read_predictions
 from regen.evaluation.scoring import EXAMPLES
 from regen.evaluation.slices import ATTRIBUTES, example_attributes, slice_scores
-from regen.evaluation.swap import OTHER, POSITIONS, greedy_narrator, sampled, swap_summary, swap_test
+from regen.evaluation.swap import OTHER, POSITIONS, greedy_narrator, swap_summary, swap_test
 from regen.evaluation.text_metrics import KEYS, METRICS, Metric
 from regen.storage.artefacts import write_atomically
 from regen.training.assembly import dataset_maker
@@ -82,18 +84,19 @@ def write_diagnosis(loaded: LoadedRun) -> Path:
     log.info("diagnosis: swaps")
     swaps = _swaps(loaded)
     swapped = swap_summary(swaps, **bootstrap)
+    longest, shown = _longest(copies, predictions), _shown_swaps(swaps)
     record = {
         "run": folder.name,
         "settings": plain(evaluation),
         "memorisation": {
             "training_narratives": copies.training_narratives,
             "summary": copies.summary.to_dicts(),
-            "longest": _longest(copies, predictions).to_dicts(),
+            "longest": longest,
         },
         "swap": {
             "examples": swaps.select(KEYS).unique().height,
             "summary": swapped.to_dicts(),
-            "shown": _shown_swaps(swaps).to_dicts(),
+            "shown": shown,
         },
         "slices": slices.to_dicts(),
     }
@@ -104,8 +107,8 @@ def write_diagnosis(loaded: LoadedRun) -> Path:
             f"# Memorising or reading: {folder.name}",
             "Brackets: 95 % bootstrap intervals over the test users of this one run; they do not cover training, and a "
             f"claim needs at least three seeds. With fewer than {FEW_USERS} users (\\*) they are too narrow to trust.",
-            *_copies_section(copies, predictions),
-            *_swap_section(swaps, swapped),
+            *_copies_section(copies, longest),
+            *_swap_section(swaps, swapped, shown),
             *_slices_section(slices),
         ]
     )
@@ -134,7 +137,7 @@ def _swaps(loaded: LoadedRun) -> pl.DataFrame:
         precision=evaluation.precision,
     )
     return swap_test(
-        sampled(loaded.data.splits["test"].examples, SWAPPED_EXAMPLES, seed=evaluation.seed),
+        sampled(loaded.data.splits["test"].examples, SWAPPED_EXAMPLES, np.random.default_rng(evaluation.seed)),
         narrator,
         item_of=item_rows(tables).to_numpy(),
         embed=embedder(evaluation),
@@ -143,22 +146,23 @@ def _swaps(loaded: LoadedRun) -> pl.DataFrame:
     )
 
 
-def _longest(copies: Memorisation, predictions: pl.DataFrame) -> pl.DataFrame:
+def _longest(copies: Memorisation, predictions: pl.DataFrame) -> list[dict[str, Any]]:
     """The narratives whose shared n-gram exceeds that of their reference most."""
     rows = copies.examples.hstack(predictions.select("prediction"))
     excess = pl.col("longest") - pl.col("reference_longest")
     kept = rows.sort([-excess, -pl.col("longest")], maintain_order=True).head(SHOWN)
-    return kept.select(*KEYS, "longest", "reference_longest", "shared", "prediction", "source")
+    return kept.select(*KEYS, "longest", "reference_longest", "shared", "prediction", "source").to_dicts()
 
 
-def _shown_swaps(swaps: pl.DataFrame) -> pl.DataFrame:
+def _shown_swaps(swaps: pl.DataFrame) -> list[dict[str, Any]]:
     """The first few swaps per position, changed narratives first."""
     columns = [*KEYS, "position", "place", "other_user", "before", "after"]
     ordered = swaps.sort("changed", descending=True, maintain_order=True)
-    return pl.concat([ordered.filter(pl.col("position") == at).head(SHOWN) for at in POSITIONS]).select(columns)
+    parts = [ordered.filter(pl.col("position") == at).head(SHOWN) for at in POSITIONS]
+    return pl.concat(parts).select(columns).to_dicts()
 
 
-def _copies_section(copies: Memorisation, predictions: pl.DataFrame) -> Iterator[str]:
+def _copies_section(copies: Memorisation, longest: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield f"## Does it copy? {copies.training_narratives:,} distinct training narratives"
     for (feature,), rows in copies.summary.group_by(["feature"], maintain_order=True):
         columns = [memorising.PREDICTIONS, REFERENCES, EXCESS]
@@ -169,11 +173,11 @@ def _copies_section(copies: Memorisation, predictions: pl.DataFrame) -> Iterator
     yield "\n".join(
         f"- {row['longest']:.0f} words (reference {row['reference_longest']:.0f}): “{row['shared']}”, in "
         f"{_quoted(row['prediction'])}"
-        for row in _longest(copies, predictions).to_dicts()
+        for row in longest
     )
 
 
-def _swap_section(swaps: pl.DataFrame, summary: pl.DataFrame) -> Iterator[str]:
+def _swap_section(swaps: pl.DataFrame, summary: pl.DataFrame, shown: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield "## Does it follow a swap of one item?"
     for (feature,), rows in summary.group_by(["feature"], maintain_order=True):
         present = [position for position in POSITIONS if position in rows["position"].to_list()]
@@ -184,7 +188,6 @@ def _swap_section(swaps: pl.DataFrame, summary: pl.DataFrame) -> Iterator[str]:
         yield _READ_LABELS
     if swaps.filter(pl.col("position") == OTHER).is_empty():
         yield "Every history has one interaction, so no other position could be swapped."
-    shown = _shown_swaps(swaps).to_dicts()
     yield "\n".join(f"- {row['position']}: {_quoted(row['before'])} → {_quoted(row['after'])}" for row in shown)
 
 

@@ -86,13 +86,6 @@ def greedy_narrator(
     return narrate
 
 
-def sampled(examples: Sequence[Example], most: int, *, seed: int) -> list[Example]:
-    """At most `most` random examples, in their original order."""
-    if len(examples) <= most:
-        return list(examples)
-    return [examples[row] for row in sorted(np.random.default_rng(seed).choice(len(examples), most, replace=False))]
-
-
 def with_interaction(example: Example, place: int, row: int) -> Example:
     """A copy of the example with another interaction at one position of its history.
 
