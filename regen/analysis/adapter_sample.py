@@ -1,4 +1,4 @@
-"""A finished run opened for analysis: its adapter, its LM's tokens, and a sample of the test users' interactions."""
+"""Opens a finished run for analysis: its adapter, its LM's tokens and a sample of the test users' interactions."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from regen.config.schema import Split
-from regen.data.datamodule import NarrativeDataset
 from regen.data.histories import Example
 from regen.data.prepare import item_rows, load_tables
 from regen.data.tables import Tables
@@ -24,7 +23,7 @@ from regen.models.adapter import Adapter
 from regen.pipeline import load_run, opened_run
 from regen.training.run import WEIGHTS, Run
 
-SIGNALS = ("both", "cf", "content")  # encoders whose vectors are CF, content or both
+SIGNALS = ("both", "cf", "content")  # encoders of CF, content or both
 
 
 @dataclass(frozen=True)
@@ -32,18 +31,18 @@ class AdapterSample:
     """A finished run's adapter, the LM's tokens, and a sample of the test users' interactions.
 
     Attributes:
-        run: Where it comes from.
-        adapter: As trained.
-        cf_dim: How many of the fused dimensions are CF; the others are content.
-        histories: Fused vectors of the histories that hold a sampled interaction, padded on the left.
-        mask: True where `histories` holds an interaction.
-        rows: For each sampled interaction the row of its history in `histories`.
-        positions: Its place there, counted from the end: -1 is the latest.
-        interactions: `user_id`, `item_id`, `title` and `popularity` (interactions that CF was fitted on) of each.
-        available: How many distinct interactions the test users have.
-        seed: Of the sample.
-        token_embeddings: What the run's LM embeds each of its tokens as.
-        tokenizer: The LM's.
+        run: The run.
+        adapter: The trained adapter.
+        cf_dim: Number of CF dimensions, which come first; the other dimensions are content.
+        histories: Fused vectors of the histories that contain a sampled interaction, padded on the left.
+        mask: True where `histories` has an interaction.
+        rows: For each sampled interaction, the row of its history in `histories`.
+        positions: For each sampled interaction, its position in the history, from the end: -1 is the latest.
+        interactions: `user_id`, `item_id`, `title` and `popularity` (interactions of the item that CF was fitted on).
+        available: Number of distinct interactions of the test users.
+        seed: Seed of the sample.
+        token_embeddings: The LM's embedding of each token.
+        tokenizer: The LM's tokenizer.
     """
 
     run: Run
@@ -61,7 +60,7 @@ class AdapterSample:
 
     @property
     def fused(self) -> Float[Tensor, "sample in_dim"]:
-        """What enters the adapter for each sampled interaction."""
+        """The adapter's input for each sampled interaction."""
         return self.histories[self.rows, self.positions]
 
     @cached_property
@@ -72,7 +71,7 @@ class AdapterSample:
 
 
 def newest_run(runs: Path, *, encoders: Collection[str] = SIGNALS) -> Path:
-    """The folder of the run that finished last, of those of `task=narrate` with one of the given encoders.
+    """The folder of the latest finished run of `task=narrate` with one of the given encoders.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -91,34 +90,35 @@ def newest_run(runs: Path, *, encoders: Collection[str] = SIGNALS) -> Path:
 def open_adapter(folder: Path, *, interactions: int = 2000, seed: int = 0) -> AdapterSample:
     """Opens a finished run and draws interactions of its test users.
 
-    An interaction that several narratives' histories hold counts once, in the first of them. Relative paths in the
-    run's config hold from where it was started, whatever the working folder is now.
+    An interaction in several histories counts once, in the first of them. Relative paths in the run's config count
+    from the folder where it was started.
 
     Args:
-        folder: The run's, `outputs/runs/<...>`.
-        interactions: The most to draw.
-        seed: Of the draw.
+        folder: Folder of the run, `outputs/runs/<...>`.
+        interactions: The maximum number to draw.
+        seed: Seed of the draw.
 
     Raises:
-        FileNotFoundError: If the folder holds no run.
+        FileNotFoundError: If the folder contains no run.
         ValueError: If the run is not finished, or its encoder has neither CF nor content.
     """
     with opened_run(folder) as run:
         if run.config.encoder.name not in SIGNALS:
             raise ValueError(
-                f"{folder}: encoder={run.config.encoder.name} has neither CF nor content in it. "
+                f"{folder}: encoder={run.config.encoder.name} has neither CF nor content. "
                 f"Give a run with encoder={', '.join(SIGNALS)}."
             )
         loaded, tables = load_run(run), load_tables(run.inputs.prepared.path)
     assert loaded.model.adapter is not None  # only encoder=text has none
     test = loaded.data.splits["test"]
+    assert isinstance(test.vectors, Fused)
     places, available = _places(test.examples, interactions, seed)
     examples, rows = np.unique(places[:, 1], return_inverse=True)
     batch = test.collate(examples.tolist())
     return AdapterSample(
         run=run,
         adapter=loaded.model.adapter,
-        cf_dim=_cf_dim(test),
+        cf_dim=sum(part.dim for part in test.vectors.parts if isinstance(part, CFVectors)),
         histories=batch.fused,
         mask=batch.history_mask,
         rows=torch.from_numpy(rows),
@@ -131,13 +131,8 @@ def open_adapter(folder: Path, *, interactions: int = 2000, seed: int = 0) -> Ad
     )
 
 
-def _cf_dim(dataset: NarrativeDataset) -> int:
-    assert isinstance(dataset.vectors, Fused)
-    return sum(part.dim for part in dataset.vectors.parts if isinstance(part, CFVectors))
-
-
 def _places(examples: Sequence[Example], most: int, seed: int) -> tuple[Int[np.ndarray, "sample 3"], int]:
-    """Interaction row, example and position from the end of drawn interactions, and how many there were."""
+    """Draws interactions: row, example and position from the end of each. Also returns how many there are."""
     first: dict[int, tuple[int, int]] = {}
     for index, example in enumerate(examples):
         for at, row in enumerate(example.rows.tolist(), start=-len(example.rows)):
@@ -149,16 +144,15 @@ def _places(examples: Sequence[Example], most: int, seed: int) -> tuple[Int[np.n
 
 def _described(tables: Tables, rows: Int[np.ndarray, " sample"], split: Split) -> pl.DataFrame:
     """User, item, title and popularity of interactions."""
-    item = item_rows(tables)
     seen = np.bincount(cf_interactions(tables, split)["item"].to_numpy(), minlength=len(tables.items))
     interactions = tables.interactions.select("user_id", "item_id")[rows]
-    items = item.to_numpy()[rows]
+    items = item_rows(tables).to_numpy()[rows]
     return interactions.with_columns(tables.items["title"].gather(items), popularity=pl.Series(seen[items]))
 
 
 @torch.no_grad()
 def _token_embeddings(lm: Any, tokens: int) -> Float[Tensor, "tokens lm_dim"]:
-    """What the embedding module returns for each token; some LMs have spare rows after the last one."""
+    """The output of the embedding module for each token, without the spare rows that some LMs have at the end."""
     embed = lm.get_input_embeddings()
     ids = torch.arange(min(tokens, embed.weight.shape[0]))
     return torch.cat([embed(chunk).float() for chunk in ids.chunk(8)])

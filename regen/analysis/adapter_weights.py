@@ -1,7 +1,7 @@
-"""What a trained adapter makes of CF and of content (paper 6).
+"""How much a trained adapter uses CF and content (paper 6).
 
-The linear adapter's soft token is `W_cf e + W_content s + b`, so both parts can be read from its weights. For every
-adapter, CF's share is also an attribution, gradient times input; `attribution_share` says how the two relate.
+The linear adapter's soft token is `W_cf e + W_content s + b`, so both parts can be read from its weights. For any
+adapter, CF's share can be attributed by gradient times input; `attribution_share` explains how the two relate.
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class Projection:
 
         Args:
             fused: Fused vectors, CF first.
-            centred: Measure both parts from their mean over the sample. A part's mean is the same for every
-                interaction, so that the bias can cancel it; what is left tells one interaction from another.
+            centred: Subtract the mean over the sample from both parts. The bias can cancel a mean, which is the same
+                for every interaction; the rest distinguishes interactions.
         """
         cf, content = fused[:, : self.cf.shape[1]] @ self.cf.T, fused[:, self.cf.shape[1] :] @ self.content.T
         return Parts(cf - cf.mean(dim=0), content - content.mean(dim=0)) if centred else Parts(cf, content)
@@ -50,7 +50,7 @@ class Parts:
 
     @property
     def cosines(self) -> Float[Tensor, " sample"]:
-        """Cosine of each CF part with its content part; nan where one of them is zero."""
+        """Cosine of each CF part with its content part; nan if one of them is zero."""
         return (self.cf * self.content).sum(dim=1) / (self.cf.norm(dim=1) * self.content.norm(dim=1))
 
 
@@ -63,7 +63,7 @@ def split_projection(adapter: Adapter, cf_dim: int) -> Projection:
     if not isinstance(adapter, LinearAdapter):
         raise ValueError(
             f"A {type(adapter).__name__} has no CF and content blocks to read. Give a run with adapter=linear, or use "
-            "attribution_share, which every adapter has."
+            "attribution_share, which works for any adapter."
         )
     weight = adapter.projection.weight.detach()
     return Projection(weight[:, :cf_dim], weight[:, cf_dim:], adapter.projection.bias.detach())
@@ -72,8 +72,7 @@ def split_projection(adapter: Adapter, cf_dim: int) -> Projection:
 def norm_share(cf: Float[Tensor, "sample dim"], content: Float[Tensor, "sample dim"]) -> Float[Tensor, " sample"]:
     """CF's share of a soft token's norm, |W_cf e| / (|W_cf e| + |W_content s|) (paper 6.2, Figure 6).
 
-    Returns:
-        0 to 1; nan where both parts are zero.
+    It is between 0 and 1, or nan if both parts are zero.
     """
     return _share(cf.norm(dim=1), content.norm(dim=1))
 
@@ -90,26 +89,25 @@ def attribution_share(
 ) -> Float[Tensor, " sample"]:
     """CF's share of soft tokens by gradient times input, for any adapter.
 
-    What is attributed is the soft token h's projection on itself, <h(x), h/|h|> with the direction h/|h| held fixed;
-    its squared norm has the same gradient but for a factor 2|h|, hence the same shares. Gradient times input is summed
-    over the CF and over the content dimensions of the whole history, because a transformer adapter lets tokens speak
-    of each other. The share is |A_cf| / (|A_cf| + |A_content|); the adapter's biases belong to neither.
+    The attributed quantity is the projection of a soft token h on its own direction, <h(x), h/|h|>, with h/|h| held
+    fixed. Gradient times input is summed over the CF and over the content dimensions of the whole history, because a
+    transformer adapter mixes interactions. The share is |A_cf| / (|A_cf| + |A_content|); biases count for neither.
 
-    For the linear adapter A_cf = |W_cf e| cos(W_cf e, h), and so for content: the norm share weighs a part by its
-    length, this one by how much of that length points along the soft token. They agree where both parts stand at the
-    same angle to it. With orthogonal parts and no bias this is |W_cf e|^2 / (|W_cf e|^2 + |W_content s|^2).
+    For the linear adapter A_cf = |W_cf e| cos(W_cf e, h), and likewise for content. So the norm share weighs a part by
+    its length, and this share by its length along the soft token. They agree if both parts have the same angle to it.
+    With orthogonal parts and no bias this share is |W_cf e|^2 / (|W_cf e|^2 + |W_content s|^2).
 
     Args:
         adapter: Any adapter.
         histories: Fused vectors, CF first.
-        mask: True where `histories` holds an interaction.
-        rows: For each soft token the row of its history.
-        positions: Its place in that history.
-        cf_dim: How many of the fused dimensions are CF.
-        batch_size: Soft tokens at a time.
+        mask: True where `histories` has an interaction.
+        rows: For each soft token, the row of its history.
+        positions: For each soft token, its position in the history.
+        cf_dim: Number of CF dimensions.
+        batch_size: Soft tokens per batch.
 
     Returns:
-        0 to 1; nan where neither block contributes.
+        Shares between 0 and 1; nan if neither block contributes.
     """
     contributions = [
         _contributions(adapter, histories[row], mask[row], position, cf_dim)
@@ -119,7 +117,7 @@ def attribution_share(
 
 
 def cf_shares(sample: AdapterSample) -> dict[str, Float[Tensor, " sample"]]:
-    """Every measure of CF's share that the adapter has, by name: attribution, and two norm shares of a linear one."""
+    """All measures of CF's share by name: attribution and, for a linear adapter, two norm shares."""
     attributed = attribution_share(
         sample.adapter,
         sample.histories,
@@ -147,10 +145,9 @@ def singular_values(block: Float[Tensor, "lm_dim block_dim"]) -> Float[Tensor, "
 def principal_angles(
     first: Float[Tensor, "lm_dim first_dim"], second: Float[Tensor, "lm_dim second_dim"]
 ) -> Float[np.ndarray, " angles"]:
-    """Angles between the column spaces of two blocks in degrees, smallest first; none if a block is zero.
+    """Angles between the column spaces of two blocks in degrees, smallest first; empty if a block is zero.
 
-    Two blocks with more columns together than the LM is wide share directions whatever they hold: compare
-    `chance_angles`.
+    Two blocks with more columns together than the LM's width always share directions: compare `chance_angles`.
     """
     if not (first.any() and second.any()):
         return np.empty(0)
@@ -158,7 +155,7 @@ def principal_angles(
 
 
 def chance_angles(projection: Projection, *, seed: int = 0) -> Float[np.ndarray, " angles"]:
-    """Principal angles between random blocks of the same shapes, as a floor for `principal_angles`."""
+    """Principal angles between random blocks of the same shapes, the chance level of `principal_angles`."""
     generator = torch.Generator().manual_seed(seed)
     cf, content = (torch.randn(block.shape, generator=generator) for block in (projection.cf, projection.content))
     return principal_angles(cf, content)

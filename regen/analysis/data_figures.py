@@ -1,4 +1,4 @@
-"""What a data set looks like: histories, narratives and their ratings (paper 3.3, appendix D)."""
+"""Statistics of a data set: histories, narratives and their ratings (paper 3.3, appendix D)."""
 
 from pathlib import Path
 
@@ -9,26 +9,29 @@ SCORES = range(1, 8)
 
 
 def newest_artefact(data: Path, file: str) -> Path:
-    """The newest artefact folder below `data` that holds the given file.
+    """The newest artefact folder in `data` that contains the given file.
 
     Raises:
         FileNotFoundError: If there is none.
     """
-    found = sorted(data.glob(f"[!.]*/{file}"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    found = data.glob(f"[!.]*/{file}")
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
         raise FileNotFoundError(f"{data}: no artefact with {file}. Make one: regen prepare")
-    return found[-1].parent
+    return newest.parent
 
 
 def newest_ratings(data: Path) -> pl.DataFrame | None:
-    """The newest ratings below `data` as `rating_shares` takes them; None where nothing was rated.
+    """The newest ratings in `data`, with the columns that `rating_shares` needs; None if nothing was rated.
 
-    A stage of the rater judges several features together and stands for them; its confidence is one attribute more.
+    A stage of the rater counts as a feature, since it rates several features together. Its confidence counts as one
+    more attribute.
     """
-    found = sorted(data.glob("[!.]*/ratings.parquet"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    try:
+        path = newest_artefact(data, "ratings.parquet") / "ratings.parquet"
+    except FileNotFoundError:
         return None
-    ratings = pl.read_parquet(found[-1], glob=False).rename({"stage": "feature"})
+    ratings = pl.read_parquet(path, glob=False).rename({"stage": "feature"})
     scores = ratings.select("feature", "attribute", pl.col("score").cast(pl.Float64))
     stages = ratings.unique(["user_id", "feature", "rater"], maintain_order=True)
     confidence = stages.select("feature", pl.lit("confidence").alias("attribute"), pl.col("confidence").alias("score"))
@@ -36,29 +39,17 @@ def newest_ratings(data: Path) -> pl.DataFrame | None:
 
 
 def items_per_user(interactions: pl.DataFrame) -> pl.DataFrame:
-    """Distinct items that each user bought.
-
-    Returns:
-        Columns `user_id`, `items`.
-    """
+    """Number of distinct items that each user bought: columns `user_id`, `items`."""
     return interactions.group_by("user_id").agg(pl.col("item_id").n_unique().alias("items")).sort("user_id")
 
 
 def users_per_item(interactions: pl.DataFrame) -> pl.DataFrame:
-    """Distinct users who bought each item that anyone bought (paper, Figure 7).
-
-    Returns:
-        Columns `item_id`, `users`.
-    """
+    """Number of distinct users who bought each item (paper, Figure 7): columns `item_id`, `users`."""
     return interactions.group_by("item_id").agg(pl.col("user_id").n_unique().alias("users")).sort("item_id")
 
 
 def narrative_lengths(narratives: pl.DataFrame) -> pl.DataFrame:
-    """Length of each narrative in words, as white space divides them.
-
-    Returns:
-        Columns `feature`, `words`.
-    """
+    """Length of each narrative in words, split at white space: columns `feature`, `words`."""
     words = pl.col("text").str.count_matches(r"\S+").cast(pl.Int64)
     return narratives.select("feature", words.alias("words")).sort("feature", maintain_order=True)
 
@@ -66,13 +57,13 @@ def narrative_lengths(narratives: pl.DataFrame) -> pl.DataFrame:
 def rating_shares(ratings: pl.DataFrame) -> pl.DataFrame:
     """Distribution of the scores of each attribute of each feature (paper, Figures 1 to 3).
 
-    A score between two points, as a confidence can be, counts as the lower one: the paper rounds down.
+    Scores are rounded down, as in the paper; confidences can lie between two points.
 
     Args:
-        ratings: Columns `feature`, `attribute`, `score` (1 to 7), a row per rated narrative and attribute.
+        ratings: Columns `feature`, `attribute`, `score` (1 to 7), one row per rated narrative and attribute.
 
     Returns:
-        Columns `feature`, `attribute`, `score`, `ratings`, `share`; all seven scores of every attribute.
+        Columns `feature`, `attribute`, `score`, `ratings`, `share`, with all seven scores of every attribute.
 
     Raises:
         ValueError: If a column is missing, or a score is not 1 to 7.
@@ -87,16 +78,13 @@ def rating_shares(ratings: pl.DataFrame) -> pl.DataFrame:
             f"{len(outside):,} of {len(ratings):,} scores are not {lowest} to {highest}; the first is "
             f"{first['score']}, the {first['attribute']} of a {first['feature']}."
         )
+    keys = ["feature", "attribute", "score"]
     attributes = ratings.select("feature", "attribute").unique(maintain_order=True)
     scores = pl.DataFrame({"score": list(SCORES)}, schema={"score": pl.Int64})
-    counted = (
-        ratings.with_columns(pl.col("score").floor().cast(pl.Int64))
-        .group_by("feature", "attribute", "score")
-        .len("ratings")
-    )
+    counted = ratings.with_columns(pl.col("score").floor().cast(pl.Int64)).group_by(keys).len("ratings")
     return (
         attributes.join(scores, how="cross", maintain_order="left_right")
-        .join(counted, on=["feature", "attribute", "score"], how="left", maintain_order="left")
+        .join(counted, on=keys, how="left", maintain_order="left")
         .with_columns(pl.col("ratings").fill_null(0).cast(pl.Int64))
         .with_columns(share=pl.col("ratings") / pl.col("ratings").sum().over("feature", "attribute"))
     )

@@ -1,7 +1,6 @@
-"""One function per figure: computed values in, a matplotlib figure out.
+"""One function per figure: takes computed values and returns a matplotlib figure.
 
-Colours are told apart by readers with any colour vision, and nothing is told by colour alone: markers, line styles
-and hatches differ too, so that a grey print can be read.
+The palette suits any colour vision. Markers and line styles differ too, so a grey print can be read.
 """
 
 import math
@@ -22,7 +21,7 @@ from regen.analysis.projections import Embedded
 
 PALETTE: list[tuple[float, float, float]] = seaborn.color_palette("colorblind")
 CF, CONTENT, SOFT, CHANCE = PALETTE[0], PALETTE[1], PALETTE[2], PALETTE[7]
-LOOKS = {  # colour, marker, size; what is drawn last lies on top
+LOOKS = {  # colour, marker, size; the last one is drawn on top
     "soft tokens": (SOFT, "o", 22),
     "CF parts": (CF, "^", 22),
     "content parts": (CONTENT, "x", 18),
@@ -32,11 +31,11 @@ Values = Float[Tensor, " sample"] | Float[np.ndarray, " sample"]
 
 
 def interaction_counts(items_per_user: pl.DataFrame, users_per_item: pl.DataFrame) -> Figure:
-    """How many items users bought, and how many users bought an item (paper, Figure 7).
+    """Histograms of items per user and users per item (paper, Figure 7).
 
     Args:
-        items_per_user: Has `items`.
-        users_per_item: Has `users`.
+        items_per_user: Has a column `items`.
+        users_per_item: Has a column `users`.
     """
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -48,7 +47,7 @@ def interaction_counts(items_per_user: pl.DataFrame, users_per_item: pl.DataFram
 
 
 def narrative_lengths(lengths: pl.DataFrame) -> Figure:
-    """Length of the narratives of each feature: quartiles, and whiskers from the 5th to the 95th percentile.
+    """Box plots of the length of narratives by feature; whiskers reach from the 5th to the 95th percentile.
 
     Args:
         lengths: Columns `feature`, `words`.
@@ -75,10 +74,10 @@ def narrative_lengths(lengths: pl.DataFrame) -> Figure:
 
 
 def ratings(shares: pl.DataFrame) -> Figure:
-    """Distribution of the rater's scores, a panel per feature and a bar per attribute (paper, Figures 1 to 3).
+    """Distribution of the rater's scores, with a panel per feature and a bar per attribute (paper, Figures 1 to 3).
 
     Args:
-        shares: Columns `feature`, `attribute`, `score`, `ratings`, `share`, as `rating_shares` gives them.
+        shares: Columns `feature`, `attribute`, `score`, `ratings`, `share`, from `rating_shares`.
     """
     panels = shares.partition_by("feature", maintain_order=True)
     heights = [len(panel["attribute"].unique()) for panel in panels]
@@ -95,13 +94,12 @@ def ratings(shares: pl.DataFrame) -> Figure:
 
 
 def share_distribution(by_measure: Mapping[str, Values]) -> Figure:
-    """Distribution of CF's share of the soft tokens, a line per measure (paper 6.2, Figure 6).
+    """Distribution of CF's share of the soft tokens, with a line per measure (paper 6.2, Figure 6).
 
     Args:
-        by_measure: Shares of the sampled interactions by what measured them; nan counts nowhere.
+        by_measure: Shares of the sampled interactions by measure; nan is ignored.
     """
-    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _one_axis()
     for number, (name, values) in enumerate(by_measure.items()):
         known = _known(values)
         label = f"{name} (median {np.median(known):.2f}, n = {len(known):,})" if len(known) else f"{name} (undefined)"
@@ -120,8 +118,7 @@ def part_norms(by_part: Mapping[str, Values]) -> Figure:
     Args:
         by_part: Norms of the sampled interactions by part.
     """
-    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _one_axis()
     known = {name: _known(values) for name, values in by_part.items()}
     edges = np.linspace(0, max(float(values.max(initial=0)) for values in known.values()) or 1, 41)
     for number, (name, values) in enumerate(known.items()):
@@ -132,10 +129,10 @@ def part_norms(by_part: Mapping[str, Values]) -> Figure:
 
 
 def share_by_popularity(by_measure: Mapping[str, pl.DataFrame]) -> Figure:
-    """CF's share by the item's popularity: medians with 95 % intervals, and the middle 80 % behind them (paper 6.2).
+    """CF's share by the item's popularity: medians with 95 % intervals and bands of the middle 80 % (paper 6.2).
 
     Args:
-        by_measure: What `popularity.share_by_popularity` gives, by what measured the share.
+        by_measure: Results of `popularity.share_by_popularity` by measure of the share.
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axis = figure.subplots()
@@ -166,13 +163,12 @@ def share_by_popularity(by_measure: Mapping[str, pl.DataFrame]) -> Figure:
 
 
 def singular_values(by_block: Mapping[str, Float[Tensor, " _"]]) -> Figure:
-    """Singular values of the projection's blocks, down to a ten-thousandth of the largest (paper 6).
+    """Singular values of the projection's blocks, down to 1/10,000 of the largest (paper 6).
 
     Args:
-        by_block: Singular values, largest first, by block.
+        by_block: Singular values by block, largest first.
     """
-    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _one_axis()
     for number, (name, values) in enumerate(by_block.items()):
         _ranked(axis, values.numpy(), number, f"{name} ({len(values)})")
     largest = max((float(values.max()) for values in by_block.values() if len(values)), default=1.0)
@@ -187,13 +183,12 @@ def singular_values(by_block: Mapping[str, Float[Tensor, " _"]]) -> Figure:
 
 
 def principal_angles(by_pair: Mapping[str, Float[np.ndarray, " _"]]) -> Figure:
-    """Principal angles between the blocks' column spaces, beside those of random blocks.
+    """Principal angles between the column spaces of blocks.
 
     Args:
-        by_pair: Angles in degrees, smallest first, by the pair that spans them.
+        by_pair: Angles in degrees by pair of blocks, smallest first.
     """
-    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _one_axis()
     for number, (name, angles) in enumerate(by_pair.items()):
         _ranked(axis, angles, number, name)
     axis.set(xlabel="rank of the angle (count)", ylabel="principal angle (degrees)", ylim=(-3, 93))
@@ -204,14 +199,13 @@ def principal_angles(by_pair: Mapping[str, Float[np.ndarray, " _"]]) -> Figure:
 
 
 def part_cosines(by_parts: Mapping[str, Values], *, lm_dim: int) -> Figure:
-    """Distribution of the cosine between projected CF and content parts; the band holds 95 % of random directions.
+    """Distribution of the cosine between projected CF and content parts, with a band for 95 % of random directions.
 
     Args:
-        by_parts: Cosines of the sampled interactions by which parts were compared; nan counts nowhere.
-        lm_dim: Width of the LM, which says how far from zero chance takes a cosine.
+        by_parts: Cosines of the sampled interactions by kind of parts; nan is ignored.
+        lm_dim: Width of the LM, which determines the band.
     """
-    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _one_axis()
     for number, (name, values) in enumerate(by_parts.items()):
         _line_histogram(axis, _known(values), np.linspace(-1, 1, 61), number, name)
     chance = 1.96 / lm_dim**0.5
@@ -222,10 +216,10 @@ def part_cosines(by_parts: Mapping[str, Values], *, lm_dim: int) -> Figure:
 
 
 def planes(*embedded: Embedded) -> Figure:
-    """Soft tokens, their parts and LM tokens in a plane, a panel per method (paper 6.1, Figures 5 and 8).
+    """Soft tokens, their parts and LM tokens in a plane, with a panel per method (paper 6.1, Figures 5 and 8).
 
     Args:
-        embedded: What `embed_in_plane` gives, one or more.
+        embedded: Results of `embed_in_plane`.
     """
     figure = Figure(figsize=(5.2 * len(embedded), 5.2), layout="constrained")
     axes = figure.subplots(1, len(embedded), squeeze=False)[0]
@@ -239,11 +233,16 @@ def planes(*embedded: Embedded) -> Figure:
     return figure
 
 
+def _one_axis() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    return figure, figure.subplots()
+
+
 def _count_histogram(axis: Axes, counts: Shaped[np.ndarray, " _"], *, color: tuple[float, float, float]) -> None:
-    """A bar per count, or logarithmic bins where counts range widely."""
+    """A bar per count, or logarithmic bins if counts range widely."""
     least, most = int(counts.min()), int(counts.max())
     wide = most > 100
-    if wide:  # bins of fewer than 1.3 times the count would hold now one and now two whole numbers
+    if wide:  # narrower bins than a factor of 1.3 would alternate between one and two whole numbers
         bins = max(8, round(math.log(most / least) / math.log(1.3)))
         edges = np.unique(np.geomspace(least, most + 1, bins).astype(int)) - 0.5
     else:
@@ -264,7 +263,7 @@ def _count_histogram(axis: Axes, counts: Shaped[np.ndarray, " _"], *, color: tup
 
 
 def _stacked_scores(axis: Axes, panel: pl.DataFrame) -> None:
-    """A bar per attribute, divided by score from light to dark, with the score written where there is room."""
+    """A bar per attribute, divided by score from light to dark; parts that are wide enough show their score."""
     colours = seaborn.light_palette([0.5 * part for part in CF], len(SCORES) + 1)[1:]
     attributes = panel["attribute"].unique(maintain_order=True).to_list()
     counts = panel.group_by("attribute", maintain_order=True).agg(pl.col("ratings").sum())["ratings"]
@@ -289,14 +288,14 @@ def _known(values: Values) -> Float[np.ndarray, " _"]:
 def _line_histogram(
     axis: Axes, values: Float[np.ndarray, " _"], edges: Float[np.ndarray, " _"], number: int, label: str
 ) -> None:
-    """An outline, in per cent of the values."""
+    """The outline of a histogram, in percent of the values."""
     heights = np.histogram(values, edges)[0] * 100 / max(len(values), 1)
     style = _line(number)["linestyle"]
     axis.stairs(heights, edges, color=PALETTE[number], linestyle=style, linewidth=2, label=label)
 
 
 def _ranked(axis: Axes, values: Float[np.ndarray, " _"], number: int, label: str) -> None:
-    """A line over ranks, with a marker at about every tenth of it."""
+    """A line over ranks with about ten markers."""
     ranks = np.arange(1, len(values) + 1)
     axis.plot(ranks, values, color=PALETTE[number], label=label, markevery=max(1, len(values) // 10), **_line(number))
 

@@ -1,4 +1,4 @@
-"""The LM's tokens that lie nearest to soft tokens (paper 6.1)."""
+"""The LM's tokens nearest to soft tokens (paper 6.1)."""
 
 import numpy as np
 import polars as pl
@@ -13,7 +13,7 @@ def item_soft_tokens(sample: AdapterSample) -> tuple[pl.DataFrame, Float[Tensor,
     """The mean soft token of every sampled item, most popular first.
 
     Returns:
-        Columns `item_id`, `title`, `popularity`, `interactions` (in the sample), and a row of the tensor for each.
+        Columns `item_id`, `title`, `popularity`, `interactions` (in the sample), and a tensor with one row per item.
     """
     columns = ["item_id", "title", "popularity"]
     items = sample.interactions.group_by(columns).len("interactions").sort("popularity", "item_id", descending=True)
@@ -37,7 +37,7 @@ def nearest_token_table(sample: AdapterSample, *, items: int = 20, count: int = 
     """The LM tokens nearest to the soft tokens of the most popular sampled items.
 
     Returns:
-        A row per item: the columns of `item_soft_tokens`, `tokens` as text and their `cosines`, nearest first.
+        One row per item: the columns of `item_soft_tokens`, `tokens` as text and their `cosines`, nearest first.
     """
     described, soft = item_soft_tokens(sample)
     cosines, ids = nearest_tokens(soft[:items], sample.token_embeddings, count=count)

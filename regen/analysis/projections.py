@@ -15,6 +15,7 @@ from regen.analysis.adapter_sample import AdapterSample
 from regen.analysis.adapter_weights import split_projection
 from regen.models.adapter import LinearAdapter
 
+PERPLEXITY = 30.0  # of t-SNE, at most a third of the points
 Method = Literal["tsne", "pca"]
 
 
@@ -23,12 +24,12 @@ class Embedded:
     """Points of several groups in one plane.
 
     Attributes:
-        method: What placed them.
-        points: `group`, `x`, `y`, a row per point.
-        sizes: Points of each group.
-        available: How many vectors of each group they were drawn from.
-        seed: Of the draw and of t-SNE.
-        perplexity: Of t-SNE.
+        method: `tsne` or `pca`.
+        points: Columns `group`, `x`, `y`, one row per point.
+        sizes: Number of points of each group.
+        available: Number of vectors of each group, from which the points were drawn.
+        seed: Seed of the draw and of t-SNE.
+        perplexity: Perplexity of t-SNE.
         explained: Share of the variance that each axis of PCA explains.
     """
 
@@ -42,7 +43,7 @@ class Embedded:
 
 
 def embedding_groups(sample: AdapterSample) -> dict[str, Float[np.ndarray, "vectors lm_dim"]]:
-    """Soft tokens, LM tokens and, for the linear adapter, the projected parts, by name."""
+    """Vectors by group: soft tokens, LM tokens and, for the linear adapter, the projected CF and content parts."""
     groups = {"soft tokens": sample.soft.numpy()}
     if isinstance(sample.adapter, LinearAdapter):
         parts = split_projection(sample.adapter, sample.cf_dim).parts(sample.fused)
@@ -55,20 +56,18 @@ def embed_in_plane(
     *,
     method: Method,
     most: int = 500,
-    perplexity: float = 30.0,
     seed: int = 0,
 ) -> Embedded:
-    """Draws vectors of each group and places all of them together.
+    """Draws vectors of each group and places all of them in one plane.
 
-    t-SNE keeps neighbourhoods: how far apart its clusters lie, and how large they are, means nothing. PCA keeps
-    distances, as far as its two axes go.
+    t-SNE preserves neighbourhoods; distances between clusters and their sizes mean nothing. PCA preserves distances
+    along its two axes.
 
     Args:
-        groups: Vectors by name of their group.
+        groups: Vectors by group.
         method: `tsne` or `pca`.
-        most: The most vectors to draw of a group.
-        perplexity: Of t-SNE; at most a third of the points are taken for it.
-        seed: Of the draw and of t-SNE.
+        most: The maximum number of vectors per group.
+        seed: Seed of the draw and of t-SNE.
     """
     rng = np.random.default_rng(seed)
     drawn = {
@@ -83,9 +82,9 @@ def embed_in_plane(
         points = _points(pca.fit_transform(together), sizes)
         first, second = pca.explained_variance_ratio_.tolist()
         return Embedded(method, points, sizes, available, seed, explained=(first, second))
-    perplexity = min(perplexity, len(together) / 3)
+    perplexity = min(PERPLEXITY, len(together) / 3)
     tsne = TSNE(n_components=2, perplexity=perplexity, init="pca", random_state=seed)
-    with threadpool_limits(1):  # the same points on any number of cores; more of them are hardly faster
+    with threadpool_limits(1):  # gives the same points on any number of cores; more threads are hardly faster
         points = _points(tsne.fit_transform(together), sizes)
     return Embedded(method, points, sizes, available, seed, perplexity=perplexity)
 

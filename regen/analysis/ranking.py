@@ -1,4 +1,4 @@
-"""What recommenders rank: recall by k, by the popularity of the item, and examples of single users."""
+"""Analysis of recommenders: recall by k, recall by popularity of the item, and examples of single users."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,19 +9,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from regen.analysis.figures import PALETTE
-from regen.analysis.popularity import POPULARITY_EDGES, bucket_names
+from regen.analysis.popularity import BUCKETS, POPULARITY_EDGES
 from regen.config.objects import read_run_config
 from regen.data.splits import split_of
 from regen.data.tables import Tables
 from regen.evaluation.comparison_blocks import CLOSED_FORM
 from regen.evaluation.evaluate import PREDICTIONS
 
-DEEPEST = 100  # k of the curves
+DEEPEST = 100  # largest k of the curves
+SHOWN = 3  # recommended items per user in the examples
 LINES = ("-", "--", "-.", ":")
 
 
 def ranked_runs(runs: Path) -> dict[str, Path]:
-    """Folders of the scored runs that rank items, by encoder and seed.
+    """The folders of the scored runs that rank items, by encoder and seed.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -37,7 +38,7 @@ def ranked_runs(runs: Path) -> dict[str, Path]:
 
 
 def recall_curves(runs: Mapping[str, Path]) -> Figure:
-    """Recall@k of each run for k up to 100; of the closed form of the last one, too.
+    """Recall@k for k up to 100 of each run, and of the closed form of the last run.
 
     Args:
         runs: From `ranked_runs`.
@@ -59,51 +60,42 @@ def recall_curves(runs: Mapping[str, Path]) -> Figure:
     return figure
 
 
-def recall_by_popularity(run: Path, tables: Tables, *, k: int = 10) -> pl.DataFrame:
-    """Recall@k by how many training users bought the item; items that none bought are the first slice.
+def recall_by_popularity(run: Path, tables: Tables) -> pl.DataFrame:
+    """Recall@10 by the number of training users who bought the item.
 
     Args:
         run: Folder of a scored run.
         tables: The prepared data that it was trained on.
-        k: Items shown.
 
     Returns:
-        A row per slice that holds anything: `training users`, `test users`, `recall`, `closed form`.
+        One row per nonempty bucket: `training users`, `test users`, `recall`, `closed form`.
     """
     bought = tables.interactions.select("user_id", "item_id").unique()
     trained = bought.filter(split_of(bought["user_id"], read_run_config(run).split) == "train")
     counts = trained.group_by("item_id").agg(users=pl.len())
-    ranked = (
-        pl.read_ndjson(run / PREDICTIONS)
-        .join(counts, on="item_id", how="left")
-        .with_columns(pl.col("users").fill_null(0))
-    )
-    names = bucket_names(POPULARITY_EDGES)
-    slices = np.digitize(ranked["users"].to_numpy(), POPULARITY_EDGES)
+    ranked = pl.read_ndjson(run / PREDICTIONS).join(counts, on="item_id", how="left")
+    buckets = np.digitize(ranked["users"].fill_null(0).to_numpy(), POPULARITY_EDGES)
+    order = {"training users": pl.Series(buckets).replace_strict(range(len(BUCKETS)), BUCKETS)}
     return (
-        ranked.with_columns(order=pl.Series(slices))
-        .group_by("order")
+        ranked.with_columns(order=pl.Series(buckets), **order)
+        .group_by("order", "training users")
         .agg(
             pl.len().alias("test users"),
-            (pl.col("rank") <= k).mean().alias("recall"),
-            (pl.col("closed_form_rank") <= k).mean().alias(CLOSED_FORM),
+            (pl.col("rank") <= 10).mean().alias("recall"),
+            (pl.col("closed_form_rank") <= 10).mean().alias(CLOSED_FORM),
         )
         .sort("order")
-        .select(
-            pl.col("order").map_elements(names.__getitem__, pl.String).alias("training users"),
-            pl.exclude("order"),
-        )
+        .drop("order")
     )
 
 
-def examples(run: Path, tables: Tables, *, users: int = 5, shown: int = 3) -> pl.DataFrame:
-    """What single test users bought, what was recommended, and what was written about it.
+def examples(run: Path, tables: Tables, *, users: int = 5) -> pl.DataFrame:
+    """Purchases and recommendations of single test users, and the narratives about the latter if the run wrote any.
 
     Args:
         run: Folder of a scored run.
         tables: The prepared data that it was trained on.
-        users: How many, the first of the test split.
-        shown: Recommended items of each.
+        users: Number of users, from the start of the test split.
     """
     title_of = dict(tables.items.select("item_id", "title").iter_rows())
     rows = pl.read_ndjson(run / PREDICTIONS).head(users)
@@ -116,7 +108,7 @@ def examples(run: Path, tables: Tables, *, users: int = 5, shown: int = 3) -> pl
         "bought before": ["; ".join(filter(None, titles[user][-4:-1])) for user in rows["user_id"]],
         "bought next": [title_of[item] for item in rows["item_id"]],
         "rank": rows["rank"],
-        "recommended": ["; ".join(title_of[one] or one for one in items[:shown]) for items in rows["recommended"]],
+        "recommended": ["; ".join(title_of[one] or one for one in items[:SHOWN]) for items in rows["recommended"]],
     }
     if "recommended_prediction" in rows.columns:
         found["about the first one"] = rows["recommended_prediction"]

@@ -1,7 +1,7 @@
-"""A page for one grid: the question, the table, figures, test users side by side, settings and how to run it again.
+"""The report of one grid: a page with answers, the table, figures, test users side by side, settings and commands.
 
-One HTML file that needs nothing else: style, script and images stand in it, and its own policy forbids it any network.
-Whatever a reviewer or a model wrote is text there, never markup.
+It is one HTML file with its own style, script and images, and its content security policy forbids any network access.
+Texts by reviewers and models are always escaped.
 """
 
 import base64
@@ -23,14 +23,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from regen.analysis.report_commands import grid_command, run_commands
 from regen.analysis.report_figures import Chapter, adapter_chapters, data_chapters, write_files
 from regen.analysis.report_plots import DotPlot, dot_plots
-from regen.analysis.report_runs import (
-    ReportedRun,
-    common_settings,
-    differing_settings,
-    open_runs,
-    prompts,
-)
-from regen.analysis.report_users import Panel, RunGroup, side_by_side
+from regen.analysis.report_runs import ReportedRun, common_settings, differing_settings, open_runs, prompts
+from regen.analysis.report_users import Panel, side_by_side
 from regen.evaluation.comparison import Columns, compare
 from regen.evaluation.comparison_blocks import CLOSED_FORM, SHUFFLED, Block, Column, cell_texts, verdict
 from regen.evaluation.comparison_cells import ENCODER, Cell, grouped, load, varying_settings
@@ -40,21 +34,12 @@ from regen.evaluation.text_metrics import Metric
 from regen.storage.artefacts import write_atomically
 
 TEMPLATE = "report.html.j2"
-FIGURES = "figures"  # the folder beside the page that has them as files too
+FIGURES = "figures"  # folder next to the page with the figures as files
 _UNSEEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What one block says about a question, in words that count metrics.
-
-    Attributes:
-        question: As the page asks it.
-        verdict: Better, worse and undecided metrics; or why there is none.
-    """
-
-    question: str
-    verdict: str
+Answer = tuple[str, str]
+"""A question, and the metrics that answer it with better, worse or undecided, or the reason for having no answer."""
 
 
 @dataclass(frozen=True)
@@ -71,23 +56,23 @@ class ShownBlock:
 def write_report(
     folder: Path, out: Path | None = None, *, users: int = 20, seed: int = 0, figures: bool = True
 ) -> Path:
-    """Writes the page for a grid's folder or a folder of runs; reads what is there and trains nothing.
+    """Writes the report of a grid or a folder of runs; trains nothing.
 
-    The analysis figures stand in the page, and as files in the folder `figures` beside it.
+    The page contains the analysis figures; the folder `figures` next to it has them as files.
 
     Args:
-        folder: Of a grid, of runs, or a run.
-        out: The page; `report.html` in the folder if None.
-        users: Test users to show, of each data set.
-        seed: Of their draw, and of what figures sample.
+        folder: Folder of a grid, of runs, or of one run.
+        out: Path of the page; `report.html` in the folder if None.
+        users: Number of test users per data set.
+        seed: Seed for drawing users, and for the samples of the figures.
         figures: Whether to draw the analysis figures, which loads a model and takes a while.
 
     Returns:
-        The page's path.
+        The path of the page.
 
     Raises:
-        FileNotFoundError: If the folder holds neither a grid nor runs.
-        ValueError: If no user is to be shown, or two runs cannot be told apart.
+        FileNotFoundError: If the folder contains neither a grid nor runs.
+        ValueError: If `users` is below 1, `out` is a folder, or two runs have the same settings and seed.
     """
     if users < 1:
         raise ValueError(f"users={users}: give how many test users to show, at least 1.")
@@ -133,7 +118,7 @@ def write_report(
 
 
 def render(**values: Any) -> str:
-    """The page. Every value is escaped; the style and the script that stand in the template are named by their hash."""
+    """Renders the page. Every value is escaped; the policy allows the template's style and script by their hashes."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -147,36 +132,29 @@ def render(**values: Any) -> str:
 
 
 def _visible(value: Any) -> Any:
-    """Text without characters that turn the direction of what follows, or that HTML cannot hold."""
+    """Text without characters that change the direction of text or that HTML does not allow."""
     return _UNSEEN.sub(" ", value) if type(value) is str else value
 
 
 def _policy_hash(text: str) -> str:
-    """How a content security policy names a script or a style."""
+    """The hash by which a content security policy allows a script or a style."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _panels(runs: Sequence[ReportedRun], *, users: int, seed: int) -> list[Panel]:
-    """Users side by side, in the groups of the table."""
+    """Users side by side, with the runs in the groups of the table."""
     of_folder = {run.folder: run for run in runs}
     cells = [run.cell for run in runs]
     groups = grouped([load(cell) for cell in cells], [name for name in varying_settings(cells) if name != ENCODER])
-    return side_by_side(
-        [
-            RunGroup(
-                feature,
-                " · ".join(f"{name}={value}" for name, value in settings),
-                [of_folder[run.cell.folder] for run in members],
-            )
-            for (feature, settings), members in groups.items()
-        ],
-        users=users,
-        seed=seed,
-    )
+    members = {
+        (feature, " · ".join(f"{name}={value}" for name, value in settings)): [of_folder[one.cell.folder] for one in of]
+        for (feature, settings), of in groups.items()
+    }
+    return side_by_side(members, users=users, seed=seed)
 
 
 def _columns(cells: Sequence[Cell], settings: Mapping[str, Any]) -> Columns:
-    """The columns that a run's config asks for, where these runs differ in them; else the default ones."""
+    """The columns that a run's config asks for, if these runs differ in them; else the default ones."""
     asked = settings.get("columns")
     if asked is not None and asked not in (ENCODER, *varying_settings(cells)):
         return Columns()
@@ -191,7 +169,7 @@ def _missing(
     *,
     figures: bool,
 ) -> list[str]:
-    """What a reader would look for and not find, and why."""
+    """Sentences about what is missing from the page, with the reasons."""
     missing = []
     finished = {run.encoder for run in runs if run.status == "finished"}
     if not finished:
@@ -220,13 +198,12 @@ def _shown_block(block: Block) -> ShownBlock:
         (metric, [(column, *cell_texts(metric, column), column.holds(metric)) for column in block.columns])
         for metric in block.rows
     ]
-    answers = [Answer(*_beats(block, name)) for name in ("cf", "content")]
-    answers += [*_loses_nothing(block), Answer(*_reads(block))]
+    answers = [_beats(block, "cf"), _beats(block, "content"), *_loses_nothing(block), _reads(block)]
     return ShownBlock(block, answers, _caution(block), rows, dot_plots(block))
 
 
-def _beats(block: Block, other: str) -> tuple[str, str]:
-    """Which metrics of `both` are better than another encoder's after correction."""
+def _beats(block: Block, other: str) -> Answer:
+    """Whether `both` is better than another encoder, after correction."""
     question = f"Does both beat {other} alone?"
     column = next((column for column in block.columns if column.name == f"both vs {other}"), None)
     if column is None or isinstance(column.content, str):
@@ -235,17 +212,17 @@ def _beats(block: Block, other: str) -> tuple[str, str]:
 
 
 def _loses_nothing(block: Block) -> list[Answer]:
-    """Whether `both` is not worse than the better single encoder on planted signals; nothing where none is planted."""
+    """Whether `both` is not worse than the better single encoder on planted signals; empty without such signals."""
     found: dict[str, list[str]] = {}
     for column in block.columns:
         for metric in block.rows:
             if of_metric := verdict(metric, column):
                 found.setdefault(of_metric, []).append(metric.display)
-    return [Answer("Is both as good as the better of cf and content?", _counted(found))] if found else []
+    return [("Is both as good as the better of cf and content?", _counted(found))] if found else []
 
 
-def _reads(block: Block) -> tuple[str, str]:
-    """Which metrics of a model's texts are better for their own users than for others, after correction."""
+def _reads(block: Block) -> Answer:
+    """Whether a model's texts are better for their own users than for others, or a recommender's LM adds anything."""
     for beside in block.columns:
         if beside.name.endswith(f" vs {CLOSED_FORM}"):
             return "Does the language model add to the closed form?", _verdicts(block, beside, better="better")
@@ -257,7 +234,7 @@ def _reads(block: Block) -> tuple[str, str]:
 
 
 def _verdicts(block: Block, column: Column, *, better: str) -> str:
-    """The metrics of quality by what a column of differences says of them."""
+    """The metrics with a better direction, grouped by the verdict of a column of differences."""
     found: dict[str, list[str]] = {better: [], "worse": [], "undecided": []}
     for metric in block.rows:
         estimate = column.estimate(metric)
@@ -268,14 +245,14 @@ def _verdicts(block: Block, column: Column, *, better: str) -> str:
 
 
 def _counted(found: Mapping[str, Sequence[str]]) -> str:
-    """Metrics by verdict."""
+    """A sentence with the metrics of each verdict."""
     total = sum(len(names) for names in found.values())
     parts = [f"{verdict} in {len(names)} ({', '.join(names)})" for verdict, names in found.items() if names]
     return f"{total} metrics: {'; '.join(parts)}." if parts else "No metric is defined."
 
 
 def _caution(block: Block) -> str:
-    """That seeds are too few for a claim; empty if they are not."""
+    """A warning if there are too few seeds for a claim; empty otherwise."""
     fewest = min((column.seeds for column in block.columns if column.kind == "model" and column.seeds), default=0)
     if not 0 < fewest < FEW_SEEDS:
         return ""
@@ -283,7 +260,7 @@ def _caution(block: Block) -> str:
 
 
 def _versions(runs: Sequence[ReportedRun]) -> dict[str, str]:
-    """Every library's version, or versions, that the runs were trained with."""
+    """The versions of each library that the runs were trained with."""
     found: dict[str, dict[str, None]] = {}
     for run in runs:
         for name, version in run.record.get("versions", {}).items():

@@ -1,4 +1,4 @@
-"""From finished runs back to the commands that make them again, each checked by composing it."""
+"""Finds the commands that make finished runs again, and checks each by composing its config."""
 
 import json
 import re
@@ -15,22 +15,23 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from regen.analysis.report_runs import ReportedRun, leaves
+from regen.analysis.report_runs import ReportedRun
 from regen.config.objects import composed_values
 from regen.config.registration import register
 from regen.config.schema import CONF
+from regen.evaluation.cells import leaves
 from regen.evaluation.comparison import ENCODERS
 
 GROUPS = ("encoder", "source", "vertical", "narrator", "cf", "content", "adapter", "lm", "tuning")
-_ELSEWHERE = ("paths", "logger", "force", "max_cost")  # where a run is made, not what it is
-_OF_TRAINER = ("trainer.precision", "trainer.max_steps")  # of the trainer these alone make another run
+_ELSEWHERE = ("paths", "logger", "force", "max_cost")  # settings that do not change the result of a run
+_OF_TRAINER = ("trainer.precision", "trainer.max_steps")  # the only settings of the trainer that do
 _WORD = re.compile(r"(?!(?:true|false|null|nan|inf)$)[A-Za-z_./][\w./:-]*", re.IGNORECASE)
 
 Overrides = dict[str, str]
 
 
 def grid_command(folder: Path) -> str | None:
-    """The command of a grid, from what Hydra noted in its folder; None where the folder is not a grid's."""
+    """The command of a grid, from Hydra's note in its folder; None if the folder is not that of a grid."""
     path = folder / "multirun.yaml"
     if not path.is_file():
         return None
@@ -39,9 +40,9 @@ def grid_command(folder: Path) -> str | None:
 
 
 def run_commands(runs: Sequence[ReportedRun]) -> list[str]:
-    """As few `train.py` commands as make exactly these runs.
+    """As few `train.py` commands as possible that make exactly these runs.
 
-    A run whose config no options of this version give is trained from the config file in its folder.
+    If no options of this version give the config of a run, its command uses the config file in its folder.
     """
     rows: list[dict[str, tuple[str, ...]]] = []
     others: list[str] = []
@@ -60,7 +61,7 @@ def run_commands(runs: Sequence[ReportedRun]) -> list[str]:
 
 
 def _overrides(config: Mapping[str, Any]) -> Overrides | None:
-    """What `train` has to be given to compose this config; None if no options do."""
+    """The overrides with which `train` composes this config; None if there are none."""
     chosen = {group: option for group in GROUPS if (option := _option(group, config.get(group)))}
     names = list(config["feature"])
     chosen["feature"] = names[0] if len(names) == 1 else f"[{','.join(names)}]"
@@ -77,21 +78,21 @@ def _overrides(config: Mapping[str, Any]) -> Overrides | None:
 
 
 def _option(group: str, node: Mapping[str, Any] | None) -> str | None:
-    """The file of a group whose name, or target where it has no name, a node of a config has."""
+    """The option of a group that a node of a config was made from, by its name or target."""
     named = {(key, node.get(key)) for key in ("name", "_target_")} if node else set()
     return next((option for option, name in _options(group).items() if name in named), None)
 
 
 @cache
 def _options(group: str) -> dict[str, tuple[str, Any]]:
-    """For every file of a group the name in it, or the target where it has no name."""
+    """The options of a group, each with its name, or its target if it has no name."""
     nodes = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(CONF.glob(f"{group}/*"))}
     keys = {option: "name" if "name" in node else "_target_" for option, node in nodes.items()}
     return {option: (key, nodes[option].get(key)) for option, key in keys.items()}
 
 
 def _differences(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a config that another one does not have, as far as they make another run."""
+    """The values of a config that differ from another config, apart from those that do not change a run."""
     theirs = dict(leaves(other))
     return {
         ".".join(path): value
@@ -104,7 +105,7 @@ def _differences(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[st
 
 
 def _literal(value: Any) -> str | None:
-    """A value as Hydra's command line takes it; None where it cannot be written on a line."""
+    """A value for Hydra's command line; None if it does not fit on one line."""
     if isinstance(value, list):
         parts = [_literal(part) for part in value]
         return None if None in parts else f"[{','.join(map(str, parts))}]"
@@ -116,7 +117,7 @@ def _literal(value: Any) -> str | None:
 
 
 def _merged(rows: Sequence[Mapping[str, tuple[str, ...]]]) -> list[dict[str, tuple[str, ...]]]:
-    """Rows that differ in one key alone become one row with all of its values, key after key."""
+    """Merges rows that differ in one key into one row with all of its values, key after key."""
     merged = [dict(row) for row in rows]
     for key in dict.fromkeys(["encoder", *(key for row in rows for key in row)]):
         by_rest: dict[tuple[Any, ...], list[dict[str, tuple[str, ...]]]] = {}
@@ -150,13 +151,13 @@ def _joined(overrides: Overrides) -> tuple[str, ...]:
 
 @cache
 def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
-    """The config of `train` with overrides; remembered, because runs of a grid share most of them."""
+    """The config of `train` with overrides; cached, because the runs of a grid share most of them."""
     return composed_values(compose("train", list(overrides)), complete=False)
 
 
 @contextmanager
 def _composing() -> Iterator[None]:
-    """Lets `_composed` compose, also within a Hydra job."""
+    """Lets `_composed` compose, even within a Hydra job."""
     register()
     job = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()

@@ -1,4 +1,4 @@
-"""The analysis figures of a report: images for the page itself and for files, each with its content in words."""
+"""The analysis figures of a report: images for the page and as files, each with a text alternative."""
 
 import base64
 import io
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from regen.analysis.adapter_sample import AdapterSample
 
 logger = logging.getLogger(__name__)
-INTERACTIONS = 2000  # sampled of the test users'
-POINTS = 500  # of each group in a plane
+INTERACTIONS = 2000  # sampled interactions of test users
+POINTS = 500  # points per group in a plane
 LINEAR = "linear"  # the adapter whose weights can be read
-SALT = "regen"  # of the identifiers in an SVG, which are otherwise new every time
+SALT = "regen"  # makes the identifiers in an SVG reproducible
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Picture:
     """An image of the page.
 
     Attributes:
-        title: What it shows.
-        alt: What is to be seen, in words.
-        image: SVG or PNG.
-        file: What it is called among the files, without an ending.
-        note: How to read it.
-        broad: Whether it needs the whole width of the page.
+        title: Title of the image.
+        alt: Text alternative.
+        image: Content as SVG or PNG.
+        file: File name without extension.
+        note: A note on how to read it.
+        broad: Whether it needs the full width of the page.
     """
 
     title: str
@@ -51,19 +51,19 @@ class Picture:
 
     @property
     def kind(self) -> str:
-        """The ending of its file."""
+        """The file extension."""
         return "png" if self.image.startswith(b"\x89PNG") else "svg"
 
     @property
     def source(self) -> str:
-        """A `data:` address that holds the image."""
+        """The image as a `data:` URL."""
         media = {"png": "png", "svg": "svg+xml"}[self.kind]
         return f"data:image/{media};base64,{base64.b64encode(self.image).decode()}"
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """Pictures of one run or one data set, and what could not be drawn."""
+    """The pictures of one run or one data set, and sentences about those that are missing."""
 
     title: str
     pictures: Sequence[Picture]
@@ -71,35 +71,34 @@ class Chapter:
 
 
 def data_chapters(runs: Sequence[ReportedRun]) -> list[Chapter]:
-    """Lengths of narratives and users per item, of every data set that is there."""
+    """Lengths of narratives and users per item, with one chapter per available data set."""
     found = {run.data.path: run.data for run in runs if run.data is not None}
     return [_drawn(f"Data {path.name}", partial(_of_data, data)) for path, data in found.items()]
 
 
 def adapter_chapters(runs: Sequence[ReportedRun], *, seed: int) -> list[Chapter]:
-    """What adapters make of CF and content: a chapter per kind of adapter, of its newest finished `both` run."""
+    """How adapters use CF and content: one chapter per kind of adapter, from its newest finished `both` run."""
     both = [run for run in runs if run.encoder == "both" and run.finished and not run.cell.recommends]
     if not both:
         return [Chapter("CF and content in the adapter", [], ["There is no finished run with encoder=both."])]
-    kinds = sorted({_adapter(run) for run in both}, key=lambda kind: (kind != LINEAR, kind))
-    return [_adapter_chapter([run for run in both if _adapter(run) == kind], seed) for kind in kinds]
+    by_kind: dict[str, list[ReportedRun]] = {}
+    for run in both:
+        by_kind.setdefault(str(run.config.get("adapter", {}).get("name")), []).append(run)
+    kinds = sorted(by_kind, key=lambda kind: (kind != LINEAR, kind))
+    return [_adapter_chapter(kind, by_kind[kind], seed) for kind in kinds]
 
 
-def write_files(chapters: Sequence[Chapter], folder: Path) -> list[Path]:
-    """Writes every picture into a folder, and gives their paths."""
-    paths = []
+def write_files(chapters: Sequence[Chapter], folder: Path) -> None:
+    """Writes every picture into a folder."""
     for picture in (picture for chapter in chapters for picture in chapter.pictures):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{picture.file}.{picture.kind}"
         write_atomically(path, partial(Path.write_bytes, data=picture.image))
-        paths.append(path)
-    return paths
 
 
-def _adapter_chapter(alike: Sequence[ReportedRun], seed: int) -> Chapter:
-    """The newest of finished runs with the same kind of adapter."""
+def _adapter_chapter(kind: str, alike: Sequence[ReportedRun], seed: int) -> Chapter:
+    """The chapter of the newest of the runs with one kind of adapter."""
     run = max(alike, key=lambda run: (run.folder / WEIGHTS).stat().st_mtime)
-    kind = _adapter(run)
     of = f", the newest of {len(alike)} finished runs with encoder=both and adapter={kind}" if len(alike) > 1 else ""
     title = f"CF and content in the adapter of {run.folder.name}{of}"
     if isinstance(run.inputs, str):
@@ -111,18 +110,14 @@ def _adapter_chapter(alike: Sequence[ReportedRun], seed: int) -> Chapter:
     return chapter
 
 
-def _adapter(run: ReportedRun) -> str:
-    return str(run.config.get("adapter", {}).get("name"))
-
-
 def _drawn(title: str, pictures: Callable[[], Iterator[Picture]]) -> Chapter:
-    """As many pictures as can be drawn, and the reason why there are no more."""
+    """A chapter with the pictures up to the first that fails, and the reason for the failure."""
     done: list[Picture] = []
     try:
         done.extend(pictures())
     except ModuleNotFoundError as error:
         return Chapter(title, done, [f"Not drawn: {error}. Run: pip install 'regen[analysis]'"])
-    except Exception as error:  # whatever ails one run's files, the rest of the page stands
+    except Exception as error:  # a problem with one run's files must not prevent the page
         logger.warning("%s: not drawn", title, exc_info=True)
         return Chapter(title, done, [f"Not drawn: {type(error).__name__}: {error}"])
     return Chapter(title, done, [])
@@ -139,7 +134,7 @@ def _of_data(data: Artefact) -> Iterator[Picture]:
         medians = [(part["feature"][0], np.median(part["words"].to_numpy()), len(part)) for part in parts]
         words = "; ".join(f"{feature} {median:g} words (n = {n:,})" for feature, median, n in medians)
         boxes = figures.narrative_lengths(lengths)
-        boxes.axes[0].set_ylabel("")  # the ticks say it, and a figure of one feature is too low for it
+        boxes.axes[0].set_ylabel("")  # a figure of one feature is too low for it
         yield Picture(
             "Length of the reference narratives",
             f"Box plots of words per narrative. Medians: {words}.",
@@ -247,7 +242,7 @@ def _planes(sample: "AdapterSample", kind: str) -> Iterator[Picture]:
 
 
 def image(figure: "Figure", *, vector: bool = True) -> bytes:
-    """A figure as SVG, or as PNG where there are too many points for one."""
+    """A figure as SVG, or as PNG if it has too many points for an SVG."""
     import matplotlib as mpl
 
     buffer = io.BytesIO()
@@ -258,7 +253,7 @@ def image(figure: "Figure", *, vector: bool = True) -> bytes:
 
 
 def _median(of: Mapping[str, Any]) -> str:
-    """A row's median with its interval."""
+    """The median of a row with its interval."""
     return "undefined" if of["median"] is None else f"{of['median']:.2f} [{of['low']:.2f}, {of['high']:.2f}]"
 
 

@@ -1,4 +1,4 @@
-"""Dots and intervals of a comparison as numbers for an SVG: one plot a metric, each on a scale of its own."""
+"""Coordinates of the report's dot plots: one plot per metric with its own scale, a dot and an interval per column."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ TICKS = 5
 
 @dataclass(frozen=True)
 class Dot:
-    """A column's estimate, in pixels from the plot's left and top edge."""
+    """The estimate of a column, in pixels from the left and top edge of the plot."""
 
     name: str
     kind: str
@@ -26,15 +26,15 @@ class Dot:
 
 @dataclass(frozen=True)
 class DotPlot:
-    """One metric of one block.
+    """The plot of one metric of one block.
 
     Attributes:
-        metric: Its name.
-        dots: Encoders and floors that have a value.
-        ticks: Places and labels on the axis.
-        bottom: Where the axis is.
-        height: Of the plot.
-        alt: The same in words.
+        metric: Name of the metric.
+        dots: Models and floors with a value.
+        ticks: Positions and labels on the axis.
+        bottom: Vertical position of the axis.
+        height: Height of the plot.
+        alt: Text alternative.
     """
 
     metric: str
@@ -49,7 +49,7 @@ class DotPlot:
 
 
 def dot_plots(block: Block) -> list[DotPlot]:
-    """A plot for every metric of the table that has a value."""
+    """One plot per metric of the table, if it has a value."""
     return [plot for metric in block.rows if (plot := _dot_plot(block, metric)) is not None]
 
 
@@ -89,7 +89,7 @@ def _dot_plot(block: Block, metric: Metric) -> DotPlot | None:
 
 
 def ticks(low: float, high: float) -> tuple[float, list[float]]:
-    """Round numbers within an interval, about as many as fit below a plot, and the step between them."""
+    """The step and positions of about five round tick values within an interval."""
     rough = (high - low) / TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)

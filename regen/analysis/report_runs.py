@@ -1,8 +1,8 @@
-"""The runs that a report is about, as they lie on disk: config, record, data and predictions. Nothing is built."""
+"""Reads the runs of a report from disk: config, record, data and predictions. Builds nothing."""
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import yaml
 
-from regen.evaluation.cells import grid_cells, run_cells
+from regen.evaluation.cells import grid_cells, leaves, run_cells
 from regen.evaluation.comparison import Cell
 from regen.evaluation.evaluate import PREDICTIONS
 from regen.evaluation.prediction_files import read_predictions
@@ -21,18 +21,18 @@ from regen.storage.artefacts import Artefact, open_artefact
 from regen.training.run import RECORD, WEIGHTS
 
 _ABSENT = object()
-_BY_NAME = ("feature", "encoder")  # settings that a table shows by their names
-_CREDENTIALS = re.compile(r"(?<=//)[^/@\s]+@")  # of an address; a report is passed on
+_BY_NAME = ("feature", "encoder")  # settings that are shown by name
+_CREDENTIALS = re.compile(r"(?<=//)[^/@\s]+@")  # credentials in a URL; reports are passed on
 
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """One cell and what its folder holds.
+    """One cell and the content of its folder.
 
     Attributes:
-        cell: What the comparison knows of it.
-        config: As resolved when it ran; empty where there is none.
-        record: Inputs, versions, and what training found.
+        cell: The cell, as in the comparison.
+        config: The resolved config; empty if there is none.
+        record: Inputs, versions and results of training.
     """
 
     cell: Cell
@@ -45,7 +45,7 @@ class ReportedRun:
 
     @property
     def name(self) -> str:
-        """Its folder's; of a cell of a grid that has no run its number, and what became of it."""
+        """The name of the folder; for a cell of a grid without a run, its number and status."""
         return f"cell {self.folder.name}, {self.status}" if (self.folder / CELL).is_file() else self.folder.name
 
     @property
@@ -54,12 +54,12 @@ class ReportedRun:
 
     @property
     def finished(self) -> bool:
-        """Whether the trained weights are there."""
+        """Whether the trained weights exist."""
         return self.cell.error is None and (self.folder / WEIGHTS).is_file()
 
     @property
     def status(self) -> str:
-        """In a word or two."""
+        """The status in a few words."""
         if self.cell.error is not None:
             return "failed"
         ranked = self.cell.recommends and (self.folder / EXAMPLES).is_file()
@@ -69,7 +69,7 @@ class ReportedRun:
 
     @cached_property
     def predictions(self) -> pl.DataFrame | None:
-        """What the model wrote for the test users; None where it did not, or where the file cannot be read."""
+        """The narratives for the test users; None if they are missing or cannot be read."""
         try:
             return read_predictions(self.folder / PREDICTIONS) if self.cell.error is None else None
         except (OSError, ValueError):
@@ -77,7 +77,7 @@ class ReportedRun:
 
     @cached_property
     def inputs(self) -> dict[str, Artefact] | str:
-        """The artefacts that it was trained on, by name; or what is wrong with them."""
+        """The artefacts that it was trained on, by name; or a sentence about the problem with them."""
         root = self._data_dir()
         if root is None or not self.record.get("inputs"):
             return "its folder does not say which data it was trained on."
@@ -94,11 +94,11 @@ class ReportedRun:
 
     @property
     def data(self) -> Artefact | None:
-        """The prepared data with their narratives."""
+        """The prepared data, which include the reference narratives."""
         return None if isinstance(self.inputs, str) else self.inputs["prepared"]
 
     def _data_dir(self) -> Path | None:
-        """Where its artefacts lie; a relative path holds from where the run was started."""
+        """The folder of its artefacts; a relative path counts from the folder where the run was started."""
         paths = self.config.get("paths")
         if not paths:
             return None
@@ -108,10 +108,10 @@ class ReportedRun:
 
 
 def open_runs(folder: Path) -> list[ReportedRun]:
-    """The cells of a grid, or the runs in a folder.
+    """Opens the cells of a grid, or the runs in a folder.
 
     Raises:
-        FileNotFoundError: If the folder holds neither.
+        FileNotFoundError: If the folder contains neither.
     """
     cells = grid_cells(folder) or run_cells(folder)
     if not cells:
@@ -126,8 +126,9 @@ def open_runs(folder: Path) -> list[ReportedRun]:
 def common_settings(runs: Sequence[ReportedRun]) -> dict[str, Any]:
     """The settings that all runs share, nested as in their configs."""
     shared: dict[str, Any] = {}
-    for path, value in leaves(runs[0].config if runs else {}):
-        if all(_at(run.config, path) == value for run in runs):
+    configs = [dict(leaves(run.config)) for run in runs]
+    for path, value in (configs[0] if configs else {}).items():
+        if all(config.get(path, _ABSENT) == value for config in configs):
             node = shared
             for key in path[:-1]:
                 node = node.setdefault(key, {})
@@ -136,9 +137,9 @@ def common_settings(runs: Sequence[ReportedRun]) -> dict[str, Any]:
 
 
 def differing_settings(runs: Sequence[ReportedRun]) -> tuple[list[str], list[list[str]]]:
-    """The dotted keys whose values are not the same in all runs, and a row of values for each run.
+    """The dotted keys whose values differ between runs, and one row of values per run.
 
-    A feature and an encoder are shown by their names.
+    Features and encoders are shown by name.
     """
     settings = [
         {
@@ -158,7 +159,7 @@ def differing_settings(runs: Sequence[ReportedRun]) -> tuple[list[str], list[lis
 
 
 def prompts(runs: Sequence[ReportedRun]) -> list[tuple[str, str, bool]]:
-    """Every feature's prompt, and whether the review of the item it speaks of is withheld."""
+    """The prompt of every feature, and whether the review of its item is withheld."""
     found = (
         (name, str(options["prompt"]), bool(options["withhold_final_review"]))
         for run in runs
@@ -168,21 +169,12 @@ def prompts(runs: Sequence[ReportedRun]) -> list[tuple[str, str, bool]]:
 
 
 def withheld(run: ReportedRun, feature: str) -> bool:
-    """Whether the model may not see the review of the item that this feature speaks of."""
+    """Whether the model may not see the review of the item that the feature is about."""
     return bool(run.config.get("feature", {}).get(feature, {}).get("withhold_final_review"))
 
 
-def leaves(node: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every value of a nested mapping that is no mapping itself, with the keys that lead to it."""
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, (*above, str(key)))
-        else:
-            yield (*above, str(key)), value
-
-
 def _config(folder: Path) -> dict[str, Any]:
-    """As resolved by the run, or noted in a grid by a cell that has none."""
+    """The resolved config of a run, or the one in the note of a grid's cell."""
     for name in ("config.yaml", CELL):
         if (path := folder / name).is_file():
             config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -203,14 +195,6 @@ def _without_credentials(node: Any) -> Any:
     if isinstance(node, list):
         return [_without_credentials(value) for value in node]
     return _CREDENTIALS.sub("…@", node) if isinstance(node, str) else node
-
-
-def _at(node: Any, path: Sequence[str]) -> Any:
-    for key in path:
-        if not isinstance(node, Mapping) or key not in node:
-            return _ABSENT
-        node = node[key]
-    return node
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Test users side by side: what they bought, what is true, and what each model wrote."""
+"""The part of the report about single test users: their purchases, references and the narratives of each model."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -15,19 +15,19 @@ from regen.narratives.histories import Purchase, UserHistory, user_histories
 from regen.pipeline import HISTORY
 from regen.storage.artefacts import Artefact
 
-SHORT = 160  # characters of a review before it has to be unfolded
-LATEST = 5  # purchases before the others have to be unfolded
+SHORT = 160  # longer reviews (in characters) are folded
+LATEST = 5  # earlier purchases are folded
 _KEYS = ("user_id", "item_id", "reference")
 
 
 @dataclass(frozen=True)
 class System:
-    """One column: a model, or the floor that belongs to it.
+    """One column: a model or its shuffled floor.
 
     Attributes:
-        name: Encoder, and its seed where there are several.
+        name: Encoder, and its seed if there are several.
         kind: `model` or `floor`.
-        texts: What it wrote, by user, item and reference.
+        texts: Narratives by user, item and reference.
     """
 
     name: str
@@ -36,29 +36,14 @@ class System:
 
 
 @dataclass(frozen=True)
-class RunGroup:
-    """Runs that share feature and settings; they differ in encoder and seed.
-
-    Attributes:
-        feature: What they are shown for.
-        settings: As one text, empty where no setting varies.
-        runs: The runs.
-    """
-
-    feature: str
-    settings: str
-    runs: Sequence[ReportedRun]
-
-
-@dataclass(frozen=True)
 class Group:
     """The systems that wrote the same feature under the same settings.
 
     Attributes:
-        feature: Which one.
-        settings: As one text, empty where no setting varies.
-        withheld: Whether they could not see the review of the item that a narrative speaks of.
-        systems: Columns.
+        feature: The output feature.
+        settings: The settings as one text, empty if none varies.
+        withheld: Whether the review of the item of a narrative was withheld from the models.
+        systems: The columns.
     """
 
     feature: str
@@ -75,12 +60,12 @@ class ShownPurchase:
     day: str | None
     rating: str | None
     review: str
-    short: str | None  # None where the whole review is short enough
+    short: str | None  # None if the review is not folded
 
 
 @dataclass(frozen=True)
 class Narrative:
-    """A reference, and what each system of each group wrote in its place; None where it wrote nothing."""
+    """A reference, and the text of each system in each group, or None without a text."""
 
     feature: str
     item: str | None
@@ -91,7 +76,7 @@ class Narrative:
 
 @dataclass(frozen=True)
 class Person:
-    """A test user; without purchases where the data are not there."""
+    """A test user; without purchases if the data are missing."""
 
     user_id: str
     earlier: Sequence[ShownPurchase]
@@ -101,14 +86,14 @@ class Person:
 
 @dataclass(frozen=True)
 class Panel:
-    """The users of one data set.
+    """The shown users of one data set.
 
     Attributes:
-        data: Its name.
-        people: Drawn users.
-        available: How many they were drawn from.
-        history: The most purchases that a history holds.
-        problems: What is not shown, and why.
+        data: Name of the data set.
+        people: The drawn users.
+        available: Number of users that they were drawn from.
+        history: The maximum length of a history.
+        problems: Sentences about what is not shown.
     """
 
     data: str
@@ -118,30 +103,33 @@ class Panel:
     problems: Sequence[str]
 
 
-def side_by_side(groups: Sequence[RunGroup], *, users: int, seed: int) -> list[Panel]:
-    """The same test users of every data set, each with all groups of runs over these data.
+RunGroups = Mapping[tuple[str, str], Sequence[ReportedRun]]
+"""Runs by feature and by the settings in which they differ, as one text; they may differ in encoder and seed too."""
 
-    Users for whom every system wrote something come first; among them a hash of seed and user id decides, so that more
-    users mean the same ones and others.
+
+def side_by_side(groups: RunGroups, *, users: int, seed: int) -> list[Panel]:
+    """One panel per data set, with the same test users for all groups of runs on these data.
+
+    Users with a text from every system come first, then a hash of seed and user id decides. So a larger number of users
+    includes the users of a smaller one.
 
     Args:
-        groups: Runs in the groups of the table.
-        users: How many of each data set.
-        seed: Of the draw.
+        groups: The runs, grouped as in the table.
+        users: Number of users per data set.
+        seed: Seed of the draw.
     """
-    by_data: dict[str, list[RunGroup]] = {}
-    for group in groups:
-        written = [run for run in group.runs if run.predictions is not None]
-        for name in dict.fromkeys(map(_data_name, written)):
-            of_it = replace(group, runs=[run for run in written if _data_name(run) == name])
-            by_data.setdefault(name, []).append(of_it)
+    by_data: dict[str, dict[tuple[str, str], list[ReportedRun]]] = {}
+    for key, runs in groups.items():
+        for run in runs:
+            if run.predictions is not None:
+                by_data.setdefault(_data_name(run), {}).setdefault(key, []).append(run)
     return [_panel(data, members, users, seed) for data, members in by_data.items()]
 
 
-def _panel(data: str, members: Sequence[RunGroup], users: int, seed: int) -> Panel:
+def _panel(data: str, members: RunGroups, users: int, seed: int) -> Panel:
     problems: list[str] = []
-    groups = [_group(group, problems) for group in members]
-    runs = [run for group in members for run in group.runs]
+    groups = [_group(feature, settings, of, problems) for (feature, settings), of in members.items()]
+    runs = [run for of in members.values() for run in of]
     chosen, available = _chosen(groups, users, seed)
     if available < users:
         problems.append(f"{users} users were asked for; there are {available} with predictions.")
@@ -149,8 +137,7 @@ def _panel(data: str, members: Sequence[RunGroup], users: int, seed: int) -> Pan
     artefact = runs[0].data
     if artefact is None:
         problems.append(f"Histories are not shown: {runs[0].inputs}")
-    histories = {} if artefact is None else _histories(artefact, chosen, history)
-    titles = {} if artefact is None else _titles(artefact)
+    histories, titles = ({}, {}) if artefact is None else _histories(artefact, chosen, history)
     people = []
     for user in chosen:
         bought = [_shown(purchase) for purchase in histories[user].purchases] if user in histories else []
@@ -158,25 +145,25 @@ def _panel(data: str, members: Sequence[RunGroup], users: int, seed: int) -> Pan
     return Panel(data, people, available, history, problems)
 
 
-def _group(group: RunGroup, problems: list[str]) -> Group:
-    """One system an encoder, of its lowest seed, and the floor of `both`, else of the first."""
-    known = list(dict.fromkeys([*ENCODERS, *(run.encoder for run in group.runs)]))
+def _group(feature: str, settings: str, runs: Sequence[ReportedRun], problems: list[str]) -> Group:
+    """One system per encoder, from its lowest seed, and the floor of `both` or else of the first encoder."""
+    known = list(dict.fromkeys([*ENCODERS, *(run.encoder for run in runs)]))
     first: dict[str, ReportedRun] = {}
-    for run in sorted(group.runs, key=lambda run: (known.index(run.encoder), run.cell.seed)):
+    for run in sorted(runs, key=lambda run: (known.index(run.encoder), run.cell.seed)):
         first.setdefault(run.encoder, run)
-    several = len({run.cell.seed for run in group.runs}) > 1
+    several = len({run.cell.seed for run in runs}) > 1
     systems = [
-        System(f"{name}, seed {run.cell.seed}" if several else name, "model", _texts(_of_feature(run, group.feature)))
+        System(f"{name}, seed {run.cell.seed}" if several else name, "model", _texts(_of_feature(run, feature)))
         for name, run in first.items()
     ]
     source = "both" if "both" in first else next(iter(first))
-    written = _of_feature(first[source], group.feature)
+    written = _of_feature(first[source], feature)
     if written["user_id"].n_unique() > 1:
         floor = shuffled(written, seed=int(first[source].config.get("evaluation", {}).get("seed", 0)))
         systems.append(System(f"shuffled: {source} for another user", "floor", _texts(floor)))
     else:
-        problems.append(f"{group.feature}: nothing is shuffled, which needs predictions for at least two users.")
-    return Group(group.feature, group.settings, withheld(first[source], group.feature), systems)
+        problems.append(f"{feature}: there is no shuffled floor, which needs predictions for at least two users.")
+    return Group(feature, settings, withheld(first[source], feature), systems)
 
 
 def _of_feature(run: ReportedRun, feature: str) -> pl.DataFrame:
@@ -190,7 +177,7 @@ def _texts(predictions: pl.DataFrame) -> dict[tuple[str, str | None, str], str]:
 
 
 def _chosen(groups: Sequence[Group], users: int, seed: int) -> tuple[list[str], int]:
-    """The drawn users, and how many there are."""
+    """The drawn users, and the number of users to draw from."""
     written = [{key[0] for key in system.texts} for group in groups for system in group.systems]
     everyone = set().union(*written)
 
@@ -201,23 +188,22 @@ def _chosen(groups: Sequence[Group], users: int, seed: int) -> tuple[list[str], 
     return sorted(everyone, key=order)[:users], len(everyone)
 
 
-def _histories(artefact: Artefact, users: Sequence[str], most: int) -> dict[str, UserHistory]:
+def _histories(
+    artefact: Artefact, users: Sequence[str], most: int
+) -> tuple[dict[str, UserHistory], dict[str, str | None]]:
+    """Histories by user, and titles by item."""
     tables = load_tables(artefact.path)
     of_them = replace(tables, interactions=tables.interactions.filter(pl.col("user_id").is_in(list(users))))
-    return {history.user_id: history for history in user_histories(of_them, max_history=most)}
-
-
-def _titles(artefact: Artefact) -> dict[str, str | None]:
-    return dict(load_tables(artefact.path).items.select("item_id", "title").iter_rows())
+    histories = {history.user_id: history for history in user_histories(of_them, max_history=most)}
+    return histories, dict(tables.items.select("item_id", "title").iter_rows())
 
 
 def _narratives(user: str, groups: Sequence[Group], titles: Mapping[str, str | None]) -> list[Narrative]:
-    """Every reference of a user once, with a row a group."""
+    """Every reference of a user once, with a row per group."""
     rows: dict[tuple[str, str | None, str], list[Group]] = {}
     for group in groups:
-        for _, item, reference in dict.fromkeys(
-            key for system in group.systems for key in system.texts if key[0] == user
-        ):
+        keys = dict.fromkeys(key for system in group.systems for key in system.texts if key[0] == user)
+        for _, item, reference in keys:
             rows.setdefault((group.feature, item, reference), []).append(group)
     return [
         Narrative(

@@ -1,4 +1,4 @@
-"""The page at the end of a search: how the best value fell, which setting mattered, every trial, the best command."""
+"""The page at the end of a search: progress of the best value, importance of settings, all trials, the best command."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,16 +14,16 @@ from matplotlib.ticker import MaxNLocator
 from regen.analysis.report_figures import Picture, image
 from regen.storage.artefacts import write_atomically
 
-FEWEST = 5  # trials from which importances are told
+FEWEST = 5  # with fewer finished trials, importances are not shown
 
 
 def write_search_page(storage: str, study_name: str, folder: Path) -> Path | None:
-    """Writes `search.html` into a folder; None where no trial has a value yet.
+    """Writes `search.html` into a folder and returns its path; None if no trial has a value yet.
 
     Args:
-        storage: Of the study, as Optuna takes it.
-        study_name: Its name.
-        folder: For the page.
+        storage: Storage of the study, as in Optuna.
+        study_name: Name of the study.
+        folder: Folder for the page.
     """
     import optuna
 
@@ -50,9 +50,9 @@ def write_search_page(storage: str, study_name: str, folder: Path) -> Path | Non
 
 
 def importances(trials: Sequence[Any], names: Sequence[str]) -> dict[str, float]:
-    """Share of each setting in what a random forest explains of the values; the largest first.
+    """Feature importance of each setting in a random forest that predicts the values, largest first.
 
-    Optuna's own evaluators of this version do not run with NumPy 2.
+    The importance evaluators of this Optuna version do not run with NumPy 2.
     """
     from sklearn.ensemble import RandomForestRegressor  # type: ignore[import-untyped]
 
@@ -63,7 +63,7 @@ def importances(trials: Sequence[Any], names: Sequence[str]) -> dict[str, float]
 
 
 def _number(value: Any, trials: Sequence[Any], name: str) -> float:
-    """A setting as a number; of names their place among those that were tried."""
+    """A setting as a number; a text becomes its index among the texts that were tried."""
     if isinstance(value, int | float):
         return float(value)
     return float(sorted({str(trial.params[name]) for trial in trials}).index(str(value)))

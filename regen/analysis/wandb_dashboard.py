@@ -1,4 +1,4 @@
-"""The W&B dashboard of a project as code: what a grid's table says, how training went, what was written."""
+"""The W&B dashboard of a project: scores of a grid, learning curves and narratives."""
 
 import warnings
 from typing import Any
@@ -18,10 +18,10 @@ SYSTEM = {
 
 
 def check(dashboard: DashboardConfig) -> None:
-    """Refuses a dashboard without content.
+    """Checks the features and metrics of a dashboard.
 
     Raises:
-        ValueError: If it has no feature or no metric, or a metric that no table has.
+        ValueError: If it has no feature or no metric, or an unknown metric.
     """
     for metric in dashboard.metrics:
         if metric not in METRICS:
@@ -31,15 +31,15 @@ def check(dashboard: DashboardConfig) -> None:
 
 
 def workspace_spec(dashboard: DashboardConfig) -> str:
-    """What would be saved, as JSON; needs neither network nor login."""
+    """The dashboard as JSON, without network or login."""
     return str(_workspace(dashboard)._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=2))
 
 
 def save_dashboard(dashboard: DashboardConfig) -> str:
-    """Makes the view, and the project where there is none.
+    """Creates the view, and the project if it does not exist.
 
     Returns:
-        The view's address.
+        The URL of the view.
 
     Raises:
         ValueError: If there is no login, or W&B refuses or cannot be reached.
@@ -51,7 +51,7 @@ def save_dashboard(dashboard: DashboardConfig) -> str:
         api = wandb.Api()
         entity = dashboard.entity or api.default_entity
         if entity is None:
-            raise ValueError("this login has no default entity. Give entity=NAME, a user or team.")
+            raise ValueError("this login has no default entity. Give entity=NAME, the name of a user or team.")
         if all(project.name != dashboard.project for project in api.projects(entity)):
             api.create_project(dashboard.project, entity)
         return str(_workspace(dashboard, entity).save().url)
@@ -63,7 +63,7 @@ def save_dashboard(dashboard: DashboardConfig) -> str:
 
 
 def _library() -> tuple[Any, Any]:
-    """The two modules of wandb-workspaces, workspaces and panels; their import warns of their own use of pydantic."""
+    """The modules `workspaces` and `panels` of wandb-workspaces; importing them raises warnings about pydantic."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
@@ -98,7 +98,7 @@ def _workspace(dashboard: DashboardConfig, entity: str | None = None) -> Any:
 
 
 def _of_feature(dashboard: DashboardConfig, feature: str) -> list[Any]:
-    """Metrics alone, then each beside what knows nothing of the user."""
+    """A section of metrics, and one of metrics with their floors."""
     ws, wr = _library()
     pooled = _pooled(dashboard)
     metrics, controls = [], []
@@ -138,6 +138,6 @@ def _system() -> Any:
 
 
 def _pooled(dashboard: DashboardConfig) -> dict[str, Any]:
-    """One bar or line per value of the setting: the mean of its runs, with the range from least to greatest."""
+    """One bar or line per value of the setting: the mean of its runs, with the range from minimum to maximum."""
     _, wr = _library()
     return {"groupby": wr.Config(dashboard.by), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}

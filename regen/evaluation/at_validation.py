@@ -1,6 +1,6 @@
-"""Narratives written and scored while a model trains, so that one sees them get better."""
+"""Writes and scores a few narratives at each validation, so that one can watch them improve during training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -9,57 +9,31 @@ import torch
 
 from regen.config.schema import SHARDED, Mode, TrainConfig
 from regen.data.prepare import load_tables
+from regen.evaluation.comparison_table import markdown_table
 from regen.evaluation.evaluate import embedder, options
 from regen.evaluation.text_metrics import METRICS, OWN, metrics_for, score_examples
 from regen.generation.narratives import generate_narratives
 from regen.training.run import Run
 
-CALLBACKS = {
-    "checkpoint",
-    "early_stopping",
-    "lr_monitor",
-    "progress",
-    "pruning",
-}  # any other one may log a metric of its own
+CALLBACKS = {"checkpoint", "early_stopping", "lr_monitor", "progress", "pruning"}  # others may log further metrics
 TABLE = "validation_narratives"
 
 
 def callbacks_at_validation(run: Run) -> list[L.Callback]:
-    """What `training.narratives_at_validation` asks for; nothing where it is 0."""
-    config, count = run.config, run.config.training.narratives_at_validation
-    if not count:
-        return []
-    evaluation, tokenizer = config.evaluation, config.lm.build().tokenizer
-    planted, scoring = load_tables(run.inputs.prepared.path).planted, options(evaluation)
-
-    def write(module: Any, dataset: Any) -> pl.DataFrame:
-        return generate_narratives(
-            module.model,
-            dataset.part(0, count),
-            tokenizer=tokenizer,
-            generation=evaluation.generation,
-            batch_size=evaluation.batch_size,
-            seed=evaluation.seed,
-        )
-
-    def score(written: pl.DataFrame) -> pl.DataFrame:
-        return score_examples(
-            written, embed=embedder(evaluation), planted=planted, stemmer=scoring.stemmer, own=scoring.own
-        )
-
-    return [NarrativesAtValidation(write, score)]
+    """The callback that `training.narratives_at_validation` asks for; none if it is 0."""
+    return [NarrativesAtValidation(run)] if run.config.training.narratives_at_validation else []
 
 
 def check_monitor(config: TrainConfig) -> None:
-    """Refuses a `training.monitor` that nothing logs, or that is to go in the wrong direction.
+    """Checks that `training.monitor` is a metric that something logs, and that its direction is right.
 
     Raises:
-        ValueError: Names what can be monitored, or the right direction.
+        ValueError: If it is not; the message lists the metrics, or gives the right direction.
     """
     training = config.training
     if training.narratives_at_validation and config.trainer.strategy == SHARDED:
-        raise ValueError("training.narratives_at_validation needs the whole model, of which trainer=fsdp has parts.")
-    wanted = {"val_loss": Mode.min}  # direction of each metric that has one
+        raise ValueError("training.narratives_at_validation needs the whole model; trainer=fsdp shards it.")
+    wanted = {"val_loss": Mode.min}  # direction of each metric
     if training.narratives_at_validation:
         wanted |= {f"val_{name}": Mode.max for name, metric in METRICS.items() if metric.higher_is_better}
         wanted |= dict.fromkeys((f"val_{OWN}{name}" for name in config.evaluation.metrics), training.mode)
@@ -71,25 +45,28 @@ def check_monitor(config: TrainConfig) -> None:
 
 
 class NarrativesAtValidation(L.Callback):
-    """Logs the metrics of a few narratives of the validation users as `val_<metric>`, and sends the texts on.
+    """Logs the metrics of the first validation narratives as `val_<metric>`, and the texts to W&B and TensorBoard."""
 
-    W&B gets a table, TensorBoard a text.
-
-    Args:
-        write: Makes the narratives from the module and the validation split, as `generate_narratives` gives them.
-        score: Statistics of them, as `score_examples` gives them.
-    """
-
-    def __init__(
-        self, write: Callable[[Any, Any], pl.DataFrame], score: Callable[[pl.DataFrame], pl.DataFrame]
-    ) -> None:
-        self.write = write
-        self.score = score
+    def __init__(self, run: Run) -> None:
+        self.count = run.config.training.narratives_at_validation
+        self.evaluation = run.config.evaluation
+        self.tokenizer = run.config.lm.build().tokenizer
+        self.planted = load_tables(run.inputs.prepared.path).planted
 
     def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
-        with torch.random.fork_rng():  # training goes on with the random numbers that it had
-            written = self.write(module, trainer.datamodule.splits["validation"])
-        scored = self.score(written)
+        evaluation, scoring = self.evaluation, options(self.evaluation)
+        with torch.random.fork_rng():  # so that training draws the same random numbers as without this callback
+            written = generate_narratives(
+                module.model,
+                trainer.datamodule.splits["validation"].part(0, self.count),
+                tokenizer=self.tokenizer,
+                generation=evaluation.generation,
+                batch_size=evaluation.batch_size,
+                seed=evaluation.seed,
+            )
+        scored = score_examples(
+            written, embed=embedder(evaluation), planted=self.planted, stemmer=scoring.stemmer, own=scoring.own
+        )
         for name, metric in metrics_for(scored.columns).items():
             value = float(metric.aggregate(scored.select(metric.columns).sum().to_numpy()[0]))
             module.log(f"val_{name}", value, batch_size=len(written))
@@ -104,6 +81,4 @@ def _send(loggers: Sequence[Any], texts: pl.DataFrame, step: int) -> None:
         if kind == "WandbLogger":
             logger.log_table(TABLE, columns=texts.columns, data=rows)
         elif kind == "TensorBoardLogger":
-            lines = ["| " + " | ".join(" ".join(str(cell).split()) for cell in row) + " |" for row in rows]
-            head = ["| " + " | ".join(texts.columns) + " |", "|---" * len(texts.columns) + "|"]
-            logger.experiment.add_text(TABLE, "\n".join([*head, *lines]), step)
+            logger.experiment.add_text(TABLE, "\n".join(markdown_table([texts.columns, *rows])), step)

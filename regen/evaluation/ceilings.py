@@ -1,4 +1,4 @@
-"""What a perfect reader would reach in a synthetic world: of CF, of the critique, of both; from the construction."""
+"""Upper bounds in a synthetic world: the scores of a perfect reader of CF, of the critique, or of both."""
 
 from collections.abc import Sequence
 
@@ -13,13 +13,13 @@ from regen.evaluation.ranking import statistics_frame
 from regen.evaluation.text_metrics import CUTS
 
 CF, CRITIQUE, JOINT = "perfect reader of CF", "perfect reader of the critique", "perfect reader of both"
-LONGEST = 1000  # places that count for the reciprocal rank
+LONGEST = 1000  # ranks that count for the reciprocal rank
 
 
 def expected_statistics(
     users: list[str], items: list[str], chances: Float[np.ndarray, "users items"], *, system: str
 ) -> pl.DataFrame:
-    """Per-user statistics of `ranking_statistics`, as expected when items are ranked by their chances."""
+    """The statistics of `ranking_statistics`, in expectation, if items are ranked by their probabilities `chances`."""
     first = -np.sort(-chances, axis=1)[:, :LONGEST]
     places = np.arange(1, first.shape[1] + 1)
     columns = {
@@ -39,15 +39,15 @@ def ceilings(
     critiques: bool,
     exclude_bought: bool,
 ) -> list[pl.DataFrame]:
-    """Statistics of the perfect readers for the test users.
+    """Statistics of the perfect readers for the test users, one frame per reader.
 
     Args:
-        truth: Of the world.
+        truth: The truth of the world.
         test: The test users.
         items: The catalogue, with texts.
         item_of: Row in the catalogue of each interaction's item.
-        critiques: Whether users say something; without it there is the reader of CF alone.
-        exclude_bought: Whether bought items are no candidates.
+        critiques: Whether users give critiques; if not, only the reader of CF exists.
+        exclude_bought: Whether bought items are excluded from the candidates.
     """
     number = {item: at for at, item in enumerate(truth.item_ids)}
     order = np.array([number[item] for item in items["item_id"]])
@@ -68,7 +68,7 @@ def ceilings(
 
 
 class _Fitting:
-    """Which items a critique could lead to."""
+    """Finds the items that a critique could lead to."""
 
     def __init__(self, items: pl.DataFrame) -> None:
         self.items = items.to_dicts()
@@ -76,7 +76,7 @@ class _Fitting:
         self.brands, self.categories = items["brand"], items["category"].str.to_lowercase()
 
     def mask(self, last: int, target: int) -> np.ndarray:
-        """Those that differ from the last item in what is named, as the target does."""
+        """The items that differ from the last item as the critique says, which names how the target differs."""
         words = named(self.items[last], self.items[target])
         may = np.ones(len(self.items), dtype=bool)
         if "brand" in words:

@@ -1,21 +1,21 @@
-"""The cells of a grid, or the runs in a folder, as a table compares them."""
+"""Reads the cells of a grid, or the runs in a folder, for a comparison."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import yaml
 
-from regen.evaluation.comparison_cells import ENCODER, Cell, varying_settings
+from regen.evaluation.comparison_cells import ENCODER, Cell, read_record, varying_settings
 from regen.evaluation.scoring import EXAMPLES
-from regen.runtime.costs import CELL, TRAINED
+from regen.runtime.costs import CELL
 from regen.storage.identity import TRAINER_SETTINGS
 
 
 def grid_cells(*folders: Path) -> list[Cell]:
-    """The cells of multiruns, from their notes in each folder; one without a run has its job's folder instead."""
+    """The cells of multiruns, from the note of each job; a cell without a run has its job's folder."""
     paths = [
         path for folder in folders for path in sorted(folder.glob(f"*/{CELL}"), key=lambda path: int(path.parent.name))
     ]
@@ -24,7 +24,7 @@ def grid_cells(*folders: Path) -> list[Cell]:
 
 
 def run_cells(*folders: Path) -> list[Cell]:
-    """The runs in folders, or the runs that the folders are."""
+    """The runs in folders; a folder may be a run itself."""
     configs = sorted(
         path for folder in folders for name in ("config.yaml", "*/config.yaml") for path in folder.glob(name)
     )
@@ -32,15 +32,15 @@ def run_cells(*folders: Path) -> list[Cell]:
 
 
 def cells_beside(cells: list[Cell], folder: Path, key: str) -> list[Cell]:
-    """What another system wrote as a column of every block of a table, named by its scored folder.
+    """Cells for another system: one in every block of a table, with the folder's name as the name of its column.
 
     Args:
-        cells: The table's.
-        folder: Holds the scores.
+        cells: The cells of the table.
+        folder: The folder with the system's scores.
         key: The setting whose values are the columns.
 
     Raises:
-        ValueError: If none of its features is one of the table's.
+        ValueError: If the system and the table have no feature in common.
     """
     theirs = pl.read_parquet(folder / EXAMPLES, columns=["feature"], glob=False)["feature"].unique().sort().to_list()
     ours = {feature for cell in cells for feature in cell.features}
@@ -61,13 +61,13 @@ def cells_beside(cells: list[Cell], folder: Path, key: str) -> list[Cell]:
 
 
 def _cells(found: list[tuple[Path, Mapping[str, Any], str | None]]) -> list[Cell]:
-    """Cells with the settings in which they differ, but for encoder, seed and feature."""
+    """Cells with the settings in which they differ, apart from encoder, seed and feature."""
     flat = [_settings(config) for _, config, _ in found]
     keys = dict.fromkeys(key for row in flat for key in row)
     differing = [key for key in keys if len({str(row.get(key)) for row in flat}) > 1]
     named = {key.split(".")[0] for key in differing if key.endswith(".name")}
     kept = [key for key in differing if key.endswith(".name") or key.split(".")[0] not in named]
-    if "vertical.name" in kept:  # a source's settings that follow the vertical would name it again
+    if "vertical.name" in kept:  # settings of the source that follow from the vertical would repeat it
         verticals = {str(row.get("vertical.name")) for row in flat}
         values = {key: {(str(row.get("vertical.name")), str(row.get(key))) for row in flat} for key in kept}
         kept = [key for key in kept if not key.startswith("source.") or len(values[key]) > len(verticals)]
@@ -83,16 +83,15 @@ def _cells(found: list[tuple[Path, Mapping[str, Any], str | None]]) -> list[Cell
 
 
 def _parts(encoder: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of an encoder's parts; a part of the user's own is a node with a name."""
+    """Names of an encoder's parts; a custom part is a node with a name."""
     return tuple(part if isinstance(part, str) else str(part.get("name")) for part in encoder.get("parts", ()))
 
 
 def _with_data(
     found: list[tuple[Path, Mapping[str, Any], str | None]], settings: list[dict[str, str]]
 ) -> list[dict[str, str]]:
-    """Adds the fingerprint of a run's data where the same settings made several: files change and configs do not."""
-    records = [json.loads(path.read_text()) if (path := of[0] / TRAINED).is_file() else {} for of in found]
-    data = [record.get("inputs", {}).get("prepared") for record in records]
+    """Adds the data's fingerprint if runs with the same settings used different data: files may change, configs not."""
+    data = [read_record(folder).get("inputs", {}).get("prepared") for folder, _, _ in found]
     of_settings: dict[tuple[tuple[str, str], ...], set[str]] = {}
     for one, fingerprint_of in zip(settings, data, strict=True):
         if fingerprint_of is not None:
@@ -103,17 +102,20 @@ def _with_data(
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that make one cell another one, as dotted keys."""
-    shown = ("encoder", "seed", "feature", "compare")  # by the table anyway
+    """The settings that distinguish cells, by dotted key."""
+    shown = ("encoder", "seed", "feature", "compare")  # the table shows these anyway
     machine = ("paths", "logger", "force", "trainer", "evaluation", "hydra", "max_cost", "engine", "score", "trials")
     flat: dict[str, Any] = {f"trainer.{key}": config.get("trainer", {}).get(key) for key in TRAINER_SETTINGS}
-
-    def walk(prefix: str, node: Any) -> None:
-        if isinstance(node, Mapping):
-            for key, value in node.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), value)
-        else:
-            flat[prefix.replace("_target_", "name") if prefix == "source._target_" else prefix] = node
-
-    walk("", {key: value for key, value in config.items() if key not in shown + machine})
+    for path, value in leaves({key: value for key, value in config.items() if key not in shown + machine}):
+        if value != {}:
+            flat["source.name" if path == ("source", "_target_") else ".".join(path)] = value
     return flat
+
+
+def leaves(node: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The values of a nested mapping that are not mappings, or are empty ones, each with its path of keys."""
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, (*above, str(key)))
+        else:
+            yield (*above, str(key)), value

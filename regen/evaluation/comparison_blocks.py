@@ -1,4 +1,4 @@
-"""What a table is made of: blocks of columns of estimates, and how one of them reads."""
+"""The parts of a table: blocks, their columns of estimates, and the text of a cell."""
 
 from __future__ import annotations
 
@@ -15,30 +15,29 @@ from regen.runtime.costs import COSTS
 Kind = Literal["model", "difference", "floor"]
 Status = Literal["failed", "missing"]
 
-LEVEL = 0.05  # of a false claim in a table
-SHUFFLED = "shuffled"  # the floor that tells whether a model reads
-CLOSED_FORM = "closed form"  # the column that tells whether the LM of a recommender adds anything
+LEVEL = 0.05  # probability of any false claim in a table
+SHUFFLED = "shuffled"  # the floor that shows whether a model reads the history
+CLOSED_FORM = "closed form"  # the column that shows whether the LM of a recommender adds anything
 FEW_USERS = 20
 ABSENT = "—"
-EMPTY = "empty"  # the metric of empty texts
 HEADLINES = ("need_recovery", "trait_recovery", "identified_10", "ndcg_10", "similarity")
-"""The metric that a table is read by is the first of these that has a value."""
-_MARK = "†"  # of a column that something is wrong with
+"""The headline metric of a block is the first of these with a value."""
+_MARK = "†"  # marks a column with faulty runs
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a block and, for each metric, its estimate; or the reason why it has none.
+    """A column of a block: an estimate per metric, or the reason for having none.
 
     Attributes:
-        name: value of the setting that is compared, "both vs cf", "both vs shuffled" or floor.
-        kind: what it holds.
-        seeds: finished runs that are pooled in it.
+        name: a value of the compared setting, "both vs cf", "both vs shuffled", or a floor.
+        kind: `model`, `difference` or `floor`.
+        seeds: number of finished runs that are pooled.
         content: estimates by metric name, or `failed` or `missing` for the whole column.
-        costs: of an encoder by their names in `regen.runtime.costs`, means over seeds.
-        faults: what is wrong with runs that it is made of, "cf: seed 0 wrote only empty texts".
-        beside: by metric, what the difference is from, where that is not the same for all metrics.
-        verdicts: whether a share's difference is shown with the verdict of the non-inferiority test.
+        costs: costs of a model by their names in `regen.runtime.costs`, means over seeds.
+        faults: problems of the runs behind it, for instance "cf: seed 0 wrote only empty texts".
+        beside: baseline of the difference by metric, if it is not the same for all metrics.
+        verdicts: whether differences of shares come with the verdict of the non-inferiority test.
     """
 
     name: str
@@ -52,25 +51,25 @@ class Column:
 
     @property
     def label(self) -> str:
-        """The name, marked where something is wrong with it."""
+        """The name, marked if runs behind it are faulty."""
         return f"{self.name} {_MARK}" if self.faults else self.name
 
     @property
     def caveat(self) -> str:
-        """Why none of its differences is starred: one between trainings takes three seeds. Empty otherwise."""
+        """Why its differences have no stars: claims about trainings need three seeds. Empty otherwise."""
         trainings = self.kind == "difference" and not self.name.endswith(f" vs {SHUFFLED}")
         if not trainings or not 0 < self.seeds < FEW_SEEDS:
             return ""
         return f"{plural(self.seeds, 'seed')}: over users, no stars"
 
     def holds(self, metric: Metric) -> bool:
-        """Whether a difference is apart from zero, corrected for all of its table, and may be claimed."""
+        """Whether a difference may be claimed: it excludes zero, also after the correction for the whole table."""
         estimate = self.estimate(metric)
         apart = isinstance(estimate, Estimate) and estimate.excludes_zero and estimate.p_holm < LEVEL
         return apart and self.kind == "difference" and not self.caveat and not self.faults
 
     def estimate(self, metric: Metric) -> Estimate | Status:
-        """The estimate of a metric, or why the column has none."""
+        """The estimate of a metric, or the reason for having none."""
         if isinstance(self.content, str):
             return self.content
         return self.content.get(metric.name, Estimate.undefined(f"{metric.display} was not scored in every run"))
@@ -78,15 +77,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Block:
-    """One feature under one combination of the settings that vary.
+    """The part of a table about one feature and one combination of the settings that vary.
 
     Attributes:
         feature: the output feature.
         settings: the varying settings besides encoder and seed.
-        metrics: all metrics by name; those in `METRICS` are rows of a table, the others are in the CSV only.
-        columns: encoders in the paper's order, differences, floors.
-        users: users of the encoder columns, the fewest where they differ.
-        notes: what a reader must know: pooled seeds, users left out.
+        metrics: all metrics by name; those outside `METRICS` appear only in the CSV.
+        columns: models, differences, floors.
+        users: users of the model columns; the smallest number if they differ.
+        notes: notes for the caption: seeds that are not pooled, users left out.
     """
 
     feature: str
@@ -98,37 +97,36 @@ class Block:
 
     @property
     def title(self) -> str:
-        """Feature and settings, "purchase_reason · adapter=linear"."""
+        """Feature and settings, for instance "purchase_reason · adapter=linear"."""
         return " · ".join([self.feature, *(f"{name}={value}" for name, value in self.settings.items())])
 
     @property
     def rows(self) -> list[Metric]:
-        """The metrics that are rows of a table; the share of empty texts only where there are any."""
+        """The metrics that are rows of a table; the share of empty texts is one only if a model wrote empty texts."""
         rows = [metric for name, metric in self.metrics.items() if name in METRICS or metric.columns[0].startswith(OWN)]
-        return [metric for metric in rows if metric.name != EMPTY or self._writes_empty_texts(metric)]
-
-    def _writes_empty_texts(self, metric: Metric) -> bool:
-        estimates = [column.estimate(metric) for column in self.columns if column.kind == "model"]
-        return any(isinstance(estimate, Estimate) and estimate.value > 0 for estimate in estimates)
+        return [metric for metric in rows if metric.name != "empty" or any(v > 0 for v in self._model_values(metric))]
 
     @property
     def headline(self) -> Metric | None:
-        """The metric to read the block by; None where no model has a value of any of `HEADLINES`."""
-        models = [column for column in self.columns if column.kind == "model"]
+        """The metric to read the block by; None if no model has a value of any of `HEADLINES`."""
         for metric in (self.metrics[name] for name in HEADLINES if name in self.metrics):
-            estimates = [column.estimate(metric) for column in models]
-            if any(isinstance(estimate, Estimate) and not math.isnan(estimate.value) for estimate in estimates):
+            if self._model_values(metric):
                 return metric
         return None
 
+    def _model_values(self, metric: Metric) -> list[float]:
+        """The values of a metric that are defined, one per model."""
+        estimates = [column.estimate(metric) for column in self.models]
+        return [one.value for one in estimates if isinstance(one, Estimate) and not math.isnan(one.value)]
+
     def chances(self) -> str:
-        """What a text that is the same for everyone scores, where the metrics say; empty otherwise."""
+        """A sentence with the score of a constant text, for metrics with a chance level; empty otherwise."""
         known = [(metric.display, metric.chance) for metric in self.rows if metric.chance is not None]
         values = (f"{name} {chance(kind, self.users):.3f}" for name, kind in known)
         return f"Chance: {', '.join(values)}." if known and self.users else ""
 
     def power(self) -> str:
-        """The smallest difference between models that the block could find; empty where none is compared."""
+        """A sentence with the smallest difference between models that the block can detect; empty without any."""
         metric = self.headline
         compared = [column for column in self.columns if column.kind == "difference"]
         between = [column for column in compared if not column.name.endswith((f" vs {SHUFFLED}", f" vs {CLOSED_FORM}"))]
@@ -142,28 +140,27 @@ class Block:
         return f"A difference of {max(found):.1f} {unit} would be found in four of five such experiments."
 
     @property
-    def models(self) -> int:
-        """How many columns are models."""
-        return sum(column.kind == "model" for column in self.columns)
+    def models(self) -> list[Column]:
+        """The columns that are models."""
+        return [column for column in self.columns if column.kind == "model"]
 
     def costs(self) -> list[list[str]]:
-        """A table of what each encoder cost: a head, then a row per cost that any run recorded."""
-        encoders = [column for column in self.columns if column.kind == "model"]
+        """A table of the cost of each model: a head, then one row per recorded cost. Empty if no run has any."""
         rows = [
-            [shown, *(f"{column.costs[name]:.3g}" if name in column.costs else ABSENT for column in encoders)]
+            [shown, *(f"{column.costs[name]:.3g}" if name in column.costs else ABSENT for column in self.models)]
             for name, shown in COSTS.items()
-            if any(name in column.costs for column in encoders)
+            if any(name in column.costs for column in self.models)
         ]
-        return [["Cost", *(column.name for column in encoders)], *rows] if rows else []
+        return [["Cost", *(column.name for column in self.models)], *rows] if rows else []
 
     def caption(self) -> str:
-        """Users, seeds per encoder, and every note."""
-        encoders = [column for column in self.columns if column.kind == "model" and column.seeds]
-        seeds = sorted({column.seeds for column in encoders})
+        """Users, seeds per model, and every note."""
+        finished = [column for column in self.models if column.seeds]
+        seeds = sorted({column.seeds for column in finished})
         if len(seeds) == 1:
             counted = plural(seeds[0], "seed")
         else:
-            counted = "seeds: " + (", ".join(f"{column.name} {column.seeds}" for column in encoders) or "none")
+            counted = "seeds: " + (", ".join(f"{column.name} {column.seeds}" for column in finished) or "none")
         headline = f"Headline: {self.headline.display}." if self.headline else ""
         sentences = [f"{plural(self.users, 'user')}, {counted}.", headline, self.power(), self.chances(), *self.notes]
         if 0 < self.users < FEW_USERS:
@@ -177,7 +174,7 @@ class Block:
         return " ".join(filter(None, sentences))
 
     def estimate_notes(self) -> list[str]:
-        """What the estimates of the table's rows have to say, for instance why one is not defined."""
+        """The notes of the estimates in the table, for instance why one is not defined."""
         notes: dict[str, None] = {}
         for column in self.columns:
             for metric in self.rows:
@@ -188,7 +185,7 @@ class Block:
 
 
 def cell_texts(metric: Metric, column: Column) -> tuple[str, str, str]:
-    """Value, interval and remark of one place in a table; the last two are empty where there is none."""
+    """Value, interval and remark of one cell; interval and remark may be empty."""
     estimate = column.estimate(metric)
     if isinstance(estimate, str):
         return estimate if column.kind == "model" else ABSENT, "", ""
@@ -204,13 +201,13 @@ def cell_texts(metric: Metric, column: Column) -> tuple[str, str, str]:
 
 
 def verdict(metric: Metric, column: Column) -> str:
-    """Of the non-inferiority test, in a column that has them; empty otherwise, and for what is not a planted signal."""
+    """The verdict of the non-inferiority test, for planted signals in a column with verdicts; empty otherwise."""
     estimate = column.estimate(metric)
     return estimate.verdict() if column.verdicts and metric.is_planted and isinstance(estimate, Estimate) else ""
 
 
 def _star(metric: Metric, column: Column, estimate: Estimate) -> str:
-    """How sure a difference is; empty where that cannot be said."""
+    """The mark of a difference: `*`, `(*)` or `n.s.`; empty if nothing may be claimed."""
     if column.caveat or column.faults or math.isnan(estimate.low):
         return ""
     return "*" if column.holds(metric) else "(*)" if estimate.excludes_zero else "n.s."

@@ -1,4 +1,4 @@
-"""The runs that a comparison is made of: reading them, and grouping them into blocks."""
+"""The runs of a comparison: reads them and groups them into blocks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from regen.evaluation.scoring import EXAMPLES, with_own_columns
 from regen.runtime.costs import TRAINED, read_costs
 
 MOST_EMPTY = 0.05  # share of empty texts above which a table warns
-ENCODER = "encoder"  # the setting whose values are columns where nothing else is asked for
+ENCODER = "encoder"  # the setting whose values are the columns by default
 Settings = tuple[tuple[str, str], ...]
 
 
@@ -27,13 +27,13 @@ class Cell:
     """One run of a grid.
 
     Attributes:
-        folder: the run folder; `examples.parquet` is in it once the run is scored.
-        encoder: what entered the adapter.
+        folder: the run folder; it contains `examples.parquet` once the run is scored.
+        encoder: name of the encoder.
         seed: the run's seed.
-        settings: other things that may differ between runs, for instance adapter, vertical and `feature`
-            (comma-separated when the run was trained on several).
-        error: what made the cell fail; None for a cell that did not.
-        parts: what the encoder is made of, for instance cf and content.
+        settings: other settings that differ between runs, for instance adapter and vertical, and always `feature`
+            (comma-separated if the run was trained on several).
+        error: the error of a failed cell, else None.
+        parts: the parts of the encoder, for instance cf and content.
     """
 
     folder: Path
@@ -58,14 +58,14 @@ class Cell:
         return NEXT_ITEM in self.features
 
     def identity(self, varying: Sequence[str]) -> str:
-        """What tells this cell from the others, "purchase_reason, adapter=mlp, encoder=cf, seed=0"."""
+        """Names this cell among others, for instance "purchase_reason, adapter=mlp, encoder=cf, seed=0"."""
         settings = [f"{name}={self.settings[name]}" for name in varying if name in self.settings]
         return ", ".join([*self.features, *settings, f"encoder={self.encoder}", f"seed={self.seed}"])
 
 
 @dataclass(frozen=True)
 class Run:
-    """A cell and its examples, or the error for which it has none; with neither it has not been scored yet."""
+    """A cell with its examples or its error; it has neither if it is not scored yet."""
 
     cell: Cell
     examples: pl.DataFrame | None
@@ -73,37 +73,30 @@ class Run:
 
     @property
     def costs(self) -> dict[str, float]:
-        """What training and generating cost, where the run's records say so."""
+        """The recorded costs of training and generation."""
         return read_costs(self.cell.folder)
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """What training wrote down; empty for what was not trained here."""
-        path = self.cell.folder / TRAINED
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
-
-    @property
-    def split(self) -> str:
-        """The split, in words; empty where no record says."""
-        return str(self.record.get("split", ""))
+        """The record of training; empty if it was not trained here."""
+        return read_record(self.cell.folder)
 
     @property
     def status(self) -> Status:
-        """How a table shows a run without examples."""
+        """The status of a run without examples."""
         return "missing" if self.error is None else "failed"
 
     @property
     def features(self) -> list[str]:
-        """The features of the examples, else those that the cell's settings name."""
+        """The features of the examples, or of the cell's settings without examples."""
         if self.examples is None:
             return self.cell.features
         return [str(name) for name in self.examples["feature"].unique(maintain_order=True)]
 
     def faults(self, feature: str, column: str) -> list[str]:
-        """What makes its scores no fair picture of the column that it is part of, though it finished."""
+        """Reasons not to trust the scores of a finished run, prefixed by its column and seed."""
         found = []
-        rows = self.frame(feature, "model")
-        empty = empty_share(rows)
+        empty = empty_share(self.frame(feature, "model"))
         if empty > MOST_EMPTY:
             found.append(f"wrote {empty:.0%} empty texts" if empty < 1 else "wrote only empty texts")
         if limits := self.record.get("limits"):
@@ -114,18 +107,24 @@ class Run:
         return [f"{column}: seed {self.cell.seed} {fault}" for fault in found]
 
     def frame(self, feature: str, system: str) -> pl.DataFrame:
-        """The examples of one feature and system; no rows when there are none."""
+        """The examples of one feature and system; possibly no rows."""
         assert self.examples is not None
         return with_own_columns(self.examples.filter(pl.col("feature") == feature, pl.col("system") == system))
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of training in a run's folder; empty without one."""
+    path = folder / TRAINED
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
 def empty_share(examples: pl.DataFrame) -> float:
-    """Share of the texts that are empty; 0 without any text."""
+    """The share of empty texts; 0 without any text."""
     return float(examples["empty"].sum()) / max(1, len(examples)) if "empty" in examples.columns else 0.0
 
 
 def load(cell: Cell) -> Run:
-    """Reads a cell's examples. An unreadable file fails this cell alone, because the others must reach the table."""
+    """Reads a cell's examples. An unreadable file fails only this cell, so that the others reach the table."""
     path = cell.folder / EXAMPLES
     if cell.error is not None or not path.exists():
         return Run(cell, None, cell.error)
@@ -145,7 +144,7 @@ def load(cell: Cell) -> Run:
 
 
 def _not_finite(examples: pl.DataFrame) -> str:
-    """The first statistic that is not a number somewhere, and for whom; empty where all are."""
+    """The first statistic with missing or non-finite values, and the first such user; empty without any."""
     for name, kind in examples.schema.items():
         if kind.is_float() and not (usable := examples[name].is_finite().fill_null(False)).all():
             rows = examples.filter(~usable)
@@ -154,15 +153,15 @@ def _not_finite(examples: pl.DataFrame) -> str:
 
 
 def varying_settings(cells: Sequence[Cell]) -> list[str]:
-    """Settings, the encoder first, that are not the same in all cells; without the feature."""
+    """The settings that differ between cells, the encoder first, without the feature."""
     names = dict.fromkeys([ENCODER, *(name for cell in cells for name in cell.settings if name != "feature")])
     return [name for name in names if len({cell.value(name) for cell in cells}) > 1]
 
 
 def grouped(runs: Sequence[Run], varying: Sequence[str]) -> dict[tuple[str, Settings], list[Run]]:
-    """Runs by feature and varying settings; a run whose feature is not known is in the block of every feature.
+    """Runs by feature and varying settings; a run with an unknown feature is in the block of every feature.
 
-    What a run was trained on counts as a setting when it is more than the block's feature.
+    The features of a run that was trained on several count as a setting.
     """
     known = list(dict.fromkeys(feature for run in runs for feature in run.features)) or ["narrative"]
     groups: dict[tuple[str, Settings], list[Run]] = {}
@@ -176,10 +175,10 @@ def grouped(runs: Sequence[Run], varying: Sequence[str]) -> dict[tuple[str, Sett
 
 
 def by_seed(runs: Sequence[Run]) -> dict[int, Run]:
-    """One run per seed in the order of seeds; a scored one comes before one that failed, one folder counts once.
+    """One run per seed, in the order of seeds; a scored run replaces a failed one, and a folder counts once.
 
     Raises:
-        ValueError: when two scored runs have the same seed, because pooling them would count one seed twice.
+        ValueError: when two scored runs have the same seed, because pooling would count this seed twice.
     """
     chosen: dict[int, Run] = {}
     for run in sorted(runs, key=lambda run: run.cell.seed):

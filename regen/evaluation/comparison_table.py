@@ -1,4 +1,4 @@
-"""The comparison as Markdown, CSV and terminal text, laid out like the paper's Table 1 with intervals and floors."""
+"""The comparison as Markdown, CSV and terminal text, in the layout of the paper's Table 1 with intervals and floors."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from regen.evaluation.statistics import MARGIN
 from regen.evaluation.text_metrics import Metric
 from regen.storage.artefacts import write_atomically
 
-_TERMINAL_WIDTH = 120
-MOST_COLUMNS = 12  # of models; beyond, each is a row
+WIDTH = 120  # of the terminal text
+MOST_COLUMNS = 12  # with more models than this, each model is a row
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Blocks of one table, and the cells that are not in it.
+    """The blocks of one table, and the cells that are missing from it.
 
     Attributes:
         blocks: in the order of the cells.
-        differences: how many differences the table shows; each is corrected for all of them.
-        problems: a line per cell that failed or has no predictions yet.
+        differences: number of differences in the table; p-values are corrected for all of them.
+        problems: one line per cell that failed or has no predictions yet.
         resamples: bootstrap resamples.
         key: the setting whose values are the columns.
     """
@@ -40,65 +40,54 @@ class Comparison:
     key: str
 
     def legend(self) -> str:
-        """How to read the table."""
-        return (
-            f"Brackets: 95 % bootstrap intervals over users ({self.resamples:,} resamples), and over seeds where there "
-            "are three or more. Differences are paired by user and by seed, relative to what stands behind 'vs' (%) "
-            "or, for shares, in percentage points (pp). n.s.: the interval contains zero; *: it does not, and the "
-            f"difference holds at 5 % after Holm's correction for the {plural(self.differences, 'difference')} of this "
-            "table; (*): only without the correction. Differences between trainings have no stars below three seeds. "
-            f"{self._verdicts()}{self._identification()}{self._floors()}"
-        )
-
-    def _identification(self) -> str:
-        """How to read identification, where the table has it."""
-        if not any(metric.chance for block in self.blocks for metric in block.rows):
-            return ""
-        return (
-            "Identification@k: how often a text is nearer, by sentence embedding, to its own user's reference than to "
-            "those of k - 1 other users, in the mean over all sets of k; MRR: mean reciprocal rank among all users. "
-            "A text that is the same for everyone is at chance, however typical it is, so identification is the "
-            "headline where no planted labels are known. Ungrounded names and numbers: texts with a name, brand or "
-            "number that occurs nowhere in the user's history; lower is better. "
-        )
-
-    def _floors(self) -> str:
-        """What the columns beside the models are."""
-        names = {column.name for block in self.blocks for column in block.columns}
-        if CLOSED_FORM not in names:
-            return (
-                "Floors: shuffled, predictions paired with other users; constant, one training narrative for everyone."
-            )
-        return (
-            "Closed form: where the training of the joint encoder, or of the first one, started, without the LM. Other "
-            "recommenders, fitted on the same training users and tuned on the same validation users: popularity; item "
-            "kNN (by recency) and ALS (fold-in) of implicit; content kNN, the texts nearest to the history's. Perfect "
-            "readers, in a synthetic world: the most that can be reached by who knows the need (CF), what the critique "
-            "names, or both. Bought items are candidates only with task.exclude_bought=false."
-        )
-
-    def _verdicts(self) -> str:
-        """How to read the verdicts and the better one, where the table has them."""
+        """Explains how to read the table."""
         columns = [column for block in self.blocks for column in block.columns]
-        text = ""
+        texts = [
+            f"Brackets: 95 % bootstrap intervals over users ({self.resamples:,} resamples) and, with three or more "
+            "seeds, over seeds. Differences are paired by user and seed. They are relative to the baseline after 'vs' "
+            "(%) or, for shares, in percentage points (pp). n.s.: the interval contains zero. *: it does not, and the "
+            f"difference holds at 5 % after Holm's correction for the {plural(self.differences, 'difference')} of this "
+            "table; (*): only without the correction. Differences between trainings have no stars below three seeds."
+        ]
         if any(column.beside for column in columns):
-            text += (
-                "The better one: of the single encoders, per metric, the one with the better mean. It is picked by the "
-                "data that it is compared on, which favours it, so the column is conservative for both. The column "
-                "repeats a difference of this table and is no further test. "
+            texts.append(
+                "The better one: the single encoder with the better mean, per metric. It is picked on the same data, "
+                "which favours it, so the column is conservative for both. The column repeats a difference of this "
+                "table and is no further test."
             )
         if any(column.verdicts for column in columns):
-            text += (
+            texts.append(
                 f"Verdicts on planted signals, with a margin of {MARGIN:g} pp: not worse, the whole interval lies "
-                f"above -{MARGIN:g} pp; worse, it lies below; open, neither. "
+                f"above -{MARGIN:g} pp; worse, it lies below; open, neither."
             )
-        return text
+        if any(metric.chance for block in self.blocks for metric in block.rows):
+            texts.append(
+                "Identification@k: how often a text is nearer, by sentence embedding, to its own user's reference than "
+                "to those of k - 1 other users, averaged over all sets of k. MRR: mean reciprocal rank among all "
+                "users. A text that is the same for everyone is at chance, however typical it is, so identification "
+                "is the headline if there are no planted labels. Ungrounded names and numbers: texts with a name, "
+                "brand or number that occurs nowhere in the user's history; lower is better."
+            )
+        if CLOSED_FORM in {column.name for column in columns}:
+            texts.append(
+                "Closed form: the start of the training of the joint encoder, or of the first one, without the LM. "
+                "Other recommenders are fitted on the same training users and tuned on the same validation users: "
+                "popularity; item kNN (by recency) and ALS (fold-in) of implicit; content kNN, the items whose texts "
+                "are nearest to the history. Perfect readers, in a synthetic world: the best possible score with "
+                "knowledge of the need (CF), of what the critique names, or of both. Bought items are candidates only "
+                "with task.exclude_bought=false."
+            )
+        else:
+            texts.append(
+                "Floors: shuffled, predictions paired with other users; constant, one training narrative for everyone."
+            )
+        return " ".join(texts)
 
     def to_markdown(self) -> str:
-        """A Markdown document with a heading, a table and a caption per block."""
+        """The table as Markdown, with a heading, a table and a caption per block."""
         parts = [_markdown_block(block) for block in self.blocks]
         for title, rows in self.overviews():
-            parts.insert(0, "\n".join([f"### {_one_line(title)}", "", *_markdown_table(rows)]))
+            parts.insert(0, "\n".join([f"### {_one_line(title)}", "", *markdown_table(rows)]))
         if self.problems:
             parts.append(
                 "\n".join(["Not in the table:", "", *(f"- {_one_line(problem)}" for problem in self.problems)])
@@ -106,7 +95,7 @@ class Comparison:
         return "\n\n".join([*parts, self.legend()]) + "\n"
 
     def overviews(self) -> list[tuple[str, list[list[str]]]]:
-        """Of each feature whose blocks differ in one setting: title, and the headline metric by it and the columns."""
+        """For each feature whose blocks differ in one setting: a title, and a table of the headline metric by block."""
         found = []
         for feature in dict.fromkeys(block.feature for block in self.blocks):
             blocks = [block for block in self.blocks if block.feature == feature and len(block.settings) == 1]
@@ -124,7 +113,7 @@ class Comparison:
         return found
 
     def to_csv(self) -> str:
-        """One line per block, metric and column; the recovery of each single label is in here only."""
+        """The table as CSV, one line per block, metric and column; only here with metrics outside `METRICS`."""
         names = list(dict.fromkeys(name for block in self.blocks for name in block.settings))
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
@@ -151,61 +140,58 @@ class Comparison:
             writer.writerows([*place, *record] for record in _records(block))
         return stream.getvalue()
 
-    def to_terminal(self, width: int = _TERMINAL_WIDTH) -> str:
-        """Plain text with intervals under their values; columns that do not fit go into further panels.
+    def to_terminal(self) -> str:
+        """Plain text with intervals below their values; columns that do not fit go into further panels.
 
-        So that three encoders fit one panel, the files alone have the difference from the shuffled floor and, where
-        the better one is shown, those from each of the single encoders.
+        To fit three encoders into one panel, it omits the difference from the shuffled floor and, if the column of the
+        better encoder exists, the differences from the single encoders. The files have them.
         """
-        parts = [_terminal_block(block, width) for block in self.blocks]
+        parts = [_terminal_block(block) for block in self.blocks]
         for title, rows in self.overviews():
-            parts.insert(0, "\n\n".join([title, *_terminal_panels(rows, width)]))
+            parts.insert(0, "\n\n".join([title, *_terminal_panels(rows)]))
         if self.problems:
             parts.append("\n".join(["Not in the table:", *(f"  {_one_line(problem)}" for problem in self.problems)]))
-        return "\n\n".join([*parts, fill(self.legend(), width)])
+        return "\n\n".join([*parts, fill(self.legend(), WIDTH)])
 
     def write(self, folder: Path) -> None:
-        """Writes `table.md` and `table.csv` into a folder, each of them whole or not at all."""
+        """Writes `table.md` and `table.csv` atomically into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in (("table.md", self.to_markdown()), ("table.csv", self.to_csv())):
             write_atomically(folder / name, partial(Path.write_text, data=text, encoding="utf-8"))
 
 
 def _values_as_rows(block: Block) -> list[list[str]]:
-    """For more columns than a table can have: a row for each of them, a column for each metric, no differences."""
+    """A table for many models: one row per model or floor, one column per metric, no differences."""
     shown = [column for column in block.columns if column.kind != "difference"]
     rows = [[column.label, *(" ".join(cell_texts(metric, column)[:2]) for metric in block.rows)] for column in shown]
     return [["", *(metric.display for metric in block.rows)], *rows]
 
 
-def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table; the first row is its head."""
     head, *below = (f"| {' | '.join(map(_one_line, row))} |" for row in rows)
     return [head, "|---" * len(rows[0]) + "|", *below]
 
 
 def _markdown_block(block: Block) -> str:
     lines = [f"### {_one_line(block.title)}", ""]
-    if block.models > MOST_COLUMNS:
-        table = [*lines, *_markdown_table(_values_as_rows(block))]
-        return "\n".join([*table, "", " ".join([block.caption(), *block.estimate_notes()])])
-    lines.append("| Metric | " + " | ".join(_one_line(_head(column)) for column in block.columns) + " |")
-    lines.append("|---" * (len(block.columns) + 1) + "|")
-    for metric in block.rows:
-        cells = (" ".join(filter(None, cell_texts(metric, column))) for column in block.columns)
-        lines.append(f"| {metric.display} | " + " | ".join(cells) + " |")
-    if costs := block.costs():
-        lines += ["", *_markdown_table(costs)]
+    if len(block.models) > MOST_COLUMNS:
+        lines += markdown_table(_values_as_rows(block))
+    else:
+        heads = [f"{column.label} ({column.caveat})" if column.caveat else column.label for column in block.columns]
+        rows = [
+            [metric.display, *(" ".join(filter(None, cell_texts(metric, column))) for column in block.columns)]
+            for metric in block.rows
+        ]
+        lines += markdown_table([["Metric", *heads], *rows])
+        if costs := block.costs():
+            lines += ["", *markdown_table(costs)]
     return "\n".join([*lines, "", " ".join([block.caption(), *block.estimate_notes()])])
 
 
-def _head(column: Column) -> str:
-    return f"{column.label} ({column.caveat})" if column.caveat else column.label
-
-
-def _terminal_block(block: Block, width: int) -> str:
-    if block.models > MOST_COLUMNS:
-        panels = _terminal_panels(_values_as_rows(block), width)
-        return "\n\n".join([block.title, *panels, fill(block.caption(), width)])
+def _terminal_block(block: Block) -> str:
+    if len(block.models) > MOST_COLUMNS:
+        return "\n\n".join([block.title, *_terminal_panels(_values_as_rows(block)), fill(block.caption(), WIDTH)])
     labels = ["", "", *(text for metric in block.rows for text in (metric.display, "", ""))]
     selects = any(column.beside for column in block.columns)
     shown = [
@@ -219,23 +205,23 @@ def _terminal_block(block: Block, width: int) -> str:
         for texts, column in zip(columns, shown, strict=True):
             value, interval, remark = cell_texts(metric, column)
             texts += value, interval.replace(", ", ","), remark
-    panels = [_panel(labels, panel) for panel in _panels(columns, width - _width(labels))]
+    panels = [_panel(labels, panel) for panel in _panels(labels, columns)]
     if costs := block.costs():
-        panels += _terminal_panels(costs, width)
-    return "\n\n".join([block.title, *panels, fill(" ".join([block.caption(), *block.estimate_notes()]), width)])
+        panels += _terminal_panels(costs)
+    return "\n\n".join([block.title, *panels, fill(" ".join([block.caption(), *block.estimate_notes()]), WIDTH)])
 
 
-def _terminal_panels(rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """A table, its first column repeated in each panel."""
+def _terminal_panels(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Panels of a table; each repeats the first column."""
     names, *each = ([*texts] for texts in zip(*rows, strict=True))
-    return [_panel(names, panel) for panel in _panels(each, width - _width(names))]
+    return [_panel(names, panel) for panel in _panels(names, each)]
 
 
-def _panels(columns: Sequence[Sequence[str]], width: int) -> Iterator[list[Sequence[str]]]:
-    """Groups columns so that each group fits the width, two spaces between columns; one alone may be wider."""
+def _panels(labels: Sequence[str], columns: Sequence[Sequence[str]]) -> Iterator[list[Sequence[str]]]:
+    """Groups columns to fit beside the labels with two spaces between them; a single column may be wider."""
     panel: list[Sequence[str]] = []
     for column in columns:
-        if panel and sum(_width(other) + 2 for other in [*panel, column]) > width:
+        if panel and sum(_width(other) + 2 for other in [*panel, column]) > WIDTH - _width(labels):
             yield panel
             panel = []
         panel.append(column)
@@ -271,7 +257,7 @@ def _records(block: Block) -> Iterator[list[object]]:
 
 
 def _remarks(note: str | None, metric: Metric, column: Column) -> tuple[str, str, str]:
-    """The last fields of a line: notes and faults, what the difference is from, and the verdict."""
+    """The last fields of a CSV line: notes and faults, the baseline of a difference, and the verdict."""
     notes = "; ".join(filter(None, [note, *column.faults]))
     return notes, column.beside.get(metric.name, ""), verdict(metric, column)
 

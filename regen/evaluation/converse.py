@@ -1,6 +1,5 @@
-"""Stage `evaluate` of `task=converse`: ranks, and narratives about the right and about the recommended item."""
+"""Stage `evaluate` of `task=converse`: ranks, and narratives about the right item and the recommended item."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from regen.data.conversation import ConversationDataset
 from regen.data.prepare import load_tables
 from regen.embeddings.interaction_texts import item_parts
 from regen.evaluation.recommend import catalogue, rank_test_users, ranking_parts
-from regen.evaluation.recovery import NEED, LabelVocabulary
+from regen.evaluation.recovery import NEED, planted_labels
 from regen.evaluation.scoring import ScoringOptions, statistics_of, with_floors
 from regen.evaluation.similarity import Embed
 from regen.generation.narratives import generate_narratives
@@ -19,19 +18,19 @@ from regen.runtime.costs import Stopwatch
 from regen.training.recommendation import NextItemData
 from regen.training.run import LoadedRun
 
-CANDIDATES = 10  # items ranked first, among which a narrative has to be nearest to its own
-RECOMMENDED = "recommended_prediction"  # the column of narratives about the item that was ranked first
+CANDIDATES = 10  # top-ranked items; a narrative should be nearest to its own item among them
+RECOMMENDED = "recommended_prediction"  # column of narratives about the item ranked first
 
 
 def converse_with_test_users(loaded: LoadedRun, watch: Stopwatch) -> pl.DataFrame:
-    """Rank of each test user's next item, and two narratives: about that item, and about the one ranked first.
+    """Ranks each test user's next item, and writes two narratives: about that item, and about the one ranked first.
 
     Args:
         loaded: A finished run.
-        watch: Takes the time of `prefill` and `generation`.
+        watch: Times `prefill` and `generation`.
 
     Returns:
-        The columns of `rank_test_users` with `prediction`, `recommended_prediction` and `reference`.
+        The columns of `rank_test_users`, `prediction`, `recommended_prediction` and `reference`.
     """
     data, evaluation = loaded.data, loaded.run.config.evaluation
     assert isinstance(data, NextItemData)
@@ -63,21 +62,20 @@ def conversation_statistics(
     validation: pl.DataFrame,
     embed: Embed,
 ) -> pl.DataFrame:
-    """Rows of `examples.parquet`: of the ranking, of narratives about the right item, and about the recommended one.
+    """Rows of `examples.parquet`: the ranking, narratives about the right item, and about the recommended item.
 
-    The last have the name of the feature with ", recommended item". They are scored against the user's reference, which
-    speaks of the right item, and by whether they speak of their own item.
+    The feature of the last has the suffix ", recommended item". They are scored against the user's reference, which is
+    about the right item, and by whether they are about their own item.
 
     Args:
-        predictions: From `converse_with_test_users`, with `category` of the item and `history`, its texts.
+        predictions: From `converse_with_test_users`, with columns `category` and `history`.
         loaded: The run.
-        options: Of the scores.
+        options: Scoring options.
         train: As for `score_run_files`.
         validation: As for `score_run_files`.
         embed: Sentence embeddings.
     """
-    prepared = loaded.run.inputs.prepared.path
-    tables = load_tables(prepared)
+    tables = load_tables(loaded.run.inputs.prepared.path)
     scored: dict[str, Any] = {"embed": embed, "planted": tables.planted, "options": options}
     columns = ("user_id", "feature", "item_id", "prediction", "reference")
     told = predictions.select(*columns, "category", "history")
@@ -85,19 +83,15 @@ def conversation_statistics(
     about = told.select(columns).with_columns(
         pl.col("feature") + ", recommended item", prediction=predictions[RECOMMENDED]
     )
+    hit = (predictions["rank"] == 1).cast(pl.Float64)
     recommended = statistics_of({"model": about}, **scored).with_columns(
-        *_hits(predictions),
+        hit.alias("hits"),
+        (1 - hit).alias("misses"),
         *_own_item(predictions, _texts(tables.items), tables.planted, embed),
-    )
-    recommended = recommended.with_columns(
-        similarity_hit=pl.col("similarity") * pl.col("hits"), similarity_miss=pl.col("similarity") * pl.col("misses")
+        similarity_hit=pl.col("similarity") * hit,
+        similarity_miss=pl.col("similarity") * (1 - hit),
     )
     return pl.concat([ranking_parts(predictions, loaded), right, recommended], how="diagonal")
-
-
-def _hits(predictions: pl.DataFrame) -> Sequence[pl.Series]:
-    hit = (predictions["rank"] == 1).cast(pl.Float64)
-    return [hit.alias("hits"), (1 - hit).alias("misses")]
 
 
 def _texts(items: pl.DataFrame) -> dict[str, str]:
@@ -109,7 +103,7 @@ def _texts(items: pl.DataFrame) -> dict[str, str]:
 def _own_item(
     predictions: pl.DataFrame, text_of: dict[str, str], planted: pl.DataFrame | None, embed: Embed
 ) -> list[pl.Series]:
-    """Whether each narrative about the recommended item speaks of it, and not of another one."""
+    """Whether each narrative about the recommended item is about this item and no other."""
     written = predictions[RECOMMENDED].to_list()
     candidates = [[text_of[item] for item in items[:CANDIDATES]] for items in predictions["recommended"]]
     texts = sorted({*written, *(text for row in candidates for text in row)})
@@ -125,7 +119,7 @@ def _own_item(
 
 
 def _first_is_nearest(text: np.ndarray, items: np.ndarray) -> float:
-    """Share of one for the first item if it is the nearest; items that are as near share it."""
+    """1 if the first item is the nearest to the text; equally near items share this 1."""
     near = items @ text
     best = near >= near.max() - 1e-6
     return float(best[0] / best.sum())
@@ -134,11 +128,12 @@ def _first_is_nearest(text: np.ndarray, items: np.ndarray) -> float:
 def _named_traits(
     written: list[str], items: list[str], references: list[str], planted: pl.DataFrame
 ) -> dict[str, list[float]]:
-    """Traits of the item that a text names, of those kinds that the reference names one of."""
+    """Counts traits of its item that a text names, among the labels that the reference names."""
     right, asked = np.zeros(len(written)), np.zeros(len(written))
-    for label in sorted(set(planted["label"]) - {NEED}):
-        vocabulary = LabelVocabulary.from_planted(label, planted.filter(pl.col("label") == label))
-        for at, (said, own, told) in enumerate(zip(*map(vocabulary.named, (written, items, references)), strict=True)):
+    for label in planted_labels(planted):
+        if label.name == NEED:
+            continue
+        for at, (said, own, told) in enumerate(zip(*map(label.named, (written, items, references)), strict=True)):
             if told and len(own) == 1:
                 asked[at] += 1
                 right[at] += said == own

@@ -1,4 +1,4 @@
-"""Frames of estimates: every metric of every group of examples, with its interval over the group's users."""
+"""Frames of estimates: every metric of every group of examples, with an interval over the group's users."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ ESTIMATES = pl.Schema(
 def estimate_table(
     examples: pl.DataFrame, metrics: Iterable[Metric], *, by: Sequence[str], resamples: int, seed: int
 ) -> pl.DataFrame:
-    """Every metric of every group.
+    """Estimates every metric in every group.
 
     Args:
-        examples: `user_id`, the columns of `by` and the metrics' statistics, a row per example.
-        metrics: which.
-        by: columns that name a group; groups of the same users share their resamples.
+        examples: `user_id`, the columns of `by` and the metrics' statistics, one row per example.
+        metrics: the metrics.
+        by: columns that define the groups; groups with the same users share their resamples.
         resamples: bootstrap resamples of each group's users.
-        seed: of the resamples.
+        seed: seed of the resamples.
 
     Returns:
-        The columns of `by`, then those of `ESTIMATES`: `value`, `low` and `high` are null where the metric is not
-        defined, and `note` says why; `users` are those that contribute to it, `examples` the rows of the group.
+        The columns of `by`, then those of `ESTIMATES`. `value`, `low` and `high` are null if the metric is not defined,
+        and `note` says why. `users` is the number of contributing users, `examples` the number of rows in the group.
     """
     metrics = list(metrics)
     schema = {name: examples.schema[name] for name in by} | dict(ESTIMATES)

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: a run's predictions and scores as files in its folder."""
+"""Stage `evaluate`: writes a run's predictions and scores into its folder."""
 
 import json
 import logging
@@ -30,21 +30,19 @@ from regen.training.run import WEIGHTS, LoadedRun, Run
 
 logger = logging.getLogger(__name__)
 PREDICTIONS = "predictions.jsonl"
-EVALUATION = EVALUATED  # written last: the settings that the predictions and scores beside it were made with
-
-
-METRICS_VERSION = 2  # raised when a metric is added: runs of an older one are scored again, not generated again
+EVALUATION = EVALUATED  # written last; has the settings of the predictions and scores in the same folder
+METRICS_VERSION = 2  # increase when a metric is added: older runs are then scored again, without generating again
 
 
 def evaluation_is_current(run: Run) -> bool:
-    """Whether the run's folder holds scores made with its evaluation settings and today's metrics."""
+    """Whether the run has scores for its evaluation settings and the current metrics."""
     if not predictions_are_current(run):
         return False
     return run.config.task.name == "recommend" or _record(run).get("metrics") == METRICS_VERSION
 
 
 def predictions_are_current(run: Run) -> bool:
-    """Whether the run's folder holds predictions made with its evaluation settings, and scores of them."""
+    """Whether the run has predictions for its evaluation settings, and any scores of them."""
     files = (EVALUATION, PREDICTIONS, EXAMPLES, SCORES)
     if not all((run.folder / name).is_file() for name in files):
         return False
@@ -58,22 +56,23 @@ def _record(run: Run) -> dict[str, Any]:
 def evaluate_run(
     loaded: LoadedRun, loggers: Sequence[Any] = (), *, reopen: Callable[[Path], LoadedRun], anew: bool = False
 ) -> None:
-    """Generates for the test users and scores; leaves predictions, per-example statistics and scores in the folder.
+    """Generates for the test users and scores; writes predictions, per-example statistics and scores into the folder.
 
     Args:
         loaded: A finished run.
-        loggers: Lightning's.
+        loggers: Lightning's loggers.
         reopen: Loads the run from its folder, for the processes of `engine=ray`.
-        anew: Generate even where only the scores are out of date.
+        anew: Generate even if only the scores are out of date.
     """
-    run, _evaluation = loaded.run, loaded.run.config.evaluation
-    kept = _record(run) if not (anew or run.config.task.ranks) and predictions_are_current(run) else None
+    run = loaded.run
+    keep = not anew and not run.config.task.ranks and predictions_are_current(run)
+    record = _record(run) if keep else {}
     (run.folder / EVALUATION).unlink(missing_ok=True)
-    if kept is None:
+    if keep:
+        predictions = read_predictions(run.folder / PREDICTIONS)
+    else:
         predictions, record = _predict(loaded, reopen)
         write_atomically(run.folder / PREDICTIONS, predictions.write_ndjson)
-    else:
-        predictions, record = read_predictions(run.folder / PREDICTIONS), kept
     scores = _score(loaded, predictions)
     text = json.dumps({**record, "metrics": METRICS_VERSION}, indent=2)
     write_atomically(run.folder / EVALUATION, lambda path: path.write_text(text))
@@ -83,7 +82,7 @@ def evaluate_run(
 
 
 def _predict(loaded: LoadedRun, reopen: Callable[[Path], LoadedRun]) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Narratives or ranks of the test users, and the record of how they were made."""
+    """Narratives or ranks for the test users, and the record of settings and costs."""
     run, evaluation = loaded.run, loaded.run.config.evaluation
     watch, memory = Stopwatch(waiting_for(loaded.model.device)), PeakMemory()
     asked = f"evaluation.batch_size={evaluation.batch_size}, {evaluation.generation['max_new_tokens']} new tokens a row"
@@ -109,7 +108,7 @@ def _predict(loaded: LoadedRun, reopen: Callable[[Path], LoadedRun]) -> tuple[pl
 
 
 def _score(loaded: LoadedRun, predictions: pl.DataFrame) -> Scores:
-    """Scores of ranks and of narratives, the latter with what the data say of their items and histories."""
+    """Scores ranks or narratives; narratives are joined with the categories of their items and the histories."""
     run, evaluation, splits = loaded.run, loaded.run.config.evaluation, loaded.data.splits
     if run.config.task.name == "recommend":
         return write_scores(ranking_parts(predictions, loaded), run.folder, options(evaluation))
@@ -119,22 +118,15 @@ def _score(loaded: LoadedRun, predictions: pl.DataFrame) -> Scores:
         history=pl.Series(history_texts(tables, [example.rows for example in splits["test"].examples]))
     )
     scoring = replace(options(evaluation), brands=brand_names(tables.items))
-    about: dict[str, Any] = {
-        "train": _narratives(splits["train"]),
-        "validation": _narratives(splits["validation"]),
-        "embed": embedder(evaluation),
-    }
+    about: dict[str, Any] = {name: _narratives(splits[name]) for name in ("train", "validation")}
+    about["embed"] = embedder(evaluation)
     if run.config.task.name == "converse":
         return write_scores(conversation_statistics(known, loaded, scoring, **about), run.folder, scoring)
     return score_run_files(known, run.folder, planted=tables.planted, options=scoring, **about)
 
 
 def _generate(loaded: LoadedRun, watch: Stopwatch, reopen: Callable[[Path], LoadedRun]) -> pl.DataFrame:
-    """Narratives for the test users: here, at a server, or on a cluster.
-
-    Raises:
-        ValueError: See `check_decoding`.
-    """
+    """Writes narratives for the test users: in this process, at a server, or on a cluster."""
     from regen.generation.checks import check_decoding
     from regen.generation.narratives import generate_narratives
     from regen.generation.shards import generate_in_shards
@@ -163,7 +155,7 @@ def _generate(loaded: LoadedRun, watch: Stopwatch, reopen: Callable[[Path], Load
 
 
 def options(evaluation: Evaluation) -> ScoringOptions:
-    """Scoring options of an `evaluation` config node."""
+    """The scoring options of the config group `evaluation`."""
     return ScoringOptions(
         stemmer=evaluation.rouge_stemmer,
         resamples=evaluation.resamples,
@@ -173,19 +165,13 @@ def options(evaluation: Evaluation) -> ScoringOptions:
 
 
 def embedder(evaluation: Evaluation) -> Callable[[list[str]], np.ndarray]:
-    """Sentence embeddings for the similarity."""
+    """The sentence encoder for the similarity."""
     return partial(embed_texts, pretrained=evaluation.similarity)
 
 
 def _narratives(dataset: NarrativeDataset) -> pl.DataFrame:
     rows = dataset.examples
-    return pl.DataFrame(
-        {
-            "user_id": [row.user_id for row in rows],
-            "feature": [row.feature for row in rows],
-            "text": [row.text for row in rows],
-        }
-    )
+    return pl.DataFrame({"feature": [row.feature for row in rows], "text": [row.text for row in rows]})
 
 
 def _evaluation_recipe(run: Run) -> str:
@@ -193,7 +179,7 @@ def _evaluation_recipe(run: Run) -> str:
 
 
 def _log_to(run_logger: Any, loaded: LoadedRun, predictions: pl.DataFrame, scores: Scores) -> None:
-    """Scores named as in the tables; in W&B narratives, predictions and weights too."""
+    """Logs scores named as in the tables; for W&B also narratives, predictions and weights."""
     from regen.evaluation.wandb_results import final_metrics, record_results
 
     run_logger.log_metrics(final_metrics(scores))

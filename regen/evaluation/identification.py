@@ -1,8 +1,8 @@
 """Identification: is a text nearer to its own reference than to the references of other users?
 
-A generic text scores at chance here, however fluent it is. No planted label is needed. The other candidates are the
-references of k - 1 other users. Nothing is drawn: each value is the expectation over *all* sets of k users, so the
-candidates are the same for every model, and a text that is the same for everyone scores exactly 1/k.
+A generic text scores at chance, however fluent it is, and no planted label is needed. The candidates are the own
+reference and those of k - 1 other users. Nothing is sampled: each value is the expectation over *all* sets of k users.
+So the candidates are the same for every model, and a text that is the same for everyone scores exactly 1/k.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from regen.evaluation.similarity import Vectors
 CANDIDATES = (10, 50)  # k of Identification@k
 RECIPROCAL, ALL = "reciprocal_rank", "all"
 OF_USER, OF_ITEM = "identified", "identified_item"
-"""Stems of the columns: the own reference among users, and among items of the same category."""
-CATEGORY = "category"  # optional column of predictions: of the item that the text is about
-_DECIMALS = 5  # of a similarity; beyond them a float32 encoder's values depend on how texts are batched
+"""Column prefixes: the own reference among those of other users, and of other items of the same category."""
+CATEGORY = "category"  # optional column of predictions: the category of the item that the text is about
+_DECIMALS = 5  # similarities are rounded: further digits depend on how the float32 encoder batches texts
 _BLOCK = 1024  # texts compared with all references at a time
 
 
 def chance(kind: int | str, candidates: int) -> float:
-    """What a constant text scores among this many candidates: 1/k, or the mean reciprocal rank of a random order."""
+    """The score of a constant text among this many candidates: 1/k, or the mean reciprocal rank of a random order."""
     if kind == RECIPROCAL:
         return sum(1 / rank for rank in range(1, candidates + 1)) / candidates
     return 1 / (candidates if kind == ALL else int(kind))
@@ -36,13 +36,13 @@ def identification_columns(
 ) -> dict[str, Float[np.ndarray, " rows"]]:
     """Per-example statistics of Identification@k and of the reciprocal rank.
 
-    Users are compared within a feature. Where predictions name an item and its category, items are compared as well,
-    within a feature and category. A k above the number of users has no column.
+    Users are compared within a feature. If predictions name an item and its category, items are compared too, within
+    a feature and category. A k above the number of users has no column.
 
     Args:
         predictions: columns `user_id, feature, item_id, prediction, reference`, optionally `category`.
-        candidates: rows with the same columns; all references that count, those of `predictions` among them.
-        vectors: unit-norm embedding of each text; zero for a blank one, which is then at chance.
+        candidates: the same columns; their references are the candidates and include those of `predictions`.
+        vectors: unit-norm embedding of each text; a blank text has zero, which puts it at chance.
 
     Returns:
         For `identified` (users) and `identified_item` (items): `<stem>_10`, `<stem>_50`, `<stem>_all`,
@@ -64,18 +64,20 @@ def _ranked(
     unit: str,
     pool: list[str],
 ) -> dict[str, Float[np.ndarray, " rows"]]:
-    """Statistics of one kind of unit; a unit's t-th text is compared with the t-th of every other unit.
+    """Statistics of one kind of unit (users or items): the t-th text of a unit against the t-th of every other unit.
 
-    A unit with fewer texts starts again from its first, as in the shuffled floor. So each set has one text per unit.
+    A unit with fewer texts repeats them, as in the shuffled floor. So each comparison has one text per unit.
     """
     kinds = (*CANDIDATES, ALL, RECIPROCAL)
     columns = {f"{stem}_{kind}{end}": np.zeros(predictions.height) for kind in kinds for end in ("", "_of")}
     asked = predictions.with_row_index("row").drop_nulls([unit, *pool])
-    known = {key: _by_unit(rows, unit) for key, rows in candidates.drop_nulls([unit, *pool]).group_by(pool)}
+    known = {
+        key: dict(rows.group_by(unit, maintain_order=True).agg("reference").iter_rows())
+        for key, rows in candidates.drop_nulls([unit, *pool]).group_by(pool)
+    }
     for key, rows in asked.group_by(pool, maintain_order=True):
         references = known[key]
-        size = len(references)
-        if size < 2:
+        if len(references) < 2:
             continue
         place = {name: at for at, name in enumerate(references)}
         turned = rows.with_columns(turn=pl.int_range(pl.len()).over(unit))
@@ -87,14 +89,10 @@ def _ranked(
     return {name: values for name, values in columns.items() if columns[f"{name.removesuffix('_of')}_of"].any()}
 
 
-def _by_unit(rows: pl.DataFrame, unit: str) -> dict[str, list[str]]:
-    return dict(rows.group_by(unit, maintain_order=True).agg("reference").iter_rows())
-
-
 def _values(
     rows: pl.DataFrame, references: Sequence[str], own: Sequence[int], vectors: Vectors
 ) -> dict[int | str, Float[np.ndarray, " rows"]]:
-    """The expected statistics; arguments as for `_places`. Ties are broken at random, again in expectation."""
+    """The expected statistics, with ties broken at random; arguments as for `_places`."""
     size = len(references)
     nearer, tied = _places(rows, references, own, vectors)
     ranks = np.arange(1, size + 1)
@@ -105,9 +103,9 @@ def _values(
 
 
 def _wins(k: int, size: int) -> Float[np.ndarray, " size"]:
-    """By rank among all `size` candidates: the share of sets of k, the own reference in them, in which it is first.
+    """For each rank among all `size` candidates: the share of sets of k with the own reference in which it is first.
 
-    C(size - rank, k - 1) / C(size - 1, k - 1), each from the one before.
+    This is C(size - rank, k - 1) / C(size - 1, k - 1), computed from the rank before.
     """
     ranks = np.arange(1, size)
     return np.cumprod(np.concatenate([[1.0], np.maximum(size - ranks - k + 1, 0) / (size - ranks)]))
@@ -116,14 +114,14 @@ def _wins(k: int, size: int) -> Float[np.ndarray, " size"]:
 def _places(
     rows: pl.DataFrame, references: Sequence[str], own: Sequence[int], vectors: Vectors
 ) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"]]:
-    """How many references are nearer to a text than its own one, and how many are as near, its own one among them.
+    """How many references are nearer to a text than its own reference, and how many are equally near (own included).
 
     Equal texts are compared once, so that they tie exactly.
 
     Args:
         rows: columns `prediction` and `reference`.
-        references: a text of each unit.
-        own: place of each row's unit; the row's reference stands there instead.
+        references: one text per unit.
+        own: index of each row's unit in `references`; the row's own reference replaces the text there.
         vectors: embedding of each text.
     """
     said, of_row = np.unique(rows["prediction"].to_numpy(), return_inverse=True)

@@ -1,9 +1,9 @@
-"""Memorising: how much of what a model writes stands in its training narratives.
+"""Memorisation: how much of a model's text already occurs in its training narratives.
 
-The paper says that the model constructs narratives from the history "instead of simply memorizing" (introduction), and
-splits by user to force that (5.1); this measures it. A narrative that recites shares long runs of words with a training
-narrative, and is nearer to one than a fresh text is. References are fresh texts of test users, and they share
-formulas with the training narratives too, so what *they* share is the floor: copying is what lies above it.
+The paper claims that the model builds narratives from the history "instead of simply memorizing" (introduction) and
+splits by user to force that (5.1). This measures it. A recited narrative shares long runs of words with a training
+narrative. The references of test users, which the model never saw, share some phrases with training narratives as well.
+They are the floor: copying is what exceeds it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from jaxtyping import Float
 from regen.evaluation.estimate_tables import estimate_table
 from regen.evaluation.shared_ngrams import longest_shared_ngrams, words_of
 from regen.evaluation.similarity import Embed, similarity_column, unit_vectors
-from regen.evaluation.text_metrics import KEYS, Metric, check_predictions, ratio
+from regen.evaluation.text_metrics import KEYS, Metric, by_name, check_predictions, mean_metric
 
 PREDICTIONS, REFERENCES, EXCESS = "predictions", "references", "excess"
-"""Whose texts a row of the summary speaks of; `excess` is prediction less reference, paired by example."""
+"""The texts that a row of the summary is about; `excess` is prediction minus reference, paired by example."""
 
 SIMILARITY, NEAREST = "similarity", "nearest_similarity"
 _BLOCK = 1024  # texts compared with all training narratives at a time
@@ -29,10 +29,10 @@ _BLOCK = 1024  # texts compared with all training narratives at a time
 
 @dataclass(frozen=True)
 class Memorisation:
-    """What was found.
+    """The result of `memorisation`.
 
     Attributes:
-        examples: a row per prediction, see `memorisation`.
+        examples: one row per prediction, see `memorisation`.
         summary: `feature`, `of` (`predictions`, `references` or `excess`) and the columns of `ESTIMATES`.
         training_narratives: distinct texts that were searched.
     """
@@ -42,44 +42,39 @@ class Memorisation:
     training_narratives: int
 
 
-def _mean(name: str, display: str, decimals: int, *, is_share: bool = False) -> Metric:
-    return Metric(name, display, decimals, (name, "examples"), ratio, is_share)
-
-
-MEASURES: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        _mean("words", "Words", 1),
-        _mean("longest", "Longest shared n-gram (words)", 2),
-        _mean("share", "Its share of the words", 3, is_share=True),
-        _mean("verbatim", "Word-for-word copies", 3, is_share=True),
-        _mean(NEAREST, "Similarity to the nearest training narrative", 3),
-        _mean(SIMILARITY, "Similarity to the own reference", 3),
+MEASURES: dict[str, Metric] = by_name(
+    (
+        mean_metric("words", "Words", 1),
+        mean_metric("longest", "Longest shared n-gram (words)", 2),
+        mean_metric("share", "Its share of the words", is_share=True),
+        mean_metric("verbatim", "Word-for-word copies", is_share=True),
+        mean_metric(NEAREST, "Similarity to the nearest training narrative"),
+        mean_metric(SIMILARITY, "Similarity to the own reference"),
     )
-}
+)
 
 
 def memorisation(
     predictions: pl.DataFrame, training: Sequence[str], *, embed: Embed | None, resamples: int = 2000, seed: int = 0
 ) -> Memorisation:
-    """Compares predictions, and the references beside them, with the narratives that the model was trained on.
+    """Compares the predictions and references of test users with the training narratives.
 
     Words are case-folded and stripped of punctuation. A blank prediction shares nothing and is no copy.
 
     Args:
-        predictions: columns `user_id, feature, item_id` (nullable), `prediction, reference`; the test users'.
+        predictions: columns `user_id, feature, item_id` (nullable), `prediction, reference`.
         training: training narratives.
-        embed: sentence embeddings; None leaves both similarities out.
+        embed: sentence embeddings; None skips both similarities.
         resamples: bootstrap resamples of users.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
-        Frames per example and of estimates. The columns per example are `user_id, feature, item_id`; of the
-        prediction `words` (how many), `longest` (words of the longest n-gram shared with any training narrative),
-        `share` (of its words that this n-gram covers, 0 to 1), `verbatim` (1 where all its words in order are all
-        words of a training narrative), `shared` (the n-gram), `source` (a training narrative that holds it, null
-        where no word is shared), `nearest_similarity` (largest cosine with a training narrative); the same of the
-        reference with `reference_` before the name; and `similarity` (cosine with the own reference).
+        A frame per example and a frame of estimates. The columns per example are `user_id, feature, item_id` and, for
+        the prediction: `words` (number of words), `longest` (length in words of the longest n-gram shared with any
+        training narrative), `share` (share of its words in this n-gram, 0 to 1), `verbatim` (1 if its words equal
+        those of a training narrative), `shared` (the n-gram), `source` (a training narrative that contains it, null
+        without a shared word), `nearest_similarity` (largest cosine with a training narrative). The reference has the
+        same columns with the prefix `reference_`. `similarity` is the cosine of prediction and reference.
 
     Raises:
         ValueError: when predictions lack a column or text, or there is no training narrative.
@@ -87,7 +82,7 @@ def memorisation(
     check_predictions(predictions)
     corpus = sorted({text for text in training if text.strip()})
     if not corpus:
-        raise ValueError("there is no training narrative to compare with: 0 texts that are not blank.")
+        raise ValueError("there is no training narrative to compare with: all texts are blank or absent.")
     examples = predictions.select(KEYS)
     texts = {"": predictions["prediction"].to_list(), "reference_": predictions["reference"].to_list()}
     distinct = sorted({text for column in texts.values() for text in column})
@@ -116,7 +111,7 @@ def nearest_similarity(
 
 
 def _copied(texts: list[str], corpus: list[str]) -> pl.DataFrame:
-    """What the corpus holds of each text word for word, columns as in `memorisation`."""
+    """Word-for-word overlap of each text with the corpus, columns as in `memorisation`."""
     found = longest_shared_ngrams(texts, corpus)
     words = np.array([len(said) for said in found.words], dtype=np.float64)
     whole = {" ".join(words_of(text)) for text in corpus}
@@ -133,18 +128,17 @@ def _copied(texts: list[str], corpus: list[str]) -> pl.DataFrame:
 
 
 def _summary(examples: pl.DataFrame, *, resamples: int, seed: int) -> pl.DataFrame:
-    """Estimates per feature of predictions, references and their paired difference."""
-    measures = [metric for name, metric in MEASURES.items() if name in examples.columns]
-    paired = [metric for metric in measures if metric.name != SIMILARITY]  # a reference is its own reference
-    names = [metric.name for metric in paired]
+    """Estimates per feature for predictions, references and their paired difference."""
+    names = [name for name in MEASURES if name in examples.columns]
+    paired = [name for name in names if name != SIMILARITY]  # a reference is its own reference
     columns = {
-        PREDICTIONS: [pl.col(metric.name) for metric in measures],
-        REFERENCES: [pl.col(f"reference_{name}").alias(name) for name in names],
-        EXCESS: [(pl.col(name) - pl.col(f"reference_{name}")).alias(name) for name in names],
+        PREDICTIONS: {name: pl.col(name) for name in names},
+        REFERENCES: {name: pl.col(f"reference_{name}") for name in paired},
+        EXCESS: {name: pl.col(name) - pl.col(f"reference_{name}") for name in paired},
     }
     parts = []
     for of, chosen in columns.items():
-        rows = examples.select("user_id", "feature", pl.lit(of).alias("of"), pl.lit(1.0).alias("examples"), *chosen)
-        shown = measures if of == PREDICTIONS else paired
-        parts.append(estimate_table(rows, shown, by=["feature", "of"], resamples=resamples, seed=seed))
+        rows = examples.select("user_id", "feature", of=pl.lit(of), examples=pl.lit(1.0), **chosen)
+        metrics = [MEASURES[name] for name in chosen]
+        parts.append(estimate_table(rows, metrics, by=["feature", "of"], resamples=resamples, seed=seed))
     return pl.concat(parts)

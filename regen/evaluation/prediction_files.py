@@ -1,4 +1,4 @@
-"""Files of predictions: ours, or what another system wrote."""
+"""Readers of prediction files, ours or another system's."""
 
 from __future__ import annotations
 
@@ -11,22 +11,15 @@ from typing import Any
 
 import polars as pl
 
-SCHEMA = {
-    "user_id": pl.String,
-    "feature": pl.String,
-    "item_id": pl.String,
-    "prediction": pl.String,
-    "reference": pl.String,
-}
-DEFAULT_FEATURE = "narrative"
+SCHEMA = dict.fromkeys(("user_id", "feature", "item_id", "prediction", "reference"), pl.String)
 
 
 def read_predictions(path: Path) -> pl.DataFrame:
     """Reads a `.jsonl` or `.jsonl.gz` file of predictions and references.
 
-    Every line is an object with `prediction` and `reference`, and either all or none have `user_id`. Without it each
-    row counts as a user of its own, named by its number from 1. `feature` (default "narrative") and `item_id` may be
-    absent. Blank lines are left out.
+    Every line is an object with `prediction` and `reference`. Either all lines or none have `user_id`; without it each
+    row counts as one user, named by its number from 1. `feature` (default "narrative") and `item_id` are optional.
+    Blank lines are skipped.
 
     Returns:
         Columns `user_id, feature, item_id, prediction, reference`, all strings, in the file's order.
@@ -35,14 +28,10 @@ def read_predictions(path: Path) -> pl.DataFrame:
         FileNotFoundError: when there is no such file.
         ValueError: when the file is empty, cut off, or has a bad line; the message gives file, line and fix.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of predictions; give a .jsonl or .jsonl.gz file.")
     rows: list[dict[str, str | None]] = []
-    with_users: bool | None = None
-    for number, line in _lines(path):
-        where = f"{path}:{number}"
-        record = _record(line, where)
-        if with_users is None:
+    with_users = False
+    for where, record in _records(path, "predictions"):
+        if not rows:
             with_users = "user_id" in record
         elif with_users != ("user_id" in record):
             state = "has" if "user_id" in record else "has no"
@@ -50,55 +39,50 @@ def read_predictions(path: Path) -> pl.DataFrame:
         rows.append(
             {
                 "user_id": _identifier(record, "user_id", where) if with_users else str(len(rows) + 1),
-                "feature": _text(record, "feature", where) if "feature" in record else DEFAULT_FEATURE,
+                "feature": _text(record, "feature", where) if "feature" in record else "narrative",
                 "item_id": None if record.get("item_id") is None else _identifier(record, "item_id", where),
                 "prediction": _text(record, "prediction", where),
                 "reference": _text(record, "reference", where, may_be_blank=False),
             }
         )
-    if not rows:
-        raise ValueError(f"{path}: no predictions, the file has 0 lines with content.")
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
 def read_recommendations(path: Path) -> dict[str, list[str]]:
-    """Reads a `.jsonl` or `.jsonl.gz` file of rankings: on every line a `user_id` and its `items`, the best first.
+    """Reads a `.jsonl` or `.jsonl.gz` file of rankings: every line has a `user_id` and its `items`, best first.
 
     Raises:
         FileNotFoundError: when there is no such file.
         ValueError: when the file is empty, cut off, or has a bad line; the message gives file, line and fix.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of recommendations; give a .jsonl or .jsonl.gz file.")
     found: dict[str, list[str]] = {}
-    for number, line in _lines(path):
-        where = f"{path}:{number}"
-        record = _record(line, where)
-        if missing := [key for key in ("user_id", "items") if key not in record]:
-            raise ValueError(f"{where}: no key {missing[0]!r}; the line has {', '.join(sorted(record)) or 'no key'}.")
-        user, items = _identifier(record, "user_id", where), record["items"]
+    for where, record in _records(path, "recommendations"):
+        user, items = _identifier(record, "user_id", where), _value(record, "items", where)
         if not isinstance(items, list) or not items:
-            raise ValueError(f"{where}: 'items' is {_shown(items)}; it must be a list of item ids, the best first.")
+            raise ValueError(f"{where}: 'items' is {_shown(items)}; it must be a list of item ids, best first.")
         if user in found:
-            raise ValueError(f"{where}: user {user!r} has a line already; give each user one.")
+            raise ValueError(f"{where}: user {user!r} has a line already; give each user one line.")
         named = [_identifier({"items": item}, "items", where) for item in items]
         if len(set(named)) < len(named):
             twice = next(item for item in named if named.count(item) > 1)
             raise ValueError(f"{where}: item {twice!r} is named twice.")
         found[user] = named
-    if not found:
-        raise ValueError(f"{path}: no recommendations, the file has 0 lines with content.")
     return found
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number (from 1) and content of every line that is not blank."""
-    number = 0
+def _records(path: Path, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place ("FILE:LINE") and JSON object of every line that is not blank; fails without any."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of {kind}; give a .jsonl or .jsonl.gz file.")
+    number, empty = 0, True
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as stream:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
-                    yield number, line
+                    empty = False
+                    yield f"{path}:{number}", _record(line, f"{path}:{number}")
+        if empty:
+            raise ValueError(f"{path}: no {kind}, the file has 0 lines with content.")
     except (EOFError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}:{number + 1}: damaged or cut off gzip file ({error}); copy it again.") from error
     except UnicodeDecodeError as error:
@@ -115,21 +99,25 @@ def _record(line: str, where: str) -> dict[str, Any]:
     return record
 
 
-def _text(record: dict[str, Any], key: str, where: str, *, may_be_blank: bool = True) -> str:
+def _value(record: dict[str, Any], key: str, where: str) -> Any:
     if key not in record:
         raise ValueError(f"{where}: no key {key!r}; the line has {', '.join(sorted(record)) or 'no key'}.")
-    value = record[key]
+    return record[key]
+
+
+def _text(record: dict[str, Any], key: str, where: str, *, may_be_blank: bool = True) -> str:
+    value = _value(record, key, where)
     if not isinstance(value, str):
         raise ValueError(f"{where}: {key!r} is {_shown(value)}; it must be a string.")
     if not may_be_blank and not value.strip():
-        raise ValueError(f"{where}: {key!r} is blank; leave lines without a {key} out.")
+        raise ValueError(f"{where}: {key!r} is blank; leave out lines without a {key}.")
     return value
 
 
 def _identifier(record: dict[str, Any], key: str, where: str) -> str:
-    value = record[key]
+    value = _value(record, key, where)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-        raise ValueError(f"{where}: {key!r} is {_shown(value)}; it must be a string that is not empty, or an integer.")
+        raise ValueError(f"{where}: {key!r} is {_shown(value)}; it must be a non-empty string or an integer.")
     return str(value)
 
 

@@ -1,4 +1,4 @@
-"""Scores of a recommender: where the item that was bought next stands among all items of the catalogue."""
+"""Scores of a recommender: the rank of the item that was bought next among all items of the catalogue."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from regen.evaluation.text_metrics import CUTS
 
 
 def rank_of(scores: Float[Tensor, "rows items"], target: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
-    """Place of each row's target, from 1; of equal scores the item that comes first in the catalogue is first."""
+    """Rank of each row's target, from 1; of items with equal scores the first in the catalogue ranks first."""
     own = scores.gather(1, target[:, None])
     before = torch.arange(scores.shape[1], device=scores.device) < target[:, None]
     ranks: Tensor = 1 + ((scores > own) | ((scores == own) & before)).sum(dim=1)
@@ -24,18 +24,14 @@ def rank_of(scores: Float[Tensor, "rows items"], target: Int[Tensor, " rows"]) -
 def ranking_statistics(
     users: list[str], items: list[str], ranks: Int[np.ndarray, " users"], cold: np.ndarray, *, system: str
 ) -> pl.DataFrame:
-    """Per-user statistics whose sums give the metrics of a table.
+    """Per-user statistics: Recall@k, NDCG@10, reciprocal rank and, if there are cold items, Recall@10 on them.
 
     Args:
-        users: Their ids.
-        items: Id of the item that each of them bought next.
-        ranks: Its place, from 1; 0 where a system did not name it.
-        cold: Whether no training user bought that item.
-        system: What the statistics are of.
-
-    Returns:
-        Recall at each cut, NDCG@10 and reciprocal rank, which with one right item are functions of its rank; and
-        Recall@10 over cold items where there are any.
+        users: Ids of the users.
+        items: Id of the item that each user bought next.
+        ranks: Rank of this item, from 1; 0 if the system did not rank it.
+        cold: Whether no training user bought this item.
+        system: Name of the system.
     """
     named = ranks > 0
     places = np.where(named, ranks, np.iinfo(np.int64).max // 2).astype(np.float64)
@@ -51,6 +47,6 @@ def ranking_statistics(
 
 
 def statistics_frame(users: list[str], items: list[str], columns: Mapping[str, Any], *, system: str) -> pl.DataFrame:
-    """Statistics of one system as rows of `examples.parquet`."""
+    """Statistics of one system as rows of `examples.parquet`, one per user."""
     keys = {"system": system, "user_id": users, "feature": NEXT_ITEM, "item_id": items, "examples": 1.0}
     return pl.DataFrame({**keys, **columns})

@@ -1,4 +1,4 @@
-"""Stage `evaluate` of `task=recommend`: ranks of the test users' next items, by the model and by others."""
+"""Stage `evaluate` of `task=recommend`: ranks of the test users' next items, by the model and by other recommenders."""
 
 import logging
 from pathlib import Path
@@ -25,22 +25,22 @@ from regen.training.recommendation import NextItemData
 from regen.training.run import LoadedRun, Run
 
 logger = logging.getLogger(__name__)
-SCORES = 2**26  # of users and items that are held at one time, a quarter of a GiB
-LEAST_COLD = 20  # users who bought an item that no training user had, from which these are reported apart
-SHOWN = 20  # items of each user that are written down
+SCORES = 2**26  # scores (users x items) in memory at a time: a quarter of a GiB
+LEAST_COLD = 20  # with fewer users whose next item no training user bought, cold items are not reported
+SHOWN = 20  # recommended items per user in the predictions
 
 
 @torch.no_grad()
 def rank_test_users(loaded: LoadedRun, watch: Stopwatch) -> pl.DataFrame:
-    """Rank of each test user's next item, and the items ranked first.
+    """Ranks each test user's next item among all items.
 
     Args:
         loaded: A finished run.
-        watch: Takes the time of `prefill`.
+        watch: Times `prefill`.
 
     Returns:
-        Columns `user_id`, `feature`, `item_id` (bought next), `rank`, `closed_form_rank`, `recommended`, in the order
-        of the split.
+        Columns `user_id`, `feature`, `item_id` (bought next), `rank`, `closed_form_rank`, `recommended` (the items
+        ranked first), in the order of the split.
     """
     model, data = loaded.model, loaded.data
     assert isinstance(model, NextItemLM)
@@ -81,12 +81,12 @@ def rank_test_users(loaded: LoadedRun, watch: Stopwatch) -> pl.DataFrame:
 def score_recommendations_file(path: Path, folder: Path, *, like: Run, options: ScoringOptions) -> Scores:
     """Scores another system's rankings for the test users of a run.
 
-    An item that a list does not name counts as not found, so a list of less than 50 items can only lose.
+    An item that is not in a user's list counts as not found, so lists of fewer than 50 items lower the scores.
 
     Args:
-        path: A file as `read_recommendations` takes it.
-        folder: Where `examples.parquet` and `scores.json` go; made if absent.
-        like: A scored run of `task=recommend`, which says who is tested on what.
+        path: A file for `read_recommendations`.
+        folder: Folder for `examples.parquet` and `scores.json`; created if absent.
+        like: A scored run of `task=recommend`, which defines the test users and their next items.
         options: Resamples and seed.
 
     Raises:
@@ -105,7 +105,7 @@ def score_recommendations_file(path: Path, folder: Path, *, like: Run, options: 
         if strange := [item for item in theirs[user] if item not in known]:
             raise ValueError(f"{path}: item {strange[0]!r} of user {user!r} is not in the catalogue of {like.folder}.")
     if (shortest := min(len(theirs[user]) for user in users)) < max(CUTS):
-        logger.warning("%s: the shortest list has %d items; what it does not name counts as not found.", path, shortest)
+        logger.warning("%s: the shortest list has %d items; items outside a list count as not found.", path, shortest)
     ranks = [
         theirs[user].index(item) + 1 if item in theirs[user] else 0 for user, item in zip(users, targets, strict=True)
     ]
@@ -115,13 +115,13 @@ def score_recommendations_file(path: Path, folder: Path, *, like: Run, options: 
 
 
 def catalogue(run: Run) -> list[str]:
-    """Id of each item that a run ranks."""
+    """Ids of the items that a run ranks."""
     path = run.inputs.prepared.path / "items.parquet"
     return pl.read_parquet(path, columns=["item_id"], glob=False)["item_id"].to_list()
 
 
 def ranking_parts(predictions: pl.DataFrame, loaded: LoadedRun) -> pl.DataFrame:
-    """Rows of `examples.parquet`: the ranks of `rank_test_users` and those of other recommenders for the same users."""
+    """Rows of `examples.parquet`: statistics of `rank_test_users` and of other recommenders for the same users."""
     data, run = loaded.data, loaded.run
     assert isinstance(data, NextItemData)
     test = data.splits["test"]
@@ -130,14 +130,13 @@ def ranking_parts(predictions: pl.DataFrame, loaded: LoadedRun) -> pl.DataFrame:
     keys = predictions.select("user_id", "item_id")
     for (system,), rows in others.group_by("system", maintain_order=True):
         joined = keys.join(rows, on=["user_id", "item_id"], how="left", maintain_order="left")["rank"]
-        if joined.null_count() == 0:  # a narrative may speak of an item before the last, which others do not look for
+        if joined.null_count() == 0:  # narratives may be about earlier items, which the others do not rank
             ranks[str(system)] = joined.to_numpy()
+    exclude = run.config.task.exclude_bought
     if "content" in run.inputs.encoded:
         items = np.load(run.inputs.encoded["content"].path / "vectors.npy").astype(np.float32)
         users = {name: data.splits[name].examples for name in ("validation", "test")}
-        candidates = content_neighbours(items)
-        exclude = run.config.task.exclude_bought
-        _, ranks["content kNN"] = best_of(candidates, users, test.item_of, exclude_bought=exclude)
+        _, ranks["content kNN"] = best_of(content_neighbours(items), users, test.item_of, exclude_bought=exclude)
     targets = np.array([test.items(index)[-1] for index in range(len(test))])
     names, items_bought = predictions["user_id"].to_list(), predictions["item_id"].to_list()
     cold = data.bought[targets] == 0
@@ -152,6 +151,6 @@ def ranking_parts(predictions: pl.DataFrame, loaded: LoadedRun) -> pl.DataFrame:
             load_tables(run.inputs.prepared.path).items,
             test.item_of,
             critiques=run.config.data.critiques,
-            exclude_bought=run.config.task.exclude_bought,
+            exclude_bought=exclude,
         )
     return pl.concat(parts, how="diagonal").fill_null(0.0)

@@ -1,7 +1,7 @@
-"""Recommenders of others beside ours, on the same users and the same catalogue. They stand in a table as floors.
+"""Baseline recommenders on the same users and catalogue; tables show them as floors.
 
-All are fitted on training users; each has as many settings to choose from on the validation users as the closed form
-has, at most. Test users bring purchases alone.
+All are fitted on training users. Their settings are tuned on validation users, over no more values than the closed form
+has. Of test users they see only purchases.
 """
 
 import warnings
@@ -27,26 +27,26 @@ from regen.storage import identity
 from regen.storage.artefacts import Artefact, build
 
 Scores = Callable[[int, int], np.ndarray]
-"""Scores of all items for the users from one to before another."""
+"""Maps a range of users (start, end) to their scores of all items."""
 Recommender = Callable[[Sequence[np.ndarray]], Scores]
-"""From histories, as rows of the catalogue, oldest first, to scores."""
+"""Maps histories (rows of the catalogue, oldest first) to scores."""
 
 DECAYS = (0.7, 0.85, 1.0)
 NEIGHBOURS = (50, 200)
 ALS = {"factors": (64, 128), "alpha": (1.0, 10.0), "iterations": (15,), "regularization": (1.0,)}
 VERSION = 2
-ROWS = 512  # users ranked at one time
+ROWS = 512  # users ranked at a time
 
 
 def baselines(config: TrainConfig, prepared: Artefact) -> Artefact:
-    """Builds or reuses the ranks of popularity, item kNN and ALS with fold-in, the last two of `implicit`.
+    """Builds or reuses the ranks of popularity, item kNN and ALS with fold-in (the last two from `implicit`).
 
     Args:
-        config: Of a run of `task=recommend`.
-        prepared: Its data.
+        config: Config of a run of `task=recommend`.
+        prepared: The run's prepared data.
 
     Returns:
-        An artefact with `ranks.parquet`: `system`, `user_id`, `item_id`, `rank`, and `chosen`, the setting; and with
+        An artefact with two files. `ranks.parquet`: `system`, `user_id`, `item_id`, `rank`, `chosen` (the setting).
         `sequences.parquet`: `user_id`, `split`, `items`, for recommenders that run elsewhere (`benchmarks/sasrec.py`).
     """
     task, history = config.task, config.data.max_history
@@ -62,25 +62,26 @@ def baselines(config: TrainConfig, prepared: Artefact) -> Artefact:
         item_of, size = catalogue_rows(tables), len(tables.items)
         users = purchase_sequences(tables, config.split, max_history=history, exclude_bought=task.exclude_bought)
         train = _matrix([item_of[one.rows] for one in users["train"]], size, decay=1.0)
+        options = [dict(zip(ALS, values, strict=True)) for values in product(*ALS.values())]
         systems: dict[str, dict[str, Recommender]] = {
             "popularity": {"": _popularity(train)},
             "item kNN": {
                 f"{count} neighbours, decay {decay:g}": _neighbours(train, count, decay)
                 for count, decay in product(NEIGHBOURS, DECAYS)
             },
-            "ALS": {
-                ", ".join(f"{name} {value:g}" for name, value in zip(ALS, values, strict=True)): _als(
-                    train, **dict(zip(ALS, values, strict=True))
-                )
-                for values in product(*ALS.values())
-            },
+            "ALS": {", ".join(f"{name} {value:g}" for name, value in of.items()): _als(train, **of) for of in options},
         }
         parts = []
         for system, candidates in systems.items():
             chosen, ranks = best_of(candidates, users, item_of, exclude_bought=task.exclude_bought)
-            tested = [(one.user_id, one.item_id) for one in users["test"]]
-            columns = dict(zip(("user_id", "item_id"), zip(*tested, strict=True), strict=True)) | {"rank": ranks}
-            parts.append(pl.DataFrame({"system": system, **columns, "chosen": chosen}))
+            columns = {
+                "system": system,
+                "user_id": [one.user_id for one in users["test"]],
+                "item_id": [one.item_id for one in users["test"]],
+                "rank": ranks,
+                "chosen": chosen,
+            }
+            parts.append(pl.DataFrame(columns))
         pl.concat(parts).write_parquet(folder / "ranks.parquet")
         ids = tables.items["item_id"].to_list()
         sequences = [
@@ -101,7 +102,7 @@ def best_of(
     *,
     exclude_bought: bool,
 ) -> tuple[str, np.ndarray]:
-    """The setting with the best mean reciprocal rank of the validation users, and its ranks of the test users."""
+    """The setting with the best mean reciprocal rank on validation users, and its ranks for the test users."""
 
     def ranks(name: str, split: str) -> np.ndarray:
         histories = [item_of[one.rows[:-1]] for one in users[split]]
@@ -128,7 +129,7 @@ def ranks_by(score: Scores, users: Sequence[Example], item_of: np.ndarray, *, ex
 
 
 def content_neighbours(items: Float[np.ndarray, "items dim"]) -> dict[str, Recommender]:
-    """Items whose text is near to the recency-weighted mean of the texts of a history, by decay."""
+    """Ranks items by the similarity of their text vectors to the recency-weighted mean of the history, by decay."""
 
     def recommender(decay: float) -> Recommender:
         def scores(histories: Sequence[np.ndarray]) -> Scores:
@@ -141,7 +142,7 @@ def content_neighbours(items: Float[np.ndarray, "items dim"]) -> dict[str, Recom
 
 
 def _matrix(rows: Sequence[np.ndarray], items: int, *, decay: float) -> sp.csr_matrix:
-    """Users x items; a purchase counts `decay` times the one after it."""
+    """The users x items matrix, in which a purchase counts `decay` times as much as the one after it."""
     users = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     values = np.concatenate([decay ** np.arange(len(row))[::-1] for row in rows]).astype(np.float32)
     return sp.csr_matrix((values, (users, np.concatenate(rows))), shape=(len(rows), items))
@@ -156,7 +157,7 @@ def _neighbours(train: sp.csr_matrix, count: int, decay: float) -> Recommender:
     from implicit.nearest_neighbours import CosineRecommender
 
     with threadpool_limits(1, "blas"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Method expects CSR input")  # it converts its own weights
+        warnings.filterwarnings("ignore", message="Method expects CSR input")  # about implicit's own weights
         model = CosineRecommender(K=count)
         model.fit(train, show_progress=False)
 

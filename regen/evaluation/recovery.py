@@ -1,7 +1,7 @@
-"""Recovery of planted labels: does a narrative name the right one of a label's values, and no other?
+"""Recovery of planted labels: does a narrative name the right value of a label, and no other?
 
-The `synthetic` source plants a need and visible traits per user, each with the wordings (*forms*) that name it. This is
-the one metric here whose true answer is known, so it shows what an encoder carries where BLEU and ROUGE cannot.
+The `synthetic` source plants a need and visible traits per user, each with the wordings (*forms*) that name it. The
+true answer is known, so this metric shows which signal an encoder carries, which BLEU and ROUGE cannot.
 """
 
 from __future__ import annotations
@@ -16,25 +16,39 @@ NEED = "need"
 PLANTED_COLUMNS = ("user_id", "label", "value", "forms")
 
 
-def _normal(text: str) -> str:
-    """Case-folded text with single spaces, so that forms match over any white space."""
-    return " ".join(text.casefold().split())
-
-
 @dataclass(frozen=True)
-class LabelVocabulary:
-    """All values of one label and the forms that name them."""
+class PlantedLabel:
+    """One label of the planted truth.
 
-    label: str
+    Attributes:
+        name: its name, for instance `need`.
+        value_of_user: the true value of each user.
+        value_of_form: the value that each wording names.
+    """
+
+    name: str
+    value_of_user: Mapping[str, str]
     value_of_form: Mapping[str, str]
 
-    @classmethod
-    def from_planted(cls, label: str, rows: pl.DataFrame) -> LabelVocabulary:
-        """Collects every value and form of `label` from its rows of the planted table.
+    def named(self, texts: Sequence[str]) -> list[frozenset[str]]:
+        """The values of this label that each text names: whole words, in any case.
 
-        Raises:
-            ValueError: when a form is blank or names two values, because naming it would then mean nothing.
+        The longest form wins, so "navy blue" does not also name "blue".
         """
+        longest_first = sorted(self.value_of_form, key=lambda form: (-len(form), form))
+        pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
+        return [frozenset(self.value_of_form[m.group()] for m in pattern.finditer(_normal(text))) for text in texts]
+
+
+def planted_labels(planted: pl.DataFrame) -> list[PlantedLabel]:
+    """The labels of a planted table, in alphabetical order.
+
+    Raises:
+        ValueError: when a form is blank or names two values of a label.
+    """
+    labels = []
+    for label in sorted(planted["label"].unique()):
+        rows = planted.filter(pl.col("label") == label)
         value_of_form: dict[str, str] = {}
         for value, forms in sorted(rows.select("value", "forms").iter_rows()):
             for form in map(_normal, forms):
@@ -43,25 +57,21 @@ class LabelVocabulary:
                 if value_of_form.setdefault(form, value) != value:
                     raise ValueError(
                         f"planted label {label!r}: the form {form!r} names both {value_of_form[form]!r} and {value!r}; "
-                        "a form may name one value only."
+                        "a form may name only one value."
                     )
-        return cls(label, value_of_form)
+        labels.append(PlantedLabel(label, dict(rows.select("user_id", "value").iter_rows()), value_of_form))
+    return labels
 
-    def pattern(self) -> re.Pattern[str]:
-        """Whole-word pattern over all forms; the longest wins, so "navy blue" does not also name "blue"."""
-        longest_first = sorted(self.value_of_form, key=lambda form: (-len(form), form))
-        return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
 
-    def named(self, texts: Sequence[str]) -> list[frozenset[str]]:
-        """The set of this label's values that each text names (whole words, any case)."""
-        pattern = self.pattern()
-        return [frozenset(self.value_of_form[m.group()] for m in pattern.finditer(_normal(text))) for text in texts]
+def _normal(text: str) -> str:
+    """Case-folded text with single spaces, so that forms match across any white space."""
+    return " ".join(text.casefold().split())
 
 
 def recovery_columns(predictions: pl.DataFrame, planted: pl.DataFrame) -> dict[str, list[float]]:
     """Per-example recovery statistics of every planted label.
 
-    An example counts for a label when its reference names the user's value; it is right when the prediction names
+    An example counts for a label when its reference names the user's value. It is right when the prediction names
     exactly that value and none of the label's other values.
 
     Args:
@@ -80,18 +90,15 @@ def recovery_columns(predictions: pl.DataFrame, planted: pl.DataFrame) -> dict[s
     predicted, referenced = predictions["prediction"].to_list(), predictions["reference"].to_list()
     columns: dict[str, list[float]] = {}
     traits_right, traits_named = [0.0] * len(users), [0.0] * len(users)
-    for label in sorted(planted["label"].unique()):
-        rows = planted.filter(pl.col("label") == label)
-        vocabulary = LabelVocabulary.from_planted(label, rows)
-        right_value = dict(rows.select("user_id", "value").iter_rows())
-        truth = [right_value.get(user) for user in users]
-        named = [float(value in values) for value, values in zip(truth, vocabulary.named(referenced), strict=True)]
+    for label in planted_labels(planted):
+        truth = [label.value_of_user.get(user) for user in users]
+        named = [float(value in values) for value, values in zip(truth, label.named(referenced), strict=True)]
         right = [
             float(counts and values == {value})
-            for counts, value, values in zip(named, truth, vocabulary.named(predicted), strict=True)
+            for counts, value, values in zip(named, truth, label.named(predicted), strict=True)
         ]
-        columns |= {f"recovery_{label}_right": right, f"recovery_{label}_named": named}
-        if label != NEED:
+        columns |= {f"recovery_{label.name}_right": right, f"recovery_{label.name}_named": named}
+        if label.name != NEED:
             traits_right = [total + one for total, one in zip(traits_right, right, strict=True)]
             traits_named = [total + one for total, one in zip(traits_named, named, strict=True)]
     return columns | {"trait_right": traits_right, "trait_named": traits_named}
@@ -106,7 +113,7 @@ def _check_planted(predictions: pl.DataFrame, planted: pl.DataFrame) -> None:
     if twice.height:
         user, label = twice.select("user_id", "label").sort("user_id", "label").row(0)
         raise ValueError(
-            f"the planted table gives user {user!r} the label {label!r} twice; one row per user and label."
+            f"the planted table gives user {user!r} the label {label!r} twice; it may have one row per user and label."
         )
     unknown = sorted(set(predictions["user_id"]) - set(planted["user_id"]))
     if unknown:

@@ -1,4 +1,4 @@
-"""Scores of one run, or of another system's file: per-example statistics, intervals and floors, written as files."""
+"""Scores one run or another system's file: writes per-example statistics, intervals and floors."""
 
 from __future__ import annotations
 
@@ -20,37 +20,27 @@ from regen.evaluation.statistics import Bootstrap, Estimate
 from regen.evaluation.text_metrics import METRICS, OwnMetric, check_predictions, metrics_for, score_examples
 from regen.storage.artefacts import write_atomically
 
-__all__ = [
-    "EXAMPLES",
-    "SCORES",
-    "ScoringOptions",
-    "read_predictions",
-    "score_predictions_file",
-    "score_run_files",
-    "scores_to_text",
-]
-
 log = logging.getLogger(__name__)
 
 EXAMPLES, SCORES = "examples.parquet", "scores.json"
-REST = "model_rest"  # the model on the rows that the constant of a foreign file is scored on
+REST = "model_rest"  # the model on the rows that the constant of another system's file is scored on
 _PICK_SHARE = 0.1
 _PICK_SAMPLE = 300
 
 Scores = dict[str, dict[str, dict[str, dict[str, Any]]]]
-"""feature -> metric -> system -> value, low, high, users and, where there is one, note."""
+"""feature -> metric -> system -> value, low, high, users and an optional note."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringOptions:
-    """How to score.
+    """Options of the scores.
 
     Attributes:
         stemmer: Porter-stem words for ROUGE.
         resamples: bootstrap resamples of users.
-        seed: of the bootstrap, the shuffled floor and the sample for the constant floor.
-        own: metrics of the user's own, by name.
-        brands: of the catalogue, which count as names wherever they stand in a text.
+        seed: seed of the bootstrap, the shuffled floor and the sample for the constant floor.
+        own: custom metrics by name.
+        brands: brands of the catalogue, which always count as names.
     """
 
     stemmer: bool = True
@@ -68,67 +58,59 @@ def score_run_files(
     validation: pl.DataFrame,
     embed: Embed | None,
     planted: pl.DataFrame | None = None,
-    options: ScoringOptions | None = None,
+    options: ScoringOptions = ScoringOptions(),
 ) -> Scores:
     """Scores a run's predictions and its floors, and writes `examples.parquet` and `scores.json` into its folder.
 
     Args:
-        predictions: columns `user_id, feature, item_id` (nullable), `prediction, reference`; the test users'. With
-            `category` and `history` there are more metrics, see `score_examples`.
+        predictions: predictions for the test users, columns as for `score_examples`.
         folder: the run folder.
-        train: training narratives, columns `feature, text`: candidates of the constant floor.
+        train: training narratives, columns `feature, text`: the candidates of the constant floor.
         validation: validation narratives, the same columns: the constant is picked on them.
-        embed: sentence embeddings for the similarity; None leaves that metric out.
+        embed: sentence embeddings for similarity and identification; None skips these metrics.
         planted: truth of a `synthetic` world, None for other sources.
         options: stemmer, resamples and seed.
 
     Returns:
-        What `scores.json` holds: feature, metric, system (`model`, `shuffled`, `constant`), then value, low, high and
-        users.
+        The content of `scores.json`; systems are `model`, `shuffled` and `constant`.
 
     Raises:
-        ValueError: when a text, column or split is missing; the message says which.
+        ValueError: when a text, column or split is missing.
     """
-    options = options or ScoringOptions()
     systems = with_floors(predictions, train=train, validation=validation, options=options)
-    return _score_and_write(systems, folder, embed=embed, planted=planted, options=options)
+    return write_scores(statistics_of(systems, embed=embed, planted=planted, options=options), folder, options)
 
 
 def with_floors(
     predictions: pl.DataFrame, *, train: pl.DataFrame, validation: pl.DataFrame, options: ScoringOptions
 ) -> dict[str, pl.DataFrame]:
-    """A run's predictions and those of its floors, by system; arguments as for `score_run_files`."""
-    check_predictions(predictions)
-    systems = {"model": predictions}
-    systems |= _shuffled_where_possible(predictions, options)
+    """The predictions of a run and its floors, by system; arguments as for `score_run_files`."""
+    systems = _with_shuffled(predictions, options)
     systems["constant"] = constant(train, validation, predictions, stemmer=options.stemmer, seed=options.seed)
     return systems
 
 
 def score_predictions_file(
-    path: Path, folder: Path, *, embed: Embed | None, options: ScoringOptions | None = None
+    path: Path, folder: Path, *, embed: Embed | None, options: ScoringOptions = ScoringOptions()
 ) -> Scores:
-    """Scores what another system wrote, with the floors that its own file allows.
+    """Scores another system's predictions, with the floors that its file allows.
 
-    There are no training narratives, so the constant is picked from, and on, the references of the first tenth of the
-    users, and scored on the others. `model_rest` is the system on those same others: compare the constant with that.
+    Such a file has no training narratives. So the constant is picked among the references of the first tenth of the
+    users and scored on the other users. Compare it with `model_rest`, the system's scores on these other users.
 
     Args:
-        path: a file as `read_predictions` takes it.
-        folder: where `examples.parquet` and `scores.json` go; made if absent.
-        embed: sentence embeddings for the similarity; None leaves that metric out.
+        path: a file for `read_predictions`.
+        folder: folder for `examples.parquet` and `scores.json`; created if absent.
+        embed: sentence embeddings for similarity and identification; None skips these metrics.
         options: stemmer, resamples and seed.
     """
-    options = options or ScoringOptions()
     predictions = read_predictions(path)
-    check_predictions(predictions)
-    systems = {"model": predictions}
-    systems |= _shuffled_where_possible(predictions, options)
-    notes = {}
+    systems = _with_shuffled(predictions, options)
+    rests, constants, notes = [], [], {}
     for feature, rows in predictions.group_by("feature", maintain_order=True):
         users = rows["user_id"].unique(maintain_order=True)
         if len(users) < 2:
-            log.warning("%s: feature %s has one user: no constant floor, which needs two.", path, feature[0])
+            log.warning("%s: feature %s has one user; the constant floor needs two.", path, feature[0])
             continue
         pickers = users.head(max(1, int(_PICK_SHARE * len(users))))
         picked, rest = (rows.filter(pl.col("user_id").is_in(pickers.to_list()) == chosen) for chosen in (True, False))
@@ -141,17 +123,20 @@ def score_predictions_file(
             sample=_PICK_SAMPLE,
             name=str(feature[0]),
         )
-        systems = _appended(systems, {REST: rest, "constant": rest.with_columns(prediction=pl.lit(best))})
+        rests.append(rest)
+        constants.append(rest.with_columns(prediction=pl.lit(best)))
         notes[str(feature[0])] = (
             f"over {rest.height:,} of {rows.height:,} rows: the constant was picked on the references of the first "
             f"{picked.height:,}"
         )
+    if rests:
+        systems |= {REST: pl.concat(rests), "constant": pl.concat(constants)}
     folder.mkdir(parents=True, exist_ok=True)
-    return _score_and_write(systems, folder, embed=embed, planted=None, options=options, notes=notes)
+    return write_scores(statistics_of(systems, embed=embed, planted=None, options=options), folder, options, notes)
 
 
 def scores_to_text(scores: Scores) -> str:
-    """One run's scores for the terminal: a block per feature, metrics by rows, systems by columns."""
+    """One run's scores for the terminal: a block per feature, a row per metric, a column per system."""
     lines = []
     for feature, by_metric in scores.items():
         systems = list(dict.fromkeys(system for by_system in by_metric.values() for system in by_system))
@@ -173,33 +158,14 @@ def _score_text(score: dict[str, Any] | None, decimals: int) -> str:
     return f"{score['value']:.{decimals}f} [{shown}]"
 
 
-def _shuffled_where_possible(predictions: pl.DataFrame, options: ScoringOptions) -> dict[str, pl.DataFrame]:
-    """The shuffled floor over the features that have at least two users; warns of the others."""
+def _with_shuffled(predictions: pl.DataFrame, options: ScoringOptions) -> dict[str, pl.DataFrame]:
+    """Checked predictions and their shuffled floor, by system; features with one user have no floor."""
+    check_predictions(predictions)
     users = pl.col("user_id").n_unique().over("feature")
     for feature in sorted(predictions.filter(users < 2)["feature"].unique()):
-        log.warning("Feature %s has one test user: no shuffled floor, which needs at least two.", feature)
+        log.warning("Feature %s has one test user; the shuffled floor needs at least two.", feature)
     enough = predictions.filter(users >= 2)
-    return {} if enough.is_empty() else {"shuffled": shuffled(enough, seed=options.seed)}
-
-
-def _appended(systems: dict[str, pl.DataFrame], more: dict[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
-    """Adds the rows of each system in `more` to those it has already."""
-    return systems | {
-        name: pl.concat([systems[name], rows] if name in systems else [rows]) for name, rows in more.items()
-    }
-
-
-def _score_and_write(
-    systems: dict[str, pl.DataFrame],
-    folder: Path,
-    *,
-    embed: Embed | None,
-    planted: pl.DataFrame | None,
-    options: ScoringOptions,
-    notes: dict[str, str] | None = None,
-) -> Scores:
-    """Statistics of every system's rows, estimates per feature, and both files."""
-    return write_scores(statistics_of(systems, embed=embed, planted=planted, options=options), folder, options, notes)
+    return {"model": predictions} | ({} if enough.is_empty() else {"shuffled": shuffled(enough, seed=options.seed)})
 
 
 def statistics_of(
@@ -224,15 +190,22 @@ def statistics_of(
 
 
 def with_own_columns(examples: pl.DataFrame) -> pl.DataFrame:
-    """Rows of one feature without the statistics that belong to other features."""
+    """The rows of one feature without the columns that only other features have."""
     return examples.select(column for column in examples.columns if examples[column].null_count() < len(examples))
 
 
 def write_scores(
     examples: pl.DataFrame, folder: Path, options: ScoringOptions, notes: dict[str, str] | None = None
 ) -> Scores:
-    """Writes statistics and their estimates into a folder; arguments as for `estimates`."""
-    scores = estimates(examples, options, notes or {})
+    """Writes statistics and their estimates into a folder.
+
+    Args:
+        examples: columns `system, user_id, feature` and the statistics.
+        folder: folder for `examples.parquet` and `scores.json`.
+        options: resamples and seed.
+        notes: remarks on `model_rest` and `constant`, by feature.
+    """
+    scores = _estimates(examples, options, notes or {})
     write_atomically(folder / EXAMPLES, lambda path: examples.write_parquet(path))
     text = json.dumps(scores, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(folder / SCORES, lambda path: path.write_text(text + "\n", encoding="utf-8"))
@@ -240,21 +213,15 @@ def write_scores(
 
 
 def _embedded_once(embed: Embed, systems: dict[str, pl.DataFrame]) -> Embed:
-    """A look-up of the embeddings of all texts of all systems: they share references, and the model's predictions."""
+    """Embeds the texts of all systems once, because they share references and predictions."""
     texts = sorted({text for rows in systems.values() for name in ("prediction", "reference") for text in rows[name]})
     row = {text: index for index, text in enumerate(texts)}
     vectors = embed(texts)
     return lambda wanted: vectors[[row[text] for text in wanted]]
 
 
-def estimates(examples: pl.DataFrame, options: ScoringOptions, notes: dict[str, str]) -> Scores:
-    """Every metric of every system and feature, with intervals over that system's users.
-
-    Args:
-        examples: columns `system, user_id, feature` and the statistics.
-        options: resamples and seed.
-        notes: per feature what to add to `model_rest` and `constant`.
-    """
+def _estimates(examples: pl.DataFrame, options: ScoringOptions, notes: dict[str, str]) -> Scores:
+    """Every metric of every system and feature, with intervals over that system's users."""
     scores: Scores = {}
     for (feature, system), every in examples.group_by("feature", "system", maintain_order=True):
         rows = with_own_columns(every)
@@ -270,7 +237,7 @@ def estimates(examples: pl.DataFrame, options: ScoringOptions, notes: dict[str, 
 
 
 def _record(estimate: Estimate) -> dict[str, Any]:
-    """An estimate as JSON values: null where it is not defined."""
+    """An estimate as JSON values; null if it is not defined."""
     values = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
     record: dict[str, Any] = {name: None if math.isnan(value) else value for name, value in values.items()}
     record["users"] = estimate.users

@@ -1,8 +1,8 @@
 """The longest run of words that a text shares with any text of a corpus.
 
-N-grams are compared by 64-bit hashes, all of one length at once, and the length is found by binary search: a text that
-shares n words in a row shares n - 1. Ten thousand texts against a hundred thousand, of a hundred words each, take a
-minute or two instead of a billion comparisons.
+All n-grams of one length are compared at once by 64-bit hashes. The longest length is found by binary search, since a
+text that shares n words in a row also shares n - 1. Ten thousand texts against a hundred thousand, of a hundred words
+each, take a minute or two.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt64
+from jaxtyping import Int, UInt64
 
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
-_BLOCK = 1 << 20  # positions hashed at a time: 8 MB an array
-_SIEVE_BITS = 24  # at most: 16 MB
+_BLOCK = 1 << 20  # positions hashed at a time: 8 MB per array
+_SIEVE_BITS = 24  # maximum: 16 MB
 
 
 def words_of(text: str) -> list[str]:
-    """Words of a text, case-folded and without punctuation."""
+    """The words of a text, case-folded and without punctuation."""
     return _WORD.findall(text.casefold())
 
 
 @dataclass(frozen=True, eq=False)
 class SharedNgrams:
-    """For each of `t` texts the longest n-gram that it shares with the corpus.
+    """For each of `t` texts, the longest n-gram that it shares with the corpus.
 
     Attributes:
         words: words of each text.
-        length: words of the n-gram, 0 where no word is shared.
-        start: its first word in the text.
-        source: a corpus text that holds it, the first where several do; -1 where no word is shared.
+        length: length of the n-gram in words, 0 if no word is shared.
+        start: index of its first word in the text.
+        source: index of the first corpus text that contains it, -1 if no word is shared.
     """
 
     words: list[list[str]]
@@ -43,7 +43,7 @@ class SharedNgrams:
     source: Int[np.ndarray, " t"]
 
     def ngram(self, text: int) -> str:
-        """The n-gram of one text, as its words."""
+        """The n-gram of one text."""
         start = int(self.start[text])
         return " ".join(self.words[text][start : start + int(self.length[text])])
 
@@ -51,11 +51,7 @@ class SharedNgrams:
 def longest_shared_ngrams(texts: Sequence[str], corpus: Sequence[str]) -> SharedNgrams:
     """Finds the longest word n-gram that each text shares with any text of the corpus.
 
-    Two different n-grams of one length are taken for the same with a probability of about 1e-17 a pair.
-
-    Args:
-        texts: any texts.
-        corpus: the texts to search.
+    Two different n-grams of one length collide with a probability of about 1e-17 per pair.
     """
     values: dict[str, int] = {}
     words = [words_of(text) for text in texts]
@@ -67,7 +63,7 @@ def longest_shared_ngrams(texts: Sequence[str], corpus: Sequence[str]) -> Shared
     source = np.full(len(words), -1)
     limit = min(searched.lengths.max(initial=0), training.lengths.max(initial=0))
     step = 1 << int(limit).bit_length() >> 1
-    while step:  # every length is tried once at most, because all texts take the same steps
+    while step:  # all texts take the same steps, so each length is tried at most once
         tried = length + step
         for n in np.unique(tried[tried <= np.minimum(searched.lengths, limit)]).tolist():
             asked = (tried == n) & (searched.lengths >= n)
@@ -83,11 +79,11 @@ def longest_shared_ngrams(texts: Sequence[str], corpus: Sequence[str]) -> Shared
 
 @dataclass(frozen=True, eq=False)
 class _Laid:
-    """Texts end to end, `w` words in all.
+    """Texts joined end to end, `w` words in total.
 
     Attributes:
-        ids: number of each word.
-        lengths: words of each text.
+        ids: id of each word.
+        lengths: number of words of each text.
     """
 
     ids: Int[np.ndarray, " w"]
@@ -95,7 +91,7 @@ class _Laid:
 
     @staticmethod
     def of(texts: Sequence[Sequence[str]], numbers: dict[str, int]) -> _Laid:
-        """Lays texts out and numbers the words that `numbers` does not hold yet."""
+        """Joins texts; words without an id in `numbers` get the next one."""
         lengths = np.array([len(words) for words in texts], dtype=np.int64)
         every = (numbers.setdefault(word, len(numbers)) for words in texts for word in words)
         return _Laid(np.fromiter(every, dtype=np.int32, count=int(lengths.sum())), lengths)
@@ -112,15 +108,15 @@ class _Laid:
 
     @cached_property
     def left(self) -> Int[np.ndarray, " w"]:
-        """Words of its text from each position on: an n-gram begins where there are n."""
+        """Number of words from each position to the end of its text; an n-gram can begin if it is at least n."""
         ends = (self.starts + self.lengths)[self.text_of]
         return (ends - np.arange(len(self.ids))).astype(np.int32)
 
 
 class _NgramHashes:
-    """Hashes of all n-grams of laid-out texts: differences of a running sum of word value times base to the position.
+    """Rolling hashes of all n-grams: differences of a cumulative sum of word value times base^position.
 
-    All arithmetic is modulo 2^64, where numpy's overflow is what is meant.
+    All arithmetic is modulo 2^64; numpy's overflow is intended.
     """
 
     def __init__(self, laid: _Laid, vocabulary: UInt64[np.ndarray, " vocabulary"]) -> None:
@@ -128,19 +124,25 @@ class _NgramHashes:
         self.laid = laid
         self.sums = np.zeros(count + 1, dtype=np.uint64)
         np.cumsum(vocabulary[laid.ids] * _powers(_BASE, count), out=self.sums[1:])
-        self.back = _powers(pow(_BASE, -1, 2**64), count)  # takes an n-gram's place out of its hash
+        self.back = _powers(pow(_BASE, -1, 2**64), count)  # makes a hash independent of the position
 
     def at(self, positions: Int[np.ndarray, " p"], n: int) -> UInt64[np.ndarray, " p"]:
-        """Hashes of the n-grams that begin at these positions."""
+        """Hashes of the n-grams at these positions."""
         return np.asarray((self.sums[positions + n] - self.sums[positions]) * self.back[positions])
 
-    def sieved(self, n: int, sieve: _Sieve) -> tuple[Int[np.ndarray, " p"], UInt64[np.ndarray, " p"]]:
-        """Positions and hashes of the n-grams that pass the sieve: all that are in it, and few others."""
+    def sieved(
+        self, n: int, wanted: UInt64[np.ndarray, " wanted"]
+    ) -> tuple[Int[np.ndarray, " p"], UInt64[np.ndarray, " p"]]:
+        """Positions and hashes of the n-grams with a wanted hash, and of at most about one in sixteen others."""
+        bits = min(len(wanted).bit_length() + 4, _SIEVE_BITS)
+        shift = np.uint64(64 - bits)
+        passes = np.zeros(1 << bits, dtype=bool)
+        passes[wanted >> shift] = True
         positions, hashes = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.uint64)]
         for first in range(0, len(self.back) - n + 1, _BLOCK):
             last = min(first + _BLOCK, len(self.back) - n + 1)
             every = (self.sums[first + n : last + n] - self.sums[first:last]) * self.back[first:last]
-            kept = np.flatnonzero(sieve.passes(every) & (self.laid.left[first:last] >= n))
+            kept = np.flatnonzero(passes[every >> shift] & (self.laid.left[first:last] >= n))
             positions.append(kept + first)
             hashes.append(every[kept])
         return np.concatenate(positions), np.concatenate(hashes)
@@ -153,24 +155,11 @@ def _powers(base: int, count: int) -> UInt64[np.ndarray, " count"]:
     return np.cumprod(factors)
 
 
-class _Sieve:
-    """Lets all of some hashes through, and of any others at most about one in sixteen."""
-
-    def __init__(self, hashes: UInt64[np.ndarray, " h"]) -> None:
-        bits = min(len(hashes).bit_length() + 4, _SIEVE_BITS)
-        self.shift = np.uint64(64 - bits)
-        self.holds = np.zeros(1 << bits, dtype=bool)
-        self.holds[hashes >> self.shift] = True
-
-    def passes(self, hashes: UInt64[np.ndarray, " p"]) -> Bool[np.ndarray, " p"]:
-        return self.holds[hashes >> self.shift]
-
-
 def _first_places(
     wanted: UInt64[np.ndarray, " p"], corpus: _NgramHashes, n: int
 ) -> tuple[Int[np.ndarray, " found"], Int[np.ndarray, " found"]]:
-    """Which of the wanted hashes the corpus has, and the first corpus position of each of these."""
-    positions, hashes = corpus.sieved(n, _Sieve(wanted))
+    """The indices of the wanted hashes that the corpus contains, and the first corpus position of each."""
+    positions, hashes = corpus.sieved(n, wanted)
     if not len(hashes):
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     order = np.argsort(hashes, kind="stable")

@@ -1,7 +1,7 @@
-"""Slices: where a model earns its scores, by length of history, popularity of items, and whether they were seen.
+"""Scores by slice: by length of the history, popularity of the items, and whether training users bought them.
 
-A model that has memorised items scores on popular and seen ones and falls on the rest; one that reads a history gains
-with its length. Floors (shuffled, constant) stand in the same slices, because they vary between slices as well.
+A model that memorised items scores well on popular and seen items only. A model that reads scores better with longer
+histories. Floors (shuffled, constant) vary between slices too, so every slice includes them.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ ATTRIBUTES = {
     "mean_item_popularity": "Purchases of an item by training users, mean over the history",
     "items_seen": "Items of the history that a training user bought",
 }
-_OCCURRENCE = "occurrence"  # tells two narratives about the same item apart
+_OCCURRENCE = "occurrence"  # distinguishes two narratives about the same item
 _NOT_OF_A_SLICE = ("distinct",)  # counts equal texts over all examples
 
 
 def example_attributes(
     examples: Sequence[Example], interactions: pl.DataFrame, of_training_user: pl.Series
 ) -> pl.DataFrame:
-    """What a slice may be cut by.
+    """The attributes that slices are made by.
 
     Args:
         examples: test narratives with their histories.
-        interactions: column `item_id`, in the order that the histories' rows refer to.
-        of_training_user: whether each interaction is a training user's (booleans).
+        interactions: column `item_id`; the rows of the histories refer to its order.
+        of_training_user: for each interaction, whether its user is a training user (booleans).
 
     Returns:
-        `user_id, feature, item_id` and the columns of `ATTRIBUTES`, a row per example in the given order; `items_seen`
-        is `all`, `some` or `none`.
+        `user_id, feature, item_id` and the columns of `ATTRIBUTES`, one row per example in the given order;
+        `items_seen` is `all`, `some` or `none`.
     """
     bought = pl.DataFrame({"item_id": interactions["item_id"], "trained": of_training_user.cast(pl.Int64)})
     popularity = bought.select(pl.col("trained").sum().over("item_id"))["trained"].to_numpy()
@@ -62,19 +62,18 @@ def slice_scores(
 ) -> pl.DataFrame:
     """Scores of every system in every bucket of every attribute.
 
-    Numbers are cut at their quantiles, so that buckets hold about as many examples each; equal numbers stay together,
-    which makes fewer or uneven buckets where many are equal. Texts are buckets of their own.
+    Numeric attributes are cut at quantiles, so buckets have about equal sizes. Equal numbers stay together, so there
+    may be fewer or uneven buckets. Each value of a text attribute is a bucket.
 
     Args:
         examples: a run's `examples.parquet`: `system, user_id, feature, item_id` and statistics.
-        attributes: `user_id, feature, item_id` and attributes, a row per example as in `example_attributes`.
+        attributes: as from `example_attributes`.
         buckets: at most this many per attribute.
         resamples: bootstrap resamples of a bucket's users.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
-        `feature, attribute, bucket, system` and the columns of `ESTIMATES`. A metric that counts equal texts
-        (`distinct`) is left out.
+        `feature, attribute, bucket, system` and the columns of `ESTIMATES`, without the metric `distinct`.
 
     Raises:
         ValueError: when the attributes lack an example, or `buckets` is below 1.
@@ -109,17 +108,17 @@ def slice_scores(
 
 
 def _numbered(frame: pl.DataFrame, *keys: str) -> pl.DataFrame:
-    """Adds which one of its equals a row is, by the order of rows."""
+    """Numbers the rows with equal keys, in their order."""
     return frame.with_columns(pl.int_range(pl.len()).over(*keys).alias(_OCCURRENCE))
 
 
 def _buckets(values: pl.Series, asked: pl.Series, count: int) -> tuple[Int[np.ndarray, " asked"], dict[int, str]]:
-    """Bucket of each value asked for, and what each bucket is called.
+    """The bucket of each value in `asked`, and the label of each bucket.
 
     Args:
-        values: of every example, which the cuts are made from.
-        asked: of the scored rows, all among `values`.
-        count: of buckets.
+        values: values of all examples; they determine the cuts.
+        asked: values of the scored rows.
+        count: number of buckets.
     """
     if values.dtype == pl.String:
         places = {value: place for place, value in enumerate(sorted(values.unique()))}
@@ -127,9 +126,7 @@ def _buckets(values: pl.Series, asked: pl.Series, count: int) -> tuple[Int[np.nd
     numbers = values.to_numpy().astype(np.float64)
     edges = np.unique(np.quantile(numbers, np.arange(1, count) / count, method="inverted_cdf"))
     place_of_value = np.searchsorted(edges, numbers)
-    labels = {}
-    for place in np.unique(place_of_value).tolist():
-        labels[place] = _range(numbers[place_of_value == place])
+    labels = {place: _range(numbers[place_of_value == place]) for place in np.unique(place_of_value).tolist()}
     return np.searchsorted(edges, asked.to_numpy().astype(np.float64)), labels
 
 

@@ -1,8 +1,8 @@
 """Bootstrap over users: intervals and paired differences of any metric that is a function of sums.
 
-Users are resampled, not narratives: all narratives of a user move together. One `Bootstrap` draws the same users for
-everything compared on it, which is what pairs two systems. Runs that differ by seed alone are pooled, and from three
-seeds on the seeds are resampled as well.
+Users are resampled, not narratives, because the narratives of a user are not independent. One `Bootstrap` draws the
+same users for all systems, which makes their differences paired. Runs that differ only by seed are pooled; with three
+or more seeds, the seeds are resampled too.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from scipy.special import ndtri, stdtrit
 
 from regen.evaluation.text_metrics import Metric
 
-_BLOCK_WEIGHTS = 8_000_000  # 64 MB of float64; a bootstrap larger than this is drawn again block by block
+_BLOCK_WEIGHTS = 8_000_000  # 64 MB of float64; larger bootstraps are drawn in blocks, anew for each run
 POWER = 0.8
 _COVERAGE = (2.5, 97.5)
-_MOST_UNDEFINED = 0.05  # share of resamples without a value; above it the others are no fair sample
-FEW_SEEDS = 3  # with fewer, an interval covers users only, and says nothing of training
+_MOST_UNDEFINED = 0.05  # share of resamples without a value; above it there is no interval
+FEW_SEEDS = 3  # with fewer seeds an interval covers users only, not training
 MARGIN = 5.0  # percentage points of a planted signal that a system may lose and still be "not worse"
 Values = Float[np.ndarray, " resamples_and_one"]
 
@@ -32,14 +32,13 @@ class Estimate:
     """A value with its 95 % percentile interval.
 
     Attributes:
-        value: the metric on all users, its mean over seeds; nan when it is not defined, and `note` says why.
+        value: the metric on all users, averaged over seeds; nan if it is not defined, and `note` says why.
         low, high: bounds of the interval, in the value's unit.
-        users: users that contribute to it; with fewer than about 20 the interval is too narrow.
-        note: what a reader must know about it, for instance why it is nan; None when there is nothing to say.
-        p: of a difference, how likely one this far from zero is if there is none: two-sided, from the normal with the
-            resamples' spread, since their share beyond zero cannot resolve what a correction for many asks for. nan
-            without an interval.
-        p_holm: the same, corrected for all differences of its table; nan before that.
+        users: number of users that contribute; with fewer than about 20 the interval is too narrow.
+        note: a remark for the reader, for instance why the value is nan; None for none.
+        p: two-sided p-value of a difference, nan without an interval. It comes from a normal distribution with the
+            spread of the resamples: their share beyond zero is too coarse for a correction of many tests.
+        p_holm: `p` corrected for all differences of the table; nan before that.
     """
 
     value: float
@@ -59,7 +58,7 @@ class Estimate:
         """The non-inferiority test of a difference in percentage points.
 
         Returns:
-            "not worse" when the whole interval lies above `-margin`, "worse" when it lies below, else "open"; empty
+            "not worse" if the whole interval lies above `-margin`, "worse" if it lies below, else "open". Empty
             without an interval.
         """
         if math.isnan(self.low):
@@ -68,27 +67,24 @@ class Estimate:
 
     @property
     def detectable(self) -> float:
-        """The difference that is told from zero in four of five experiments like this one; nan without an interval.
-
-        Its distance from zero is the interval's half-width plus what 80 % of a normal distribution lies above.
-        """
+        """The smallest difference that such an experiment detects with a power of 80 %; nan without an interval."""
         half = (self.high - self.low) / 2
         return half * (1 + float(ndtri(POWER) / ndtri(_COVERAGE[1] / 100)))
 
     @classmethod
     def undefined(cls, note: str | None, users: int = 0) -> Estimate:
-        """An estimate without a value, and the reason where a reader needs one."""
+        """An estimate without a value; `note` gives the reason, if the reader needs one."""
         return cls(math.nan, math.nan, math.nan, users, note)
 
 
 @dataclass(frozen=True, eq=False)
 class ResampledSums:
-    """Sums of one run's statistic columns: row 0 over all users, the others over each resample of them.
+    """Sums of one run's statistic columns: row 0 over all users, the other rows over each resample.
 
     Attributes:
         columns: names of the `k` statistic columns.
-        sums: the sums themselves.
-        contributes: which user has any row that is not zero in a column.
+        sums: the sums.
+        contributes: which users have a nonzero value in each column.
     """
 
     columns: tuple[str, ...]
@@ -106,27 +102,26 @@ class ResampledSums:
     def _indices(self, metric: Metric) -> list[int]:
         missing = [column for column in metric.columns if column not in self.columns]
         if missing:
-            raise ValueError(f"metric {metric.name!r} needs the column {missing[0]!r}, which the examples do not have.")
+            raise ValueError(f"metric {metric.name!r} needs the column {missing[0]!r}, which the examples lack.")
         return [self.columns.index(column) for column in metric.columns]
 
 
 class Bootstrap:
-    """Resamples of a fixed set of users, shared by everything that is compared on them."""
+    """Resamples of a fixed set of users, shared by all systems that are compared.
+
+    Args:
+        user_ids: the users; repeats and order do not matter.
+        resamples: number of draws.
+        seed: seed of the draws.
+
+    Raises:
+        ValueError: without any user, or with fewer than 100 resamples.
+    """
 
     def __init__(self, user_ids: Iterable[str], *, resamples: int = 2000, seed: int = 0) -> None:
-        """Fixes the users and the draws.
-
-        Args:
-            user_ids: the users; repeats and order do not matter.
-            resamples: number of draws.
-            seed: same seed and users, same draws.
-
-        Raises:
-            ValueError: without any user, or with fewer than 100 resamples.
-        """
         self.users = pl.Series("user_id", sorted(set(user_ids)), dtype=pl.String)
         if self.users.is_empty():
-            raise ValueError("there is no user to resample: 0 user ids. Check that the runs share test users.")
+            raise ValueError("there are no users to resample: 0 user ids. Check that the runs share test users.")
         if resamples < 100:
             raise ValueError(f"resamples={resamples} is too few for a 95 % interval; use at least 100, better 2000.")
         self.resamples = resamples
@@ -134,7 +129,7 @@ class Bootstrap:
         self._kept: Float[np.ndarray, "resamples users"] | None = None
 
     def weight_blocks(self) -> Iterator[Float[np.ndarray, "block users"]]:
-        """How often each user is drawn in each resample, in blocks of bounded memory; every row sums to #users."""
+        """How often each resample draws each user, in blocks of bounded memory; every row sums to #users."""
         if self._kept is not None:
             yield self._kept
             return
@@ -153,14 +148,14 @@ class Bootstrap:
         """Sums every statistic column of one run over each resample.
 
         Args:
-            examples: `user_id` and statistic columns (floats); other columns are left out. Users without a row count
-                as zeros.
+            examples: `user_id` and statistic columns (floats); other columns are ignored. Users without a row count as
+                zeros.
 
         Raises:
-            ValueError: when a row's user is not among the bootstrap's users, or a statistic is nan or missing.
+            ValueError: when a row's user is unknown to the bootstrap, or a statistic is nan or missing.
         """
         columns = tuple(name for name, kind in examples.schema.items() if kind.is_float())
-        position = dict(zip(self.users.to_list(), range(len(self.users)), strict=True))
+        position = {user: at for at, user in enumerate(self.users)}
         unknown = sorted({str(user) for user in examples["user_id"]} - set(position))
         if unknown:
             raise ValueError(
@@ -169,17 +164,17 @@ class Bootstrap:
         values = examples.select(columns).to_numpy().astype(np.float64)
         if not np.isfinite(values).all():
             bad = columns[int((~np.isfinite(values)).any(axis=0).argmax())]
-            raise ValueError(f"statistic {bad!r} is nan, infinite or missing for some example; score the run again.")
+            raise ValueError(f"statistic {bad!r} is nan, infinite or missing in some row; score the run again.")
         by_user = np.zeros((len(self.users), len(columns)))
         np.add.at(by_user, [position[str(user)] for user in examples["user_id"]], values)
         sums = np.concatenate([by_user.sum(axis=0, keepdims=True), *(w @ by_user for w in self.weight_blocks())])
         return ResampledSums(columns, sums, by_user != 0)
 
     def interval(self, metric: Metric, runs: Sequence[ResampledSums]) -> Estimate:
-        """The metric, averaged over runs (seeds), with its interval, cut off where the metric ends.
+        """The mean of a metric over runs with its interval, clipped to the metric's limits.
 
         Args:
-            metric: which metric.
+            metric: the metric.
             runs: one per seed, each from this bootstrap's `resample`.
         """
         values = self._resampled(metric, [runs], lambda value: value)
@@ -191,14 +186,14 @@ class Bootstrap:
     def difference(
         self, metric: Metric, runs_a: Sequence[ResampledSums], runs_b: Sequence[ResampledSums], *, relative: bool
     ) -> Estimate:
-        """How far A lies above B under the same resampled users; with as many seeds each, the same seeds too.
+        """The difference A - B, paired by user and, with equal numbers of seeds, by seed.
 
         Args:
-            metric: which metric.
+            metric: the metric.
             runs_a: A's runs, one per seed.
             runs_b: B's runs, in the same order of seeds.
-            relative: (A - B) / B in percent; otherwise 100 (A - B), percentage points for a share. A percentage of
-                what a table prints as zero, or of less than zero, is not defined.
+            relative: whether to return (A - B) / B in percent, which is not defined if B rounds to zero in a table or
+                is negative. Otherwise 100 (A - B), which is in percentage points for a share.
         """
 
         def points(a: Values, b: Values) -> Values:
@@ -213,10 +208,10 @@ class Bootstrap:
         if relative:
             base = float(np.mean([run.values(metric)[0] for run in runs_b]))
             if round(base, metric.decimals) <= 0:
-                reason = f"{metric.display} is {base:.{metric.decimals}f} in what it is compared with: no percentage"
+                reason = f"{metric.display} of the baseline is {base:.{metric.decimals}f}: no percentage"
                 return Estimate.undefined(reason, users)
             values = self._resampled(metric, [runs_a, runs_b], percentage)
-            # Where A is zero for every user, each resample is -100 %: only the points say how sure that is.
+            # If A is zero for every user, each resample is -100 %: then only the points show the uncertainty.
             p = max(p, _two_sided(values))
         estimate = _estimate(values, users, metric.display)
         return estimate if math.isnan(estimate.low) else replace(estimate, p=p)
@@ -224,16 +219,14 @@ class Bootstrap:
     def _resampled(
         self, metric: Metric, systems: Sequence[Sequence[ResampledSums]], of: Callable[..., Values]
     ) -> Values:
-        """A function of the systems' means over seeds: row 0 on everything, then with users and seeds drawn anew.
+        """The function `of` of the systems' means over seeds: first on all data, then with resampled users and seeds.
 
-        Fewer than three seeds are not drawn: the values are then those of these trained models, over users alone.
-        Drawing n seeds from n understates their variance by (n - 1) / n, and says nothing of how uncertain a variance
-        from n values is; `_stretch` mends both, as Student's t does. On normal data intervals meant for 95 % then
-        covered 94 to 98 % with three, five and ten seeds, whether training varied less than users, four or forty
-        times as much. Without the t they covered 86 % with three seeds and four times the users' noise.
+        Fewer than three seeds are not resampled; the interval then covers users only. Drawing n seeds from n
+        understates their variance by (n - 1) / n and ignores how uncertain a variance from n values is. `_stretch`
+        corrects both, as Student's t does. On normal data, 95 % intervals then covered 94 to 98 % with three, five and
+        ten seeds, for noise of training below, four times and forty times that of users. Without the t they covered
+        86 % with three seeds and four times the users' noise.
         """
-        if not all(systems):
-            raise ValueError(f"there is no run to take {metric.name!r} from.")
         values = [np.stack([run.values(metric) for run in runs]) for runs in systems]
         users = of(*(value.mean(axis=0) for value in values))
         seeds = min(len(value) for value in values)
@@ -243,20 +236,20 @@ class Bootstrap:
         return np.concatenate([users[:1], users[1:] + _stretch(seeds) * (both - users)[1:]])
 
     def _seeds_drawn(self, values: Float[np.ndarray, "seeds resamples_and_one"]) -> Values:
-        """Mean over as many seeds, drawn with replacement for every resample."""
+        """Mean over n of n seeds, drawn with replacement for every resample."""
         seeds = len(values)
         drawn = np.random.default_rng([self.seed, seeds]).integers(seeds, size=(seeds, self.resamples + 1))
         return np.asarray(values[drawn, np.arange(self.resamples + 1)].mean(axis=0))
 
 
 def _stretch(seeds: int) -> float:
-    """By how much deviations of resampled seeds from their mean are too small for a 95 % interval."""
+    """The factor by which deviations of resampled seeds are too small for a 95 % interval."""
     upper = _COVERAGE[1] / 100
     return math.sqrt(seeds / (seeds - 1)) * float(stdtrit(seeds - 1, upper) / ndtri(upper))
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: kept below 5 %, any false claim among them is kept below 5 %; nan stays nan."""
+    """Holm's step-down correction of p-values for the family-wise error rate; nan stays nan."""
     order = sorted((p, at) for at, p in enumerate(ps) if not math.isnan(p))
     adjusted, highest = [math.nan] * len(ps), 0.0
     for rank, (p, at) in enumerate(order):
@@ -280,7 +273,7 @@ def _contributors(metric: Metric, runs: Sequence[ResampledSums]) -> int:
 
 
 def _estimate(values: Float[np.ndarray, " resamples_and_one"], users: int, display: str) -> Estimate:
-    """Percentile interval of the resamples that have a value; none when more than a few percent have none."""
+    """Percentile interval of the resamples with a value; nan if more than 5 % have none."""
     if math.isnan(values[0]):
         return Estimate.undefined(f"{display} is not defined: its denominator is zero", users)
     resampled = values[1:]

@@ -1,9 +1,9 @@
-"""The swap test: does a narrative follow its history when one item of it is exchanged?
+"""The swap test: does a narrative change with its history when one item is exchanged?
 
-One interaction of a test user, item and review, gives way to another user's, and the narrative is generated again. A
-model that reads the history follows: with another *final* item it speaks of that one, with another item elsewhere it
-goes on speaking of the final one. A model that recites, or knows its user by something else, does not. It is also the
-question that the paper's soft tokens raise (4.2): one per interaction, so one exchange changes one soft token.
+One interaction (item and review) of a test user is replaced by another user's, and the narrative is generated again.
+A model that reads the history writes about the new item if the *final* one was swapped, and still about the final one
+if an earlier one was swapped. A model that recites does neither. There is one soft token per interaction (paper 4.2),
+so a swap changes exactly one soft token.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from jaxtyping import Int
 from regen.data.datamodule import NarrativeDataset
 from regen.data.histories import Example
 from regen.evaluation.estimate_tables import estimate_table
-from regen.evaluation.recovery import NEED, LabelVocabulary
+from regen.evaluation.recovery import NEED, planted_labels
 from regen.evaluation.similarity import Embed, similarity_column, unit_vectors
-from regen.evaluation.text_metrics import Metric, ratio
+from regen.evaluation.text_metrics import Metric, by_name, mean_metric
 from regen.generation.narratives import generate_narratives
 from regen.models.soft_token_lm import SoftTokenLM
 
@@ -31,26 +31,21 @@ log = logging.getLogger(__name__)
 FINAL, OTHER = "final", "other"
 POSITIONS = (FINAL, OTHER)
 Narrate = Callable[[Sequence[Example]], list[str]]
-"""Writes one narrative for each example, whatever the others are."""
+"""Writes one narrative per example, independent of the other examples."""
 
 _SAMPLING_OPTIONS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
-def _mean(name: str, display: str, *, is_share: bool = False) -> Metric:
-    return Metric(name, display, 3, (name, "examples"), ratio, is_share)
-
-
 def _label(kind: str, of: str, when: str, display: str) -> Metric:
-    return Metric(f"{kind}_{of}_{when}", display, 3, (f"{kind}_{of}_{when}", f"{kind}_compared"), ratio, is_share=True)
+    return mean_metric(f"{kind}_{of}_{when}", display, of=f"{kind}_compared", is_share=True)
 
 
-MEASURES: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        _mean("changed", "Narratives that changed at all", is_share=True),
-        _mean("similarity", "Similarity, before and after"),
-        _mean("stranger_similarity", "Similarity, before and the other user's narrative"),
-        _mean("moved", "Gain in similarity to the other user's narrative"),
+MEASURES: dict[str, Metric] = by_name(
+    (
+        mean_metric("changed", "Narratives that changed at all", is_share=True),
+        mean_metric("similarity", "Similarity, before and after"),
+        mean_metric("stranger_similarity", "Similarity, before and the other user's narrative"),
+        mean_metric("moved", "Gain in similarity to the other user's narrative"),
         _label("trait", "new", "after", "Names the new item's trait, after"),
         _label("trait", "new", "before", "Names the new item's trait, before (chance)"),
         _label("trait", "old", "after", "Names the old final item's trait, after"),
@@ -60,63 +55,47 @@ MEASURES: dict[str, Metric] = {
         _label("need", "old", "after", "Names the user's own need, after"),
         _label("need", "old", "before", "Names the user's own need, before"),
     )
-}
+)
 
 
-@dataclass(frozen=True)
-class GreedyNarrator:
-    """A trained model as `Narrate`: always the likeliest token, so that nothing but the history differs.
+def greedy_narrator(
+    model: SoftTokenLM,
+    dataset_of: Callable[[Sequence[Example]], NarrativeDataset],
+    *,
+    generation: Mapping[str, Any],
+    **options: Any,
+) -> Narrate:
+    """Narrates with a trained model, greedily, so that nothing but the history differs between two calls.
 
-    A swap keeps the length of a history, so with soft tokens a batch holds the same rows and padding before and after
-    it, and an example that was not swapped gets the very same narrative. With histories as words (`encoder=text`)
-    lengths change, and rounding may differ.
+    A swap keeps the length of a history. So soft tokens give the same batches and padding before and after a swap, and
+    an unswapped example gets the same narrative again. With histories as words (`encoder=text`) lengths change, and
+    rounding may differ.
 
-    Attributes:
+    Args:
         model: in evaluation mode, on the device to use.
         dataset_of: tokenises examples and finds their vectors.
-        tokenizer: the LM's.
-        generation: options of a `GenerationConfig`; what concerns sampling is left out.
-        batch_size: rows of one `generate` call.
-        precision: `int8` for narrower weights of the LM.
+        generation: options of a `GenerationConfig`; those for sampling are ignored.
+        options: further options of `generate_narratives`.
     """
+    greedy = {name: value for name, value in generation.items() if name not in _SAMPLING_OPTIONS}
 
-    model: SoftTokenLM
-    dataset_of: Callable[[Sequence[Example]], NarrativeDataset]
-    tokenizer: Any
-    generation: Mapping[str, Any]
-    batch_size: int
-    precision: str | None = None
-
-    def __call__(self, examples: Sequence[Example]) -> list[str]:
-        generation = {name: value for name, value in self.generation.items() if name not in _SAMPLING_OPTIONS}
-        narratives = generate_narratives(
-            self.model,
-            self.dataset_of(examples),
-            tokenizer=self.tokenizer,
-            generation=generation,
-            batch_size=self.batch_size,
-            precision=self.precision,
-        )
+    def narrate(examples: Sequence[Example]) -> list[str]:
+        narratives = generate_narratives(model, dataset_of(examples), generation=greedy, **options)
         return narratives["prediction"].to_list()
 
-
-def sampled(examples: Sequence[Example], most: int, *, seed: int) -> list[Example]:
-    """At most that many examples, drawn by seed and left in their order."""
-    if len(examples) <= most:
-        return list(examples)
-    return [examples[row] for row in sorted(np.random.default_rng(seed).choice(len(examples), most, replace=False))]
+    return narrate
 
 
 def with_interaction(example: Example, place: int, row: int) -> Example:
-    """The example with another interaction at one place of its history.
+    """A copy of the example with another interaction at one position of its history.
 
-    The final place stays withheld where it is: a review that the narrative may not see is not shown for the new item
-    either. Anywhere else the new review is shown.
+    If the final review is withheld, the review of the new final item is withheld too. At other positions the new review
+    is shown.
 
     Args:
-        example: stays as it is.
+        example: the original.
         place: position in the history, from 0.
-        row: of the new interaction in the sorted interactions.
+        row: row of the new interaction in the sorted interactions.
     """
     rows, withheld = example.rows.copy(), example.withheld.copy()
     rows[place] = row
@@ -134,29 +113,29 @@ def swap_test(
     planted: pl.DataFrame | None = None,
     seed: int = 0,
 ) -> pl.DataFrame:
-    """Swaps the final and, apart from that, one other interaction of every history, and narrates again.
+    """Swaps the final interaction of every history, and in a second pass one earlier interaction, and narrates again.
 
-    What enters is the final interaction of another example of the feature whose item the history does not hold, the
-    same one at both places. Everyone is narrated three times in the same order; where nothing can be swapped, because
-    the history has one interaction or nobody has another item, the row is left out. (The `noise` control draws other
-    noise for another final interaction, so it changes there without reading.)
+    The new interaction is the final one of another user's example of the same feature, with an item that the history
+    does not contain. Both passes use the same one. A history of one interaction has no second swap, and an example is
+    skipped if no other user has a new item. The `noise` control draws other noise for another final interaction, so it
+    changes without reading.
 
     Args:
         examples: test narratives with their histories.
-        narrate: writes the narratives; deterministic.
+        narrate: writes the narratives; must be deterministic.
         item_of: item of each interaction.
         embed: sentence embeddings.
         planted: truth of a `synthetic` world (see `recovery_columns`), whose traits are those of the final item; None
             for other sources.
-        seed: of who is swapped with whom, and where; does not depend on the order of examples.
+        seed: determines who is swapped with whom and where, whatever the order of examples.
 
     Returns:
         A row per swap: `user_id, feature, item_id, position` (`final` or `other`), `place` (from the end, 0 is the
         final one), `other_user`, `before`, `after` (narratives), `examples` (1) and the statistics of `MEASURES`:
-        `changed` (0 or 1), `similarity` (cosine of before and after), `stranger_similarity` (of before and the other
-        user's narrative before), `moved` (how much nearer to that the narrative came) and, with `planted`, counts of
-        labels. A label is compared where the reference names the user's value and the other user has another;
-        `<kind>_new_after` counts those where the narrative names the other user's value and no other, and so on.
+        `changed` (0 or 1), `similarity` (cosine of before and after), `stranger_similarity` (cosine of before and the
+        other user's narrative), `moved` (gain in that cosine after the swap) and, with `planted`, counts of labels. A
+        label is compared if the reference names the user's value and the other user has another value.
+        `<kind>_new_after` counts narratives that name the other user's value and no other; the rest are analogous.
 
     Raises:
         ValueError: when nothing can be swapped.
@@ -164,8 +143,8 @@ def swap_test(
     swaps = _drawn(examples, item_of, seed)
     if not swaps:
         raise ValueError(
-            f"nothing can be swapped among {len(examples)} test narratives: it takes two users of a feature whose "
-            "final items differ. Use more test users."
+            f"nothing can be swapped among {len(examples)} test narratives: two users of a feature must have different "
+            "final items. Use more test users."
         )
     if skipped := len(examples) - len({swap.example for swap in swaps}):
         log.warning("%d of %d test narratives have no other user to swap with.", skipped, len(examples))
@@ -196,15 +175,12 @@ def swap_test(
 
 
 def swap_summary(swaps: pl.DataFrame, *, resamples: int = 2000, seed: int = 0) -> pl.DataFrame:
-    """Estimates of every measure per feature and position.
+    """Estimates of every measure: `feature`, `position` and the columns of `ESTIMATES`.
 
     Args:
-        swaps: of `swap_test`.
+        swaps: from `swap_test`.
         resamples: bootstrap resamples of users.
-        seed: of the bootstrap.
-
-    Returns:
-        `feature`, `position` and the columns of `ESTIMATES`.
+        seed: seed of the bootstrap.
     """
     metrics = [metric for metric in MEASURES.values() if set(metric.columns) <= set(swaps.columns)]
     return estimate_table(swaps, metrics, by=["feature", "position"], resamples=resamples, seed=seed)
@@ -212,7 +188,7 @@ def swap_summary(swaps: pl.DataFrame, *, resamples: int = 2000, seed: int = 0) -
 
 @dataclass(frozen=True)
 class _Swap:
-    """`example` gets the final interaction of `donor` (both as their number) at one place of its history."""
+    """One swap: `example` gets the final interaction of `donor` at `place`. Both are indices of examples."""
 
     example: int
     donor: int
@@ -221,7 +197,7 @@ class _Swap:
 
 
 def _drawn(examples: Sequence[Example], item_of: Int[np.ndarray, " interactions"], seed: int) -> list[_Swap]:
-    """Donors: within a feature the users stand in a random circle, each takes from the next who has another item."""
+    """Draws the swaps: users of a feature form a random circle, and each takes from the next one with a new item."""
     rng = np.random.default_rng(seed)
     swaps = []
     for feature in sorted({example.feature for example in examples}):
@@ -230,7 +206,7 @@ def _drawn(examples: Sequence[Example], item_of: Int[np.ndarray, " interactions"
             if example.feature == feature:
                 numbers_of.setdefault(example.user_id, []).append(number)
         for numbers in numbers_of.values():
-            numbers.sort(key=lambda number: _key(examples[number]))
+            numbers.sort(key=lambda number: (examples[number].item_id or "", examples[number].rows.tolist()))
         users = sorted(numbers_of)
         circle = [users[at] for at in rng.permutation(len(users))]
         place_of = {user: place for place, user in enumerate(circle)}
@@ -250,45 +226,36 @@ def _drawn(examples: Sequence[Example], item_of: Int[np.ndarray, " interactions"
     return swaps
 
 
-def _key(example: Example) -> tuple[str, tuple[int, ...]]:
-    return example.item_id or "", tuple(example.rows.tolist())
-
-
 def _swap_rows(
     examples: Sequence[Example], swaps: Sequence[_Swap], before: Sequence[str], after: Sequence[str]
 ) -> pl.DataFrame:
-    """Who, where, and the texts of every swap; `stranger` is the donor's narrative, `reference` the own one."""
-    rows = [
-        (
-            examples[swap.example].user_id,
-            examples[swap.example].feature,
-            examples[swap.example].item_id,
-            swap.position,
-            len(examples[swap.example].rows) - 1 - swap.place,
-            examples[swap.donor].user_id,
-            before[swap.example],
-            after[swap.example],
-            before[swap.donor],
-            examples[swap.example].text,
-        )
-        for swap in swaps
-    ]
-    names = ["user_id", "feature", "item_id", "position", "place", "other_user"]
-    names += ["before", "after", "stranger", "reference"]
-    schema = {name: pl.Int64() if name == "place" else pl.String() for name in names}
-    return pl.DataFrame(rows, schema=schema, orient="row")
+    """Keys and texts of every swap; `stranger` is the donor's narrative."""
+    own, donors = [examples[swap.example] for swap in swaps], [examples[swap.donor] for swap in swaps]
+    columns = {
+        "user_id": [example.user_id for example in own],
+        "feature": [example.feature for example in own],
+        "item_id": [example.item_id for example in own],
+        "position": [swap.position for swap in swaps],
+        "place": [len(example.rows) - 1 - swap.place for example, swap in zip(own, swaps, strict=True)],
+        "other_user": [example.user_id for example in donors],
+        "before": [before[swap.example] for swap in swaps],
+        "after": [after[swap.example] for swap in swaps],
+        "stranger": [before[swap.donor] for swap in swaps],
+        "reference": [example.text for example in own],
+    }
+    schema = {name: pl.Int64() if name == "place" else pl.String() for name in columns}
+    return pl.DataFrame(columns, schema=schema)
 
 
 def _label_columns(rows: pl.DataFrame, planted: pl.DataFrame) -> dict[str, np.ndarray]:
-    """Counts per swap of labels compared and of those that name the old or the new value, before and after."""
+    """Counts per swap: labels compared, and labels whose old or new value is named, before and after."""
     columns: dict[str, np.ndarray] = {}
-    users, others = rows["user_id"].to_list(), rows["other_user"].to_list()
-    for label in sorted(planted["label"].unique()):
-        of_label = planted.filter(pl.col("label") == label)
-        vocabulary = LabelVocabulary.from_planted(label, of_label)
-        value_of = dict(of_label.select("user_id", "value").iter_rows())
-        values = {"old": [value_of.get(user) for user in users], "new": [value_of.get(user) for user in others]}
-        referenced = vocabulary.named(rows["reference"].to_list())
+    for label in planted_labels(planted):
+        values = {
+            of: [label.value_of_user.get(user) for user in rows[name]]
+            for of, name in (("old", "user_id"), ("new", "other_user"))
+        }
+        referenced = label.named(rows["reference"].to_list())
         compared = np.array(
             [
                 old in named and new is not None and new != old
@@ -296,10 +263,10 @@ def _label_columns(rows: pl.DataFrame, planted: pl.DataFrame) -> dict[str, np.nd
             ],
             dtype=np.float64,
         )
-        kind = NEED if label == NEED else "trait"
+        kind = NEED if label.name == NEED else "trait"
         columns[f"{kind}_compared"] = columns.get(f"{kind}_compared", 0.0) + compared
         for when in ("before", "after"):
-            named_values = vocabulary.named(rows[when].to_list())
+            named_values = label.named(rows[when].to_list())
             for of, wanted in values.items():
                 right = np.array([named == {value} for named, value in zip(named_values, wanted, strict=True)])
                 name = f"{kind}_{of}_{when}"

@@ -1,15 +1,14 @@
 """Text metrics as functions of sums over examples (paper 5.2).
 
-`score_examples` turns every prediction into a row of *statistics*; a `Metric` maps sums of those rows to its value.
-Corpus BLEU, a mean and a ratio of sums all have this form, so a bootstrap over users is one matrix product, whatever
-the metric.
+`score_examples` turns every prediction into a row of *statistics*. A `Metric` maps sums of those rows to its value.
+Corpus BLEU, means and ratios of sums all have this form, so the bootstrap over users is one matrix product.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -26,13 +25,13 @@ from regen.evaluation.recovery import NEED, recovery_columns
 from regen.evaluation.similarity import Embed, similarity_column, unit_vectors
 
 OwnMetric = Callable[[str, str], float]
-"""A metric of the user's own: a number for one prediction and its reference; its mean is a row of the table."""
-OWN = "own_"  # before the name of such a metric, the name of its column
+"""A custom metric: maps one prediction and its reference to a number. Its mean is a row of the table."""
+OWN = "own_"  # prefix of the column of a custom metric
 
 KEYS = ("user_id", "feature", "item_id")
 ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
 CUTS = (1, 5, 10, 20, 50)  # k of Recall@k
-PERCENT = (0.0, 100.0)
+PERCENT, UNIT, COSINE = (0.0, 100.0), (0.0, 1.0), (-1.0, 1.0)
 _ORDERS = range(1, MAX_NGRAM_ORDER + 1)
 _BLEU_COLUMNS = (
     *(f"bleu_correct_{n}" for n in _ORDERS),
@@ -53,10 +52,10 @@ class Metric:
         columns: the `k` statistic columns it needs.
         aggregate: maps sums of shape `(..., k)` to values `(...)`; nan where a denominator is zero.
         is_share: a share of narratives, compared by percentage points rather than by a relative difference.
-        limits: the least and the greatest value, where an interval is cut off; 0 and 1 for a share.
-        higher_is_better: False where less is better, and for length and variety, where neither is.
-        is_planted: recovery of a planted label, which has a verdict of the non-inferiority test.
-        chance: which chance a table's caption states, see `regen.evaluation.identification.chance`; None for none.
+        limits: smallest and largest possible value; intervals are clipped to them. Shares are clipped to 0 and 1.
+        higher_is_better: False where lower is better, and for length and variety, where neither is better.
+        is_planted: recovery of a planted label; tables add the verdict of the non-inferiority test.
+        chance: kind of chance level in the caption, see `regen.evaluation.identification.chance`; None for none.
     """
 
     name: str
@@ -84,22 +83,40 @@ def percent(sums: Float[np.ndarray, "*batch 2"]) -> Float[np.ndarray, "*batch"]:
 
 
 def corpus_bleu(sums: Float[np.ndarray, "*batch 10"]) -> Float[np.ndarray, "*batch"]:
-    """Corpus BLEU with sacrebleu's defaults (order 4, exponential smoothing), for any number of resamples at once.
+    """Corpus BLEU (0 to 100) with sacrebleu's defaults: order 4, exponential smoothing.
+
+    Like sacrebleu it is 0 where nothing matches or no prediction has four tokens.
 
     Args:
         sums: summed n-gram matches (4), n-grams of the predictions (4), length of predictions, length of references.
-
-    Returns:
-        BLEU, 0 to 100; 0 where nothing matches or no prediction is four tokens long, as sacrebleu has it.
     """
     correct, total = sums[..., :MAX_NGRAM_ORDER], sums[..., MAX_NGRAM_ORDER : 2 * MAX_NGRAM_ORDER]
     predicted, referenced = sums[..., -2], sums[..., -1]
     scored = (correct[..., 0] > 0) & (total > 0).all(axis=-1)
-    unmatched = np.cumsum(correct == 0, axis=-1)  # the j-th order without a match counts as 1 / 2^j of one
+    unmatched = np.cumsum(correct == 0, axis=-1)  # the j-th order without a match counts as 1 / 2^j matches
     smoothed = np.where(correct == 0, 0.5**unmatched, correct)
     log_precision = np.log(100.0 * smoothed / np.where(total > 0, total, 1.0)).sum(axis=-1) / MAX_NGRAM_ORDER
     shortfall = 1.0 - referenced / np.where(predicted > 0, predicted, 1.0)
     return np.where(scored, np.exp(np.minimum(shortfall, 0.0)) * np.exp(log_precision), 0.0)
+
+
+def mean_metric(
+    name: str,
+    display: str,
+    decimals: int = 3,
+    *,
+    of: str = "examples",
+    is_share: bool = False,
+    limits: tuple[float, float] = (-math.inf, math.inf),
+    higher_is_better: bool = True,
+) -> Metric:
+    """The mean of the statistic column `name` over the examples that the column `of` counts."""
+    return Metric(name, display, decimals, (name, of), ratio, is_share, limits, higher_is_better)
+
+
+def by_name(metrics: Iterable[Metric]) -> dict[str, Metric]:
+    """Metrics by name, in their order."""
+    return {metric.name: metric for metric in metrics}
 
 
 def _recovery(name: str, display: str, stem: str) -> Metric:
@@ -108,32 +125,18 @@ def _recovery(name: str, display: str, stem: str) -> Metric:
 
 def _identification(kind: int | str, display: str, *, stem: str = OF_USER) -> Metric:
     name, is_share = f"{stem}_{kind}", kind != RECIPROCAL
-    columns = (name, f"{name}_of")
-    return Metric(name, display, 3, columns, ratio, is_share=is_share, limits=(0.0, 1.0), chance=kind)
+    return Metric(name, display, 3, (name, f"{name}_of"), ratio, is_share=is_share, limits=UNIT, chance=kind)
 
 
-def _ranking(name: str, display: str, *, of: str = "examples") -> Metric:
-    return Metric(name, display, 3, (name, of), ratio, limits=(0.0, 1.0))
-
-
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
+METRICS: dict[str, Metric] = by_name(
+    (
         _recovery("need_recovery", "Need recovery", f"recovery_{NEED}"),
         _recovery("trait_recovery", "Trait recovery", "trait"),
         *(_identification(k, f"Identification@{k}") for k in CANDIDATES),
         _identification(RECIPROCAL, "MRR of all users"),
         _identification(CANDIDATES[0], f"Item identification@{CANDIDATES[0]}", stem=OF_ITEM),
-        Metric("similarity", "Similarity", 3, ("similarity", "examples"), ratio, limits=(-1.0, 1.0)),
-        Metric(
-            "ungrounded",
-            "Ungrounded names and numbers",
-            3,
-            ("ungrounded", "examples"),
-            ratio,
-            is_share=True,
-            higher_is_better=False,
-        ),
+        mean_metric("similarity", "Similarity", limits=COSINE),
+        mean_metric("ungrounded", "Ungrounded names and numbers", is_share=True, higher_is_better=False),
         Metric("bleu", "BLEU", 2, _BLEU_COLUMNS, corpus_bleu, limits=PERCENT),
         *(Metric(name, display, 2, (name, "examples"), percent, limits=PERCENT) for name, display in ROUGE.items()),
         Metric(
@@ -145,19 +148,19 @@ METRICS: dict[str, Metric] = {
             limits=(0.0, math.inf),
             higher_is_better=False,
         ),
-        Metric("empty", "Empty texts", 3, ("empty", "examples"), ratio, is_share=True, higher_is_better=False),
-        Metric("distinct", "Distinct", 3, ("distinct", "examples"), ratio, limits=(0.0, 1.0), higher_is_better=False),
-        *(_ranking(f"recall_{k}", f"Recall@{k}") for k in CUTS),
-        _ranking("ndcg_10", "NDCG@10"),
-        _ranking("mrr", "MRR"),
+        mean_metric("empty", "Empty texts", is_share=True, higher_is_better=False),
+        mean_metric("distinct", "Distinct", limits=UNIT, higher_is_better=False),
+        *(mean_metric(f"recall_{k}", f"Recall@{k}", limits=UNIT) for k in CUTS),
+        mean_metric("ndcg_10", "NDCG@10", limits=UNIT),
+        mean_metric("mrr", "MRR", limits=UNIT),
         _recovery("item_traits", "Traits of its item", "item_trait"),
-        Metric("nearest_item", "Nearest to its item", 3, ("nearest_item", "examples"), ratio, is_share=True),
-        Metric("similarity_hit", "Similarity, right item", 3, ("similarity_hit", "hits"), ratio, limits=(-1.0, 1.0)),
-        Metric("similarity_miss", "Similarity, another", 3, ("similarity_miss", "misses"), ratio, limits=(-1.0, 1.0)),
-        _ranking("cold_recall_10", "Recall@10, cold items", of="cold_examples"),
+        mean_metric("nearest_item", "Nearest to its item", is_share=True),
+        mean_metric("similarity_hit", "Similarity, right item", of="hits", limits=COSINE),
+        mean_metric("similarity_miss", "Similarity, another", of="misses", limits=COSINE),
+        mean_metric("cold_recall_10", "Recall@10, cold items", of="cold_examples", limits=UNIT),
     )
-}
-"""The rows of a table, in order: what is about the user first. `metrics_for` adds those that the CSV alone has."""
+)
+"""The rows of a table in order, metrics about the user first. `metrics_for` adds those that only the CSV shows."""
 
 _CSV_ONLY = (
     _identification(ALL, "Identification among all"),
@@ -166,12 +169,12 @@ _CSV_ONLY = (
 
 
 def metrics_for(columns: Sequence[str]) -> dict[str, Metric]:
-    """The metrics that these statistic columns allow, table rows first, then those of the CSV and own metrics."""
-    known = (*METRICS.values(), *_CSV_ONLY)
-    present = {metric.name: metric for metric in known if set(metric.columns) <= set(columns)}
-    labels = [c.removeprefix("recovery_").removesuffix("_right") for c in columns if c.startswith("recovery_")]
-    for label in dict.fromkeys(label for label in labels if not label.endswith("_named") and label != NEED):
-        present[f"recovery_{label}"] = _recovery(f"recovery_{label}", f"Recovery: {label}", f"recovery_{label}")
+    """The metrics that these statistic columns allow: table rows, then CSV-only metrics, then custom ones."""
+    present = by_name(metric for metric in (*METRICS.values(), *_CSV_ONLY) if set(metric.columns) <= set(columns))
+    for column in columns:
+        label = column.removeprefix("recovery_").removesuffix("_right")
+        if column == f"recovery_{label}_right" and label != NEED:
+            present[f"recovery_{label}"] = _recovery(f"recovery_{label}", f"Recovery: {label}", f"recovery_{label}")
     for column in columns:
         if column.startswith(OWN):
             name = column.removeprefix(OWN)
@@ -179,29 +182,26 @@ def metrics_for(columns: Sequence[str]) -> dict[str, Metric]:
     return present
 
 
-class CachedTokenizer:
-    """ROUGE's own tokenizer, remembering texts: every reference is scored under several systems."""
-
-    def __init__(self, *, stemmer: bool) -> None:
-        """Args: stemmer: strip suffixes with the Porter stemmer, as ROUGE-1.5.5's option -m does."""
-        self.tokenize: Callable[[str], list[str]] = lru_cache(maxsize=100_000)(DefaultTokenizer(stemmer).tokenize)
-
-
 @cache
-def rouge_tokenizer(*, stemmer: bool) -> CachedTokenizer:
-    """The tokenizer that every ROUGE score of this process shares."""
-    return CachedTokenizer(stemmer=stemmer)
+def rouge_tokenizer(*, stemmer: bool) -> DefaultTokenizer:
+    """ROUGE's own tokenizer with a cache, because every reference is scored for several systems.
+
+    `stemmer` strips suffixes with the Porter stemmer, as option -m of ROUGE-1.5.5 does.
+    """
+    tokenizer = DefaultTokenizer(stemmer)
+    tokenizer.tokenize = lru_cache(maxsize=100_000)(tokenizer.tokenize)
+    return tokenizer
 
 
 @cache
 def rouge_scorer(*, stemmer: bool) -> RougeScorer:
-    """The reference scorer with all four variants; Lsum takes a newline as the end of a sentence."""
+    """The reference scorer with all four variants; Lsum splits sentences at newlines."""
     return RougeScorer(list(ROUGE), tokenizer=rouge_tokenizer(stemmer=stemmer))
 
 
 def bleu_columns(predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
-    """sacrebleu's counts per example, whose sums give corpus BLEU."""
-    bleu = BLEU(effective_order=True)  # changes the sentence's score, which is not used, and not its counts
+    """sacrebleu's counts per example; their sums give corpus BLEU."""
+    bleu = BLEU(effective_order=True)  # silences a warning; it changes the sentence's score, but not the counts
     rows = []
     for prediction, reference in zip(predictions, references, strict=True):
         score = bleu.sentence_score(prediction, [reference])
@@ -217,14 +217,14 @@ def rouge_columns(predictions: Sequence[str], references: Sequence[str], *, stem
 
 
 def distinct_column(predictions: Sequence[str], groups: Sequence[str]) -> list[float]:
-    """1 / (number of predictions of the group with the same text): its mean is #distinct / #predictions."""
+    """1 / (number of equal predictions in the group); its mean is #distinct / #predictions."""
     keys = list(zip(groups, predictions, strict=True))
     count = Counter(keys)
     return [1.0 / count[key] for key in keys]
 
 
 def check_predictions(predictions: pl.DataFrame) -> None:
-    """Raises a ValueError when predictions lack a column, a row, a text or a reference."""
+    """Raises a ValueError when predictions have no rows, or lack a column, a text or a reference."""
     missing = [name for name in (*KEYS, "prediction", "reference") if name not in predictions.columns]
     if missing:
         raise ValueError(
@@ -242,7 +242,7 @@ def check_predictions(predictions: pl.DataFrame) -> None:
     if blank.any():
         user = predictions["user_id"][int(blank.arg_max() or 0)]
         raise ValueError(
-            f"{blank.sum()} references are blank; the first is user {user!r}'s. Leave such narratives out."
+            f"{blank.sum()} references are blank; the first is of user {user!r}. Leave such narratives out."
         )
 
 
@@ -259,19 +259,18 @@ def score_examples(
     """Scores every prediction against its reference.
 
     Args:
-        predictions: columns `user_id, feature, item_id` (nullable), `prediction, reference`; optionally `category`, of
-            the item, for identification among items, and `history`, of `regen.data.grounding.history_texts`, for the
-            share of texts with ungrounded names and numbers.
-        embed: sentence embeddings for similarity and identification; None leaves these metrics out.
+        predictions: columns `user_id, feature, item_id` (nullable), `prediction, reference`. The optional column
+            `category` (of the item) adds identification among items. The optional column `history` (texts from
+            `regen.data.grounding.history_texts`) adds the share of texts with ungrounded names and numbers.
+        embed: sentence embeddings for similarity and identification; None skips these metrics.
         planted: the truth of a `synthetic` world (see `recovery_columns`), None for other sources.
         stemmer: Porter-stem words for ROUGE.
-        own: metrics of the user's own, by name.
-        candidates: rows whose references are the candidates of identification; None for the predictions' own. Give
-            all rows where `predictions` are a part of them.
-        brands: of the catalogue, which are names wherever they stand.
+        own: custom metrics by name.
+        candidates: rows whose references are the candidates of identification; None for those of `predictions`.
+        brands: brands of the catalogue, which always count as names.
 
     Returns:
-        `user_id, feature, item_id` and the statistic columns, a row per prediction in the given order.
+        `user_id, feature, item_id` and the statistic columns, one row per prediction in the given order.
 
     Raises:
         ValueError: when a column or text is missing, a reference is blank, or `embed` or `planted` is unusable.

@@ -1,4 +1,4 @@
-"""What the evaluation of a run leaves in W&B: scores named as in the tables, narratives, predictions and weights."""
+"""Logs a run's evaluation to W&B: scores named as in the tables, narratives, predictions and weights."""
 
 import json
 import re
@@ -15,11 +15,11 @@ from regen.training.run import RECORD, WEIGHTS, LoadedRun, Run
 from regen.training.wandb_names import NARRATIVES, bound_names, metric_name
 from regen.training.wandb_records import without_secrets
 
-LONGEST_NAME = 128  # of an artifact, what W&B takes
+LONGEST_NAME = 128  # W&B's limit for the name of an artifact
 
 
 def final_metrics(scores: Scores) -> dict[str, float]:
-    """Scores as `test/<feature>/<metric>`, floors and interval bounds beneath; what is not defined is left out."""
+    """Scores as `test/<feature>/<metric>`, with floors and interval bounds; undefined values are left out."""
     metrics: dict[str, float] = {}
     for feature, by_metric in scores.items():
         for metric, systems in by_metric.items():
@@ -31,13 +31,13 @@ def final_metrics(scores: Scores) -> dict[str, float]:
 
 
 def record_results(run_logger: Any, loaded: LoadedRun, predictions: pl.DataFrame, files: Sequence[Path]) -> None:
-    """Records the table of narratives, the predictions with their scores, and the trained weights.
+    """Logs the table of narratives, the predictions with their scores, and the trained weights.
 
     Args:
         run_logger: Lightning's W&B logger.
-        loaded: The run; its folder holds the scored examples.
-        predictions: Of the test split, in its order.
-        files: Predictions and scores.
+        loaded: The run; its folder contains the scored examples.
+        predictions: Predictions for the test split, in its order.
+        files: Files of predictions and scores.
     """
     import wandb
 
@@ -49,7 +49,7 @@ def record_results(run_logger: Any, loaded: LoadedRun, predictions: pl.DataFrame
     made = {**lineage, "evaluation": plain(run.config.evaluation), "model": _name("model", run)}
     artifact = wandb.Artifact(_name("predictions", run), type="predictions", metadata=without_secrets(made))
     for path in files:
-        artifact.add_file(str(path), name=path.name)  # a copy: other settings of the evaluation replace these files
+        artifact.add_file(str(path), name=path.name)  # copied, because another evaluation replaces these files
     experiment.log_artifact(artifact)
     if options["log_weights"]:
         made = {**json.loads((run.folder / RECORD).read_text()), **lineage, "config": plain(run.config)}
@@ -59,7 +59,7 @@ def record_results(run_logger: Any, loaded: LoadedRun, predictions: pl.DataFrame
 
 
 def _narratives(loaded: LoadedRun, predictions: pl.DataFrame, rows: int | None) -> pl.DataFrame:
-    """The first predictions of each feature beside reference, shuffled floor and similarity."""
+    """The first predictions of each feature with reference, shuffled floor and similarity."""
     run = loaded.run
     scored = pl.read_parquet(run.folder / EXAMPLES, glob=False).filter(pl.col("system") == "model")
     similarity = scored["similarity"] if "similarity" in scored.columns else pl.lit(None, dtype=pl.Float64)
@@ -75,6 +75,6 @@ def _narratives(loaded: LoadedRun, predictions: pl.DataFrame, rows: int | None) 
 
 
 def _name(kind: str, run: Run) -> str:
-    """An artifact's name: the run's, whose end is its fingerprint, with the characters that W&B takes."""
+    """The name of an artifact, from the end of the run's name, which is its fingerprint."""
     name = re.sub(r"[^\w.-]", "_", run.folder.name, flags=re.ASCII)
     return f"{kind}-{name[len(kind) + 1 - LONGEST_NAME :]}"

@@ -205,7 +205,7 @@ def test_there_is_no_percentage_of_a_score_that_is_printed_as_zero(tmp_path):
     comparison = compare(cells, resamples=100)
     [row] = [line for line in comparison.to_markdown().splitlines() if line.startswith("| Similarity")]
     assert row.split(" | ")[4] == "—"
-    assert "both vs cf: Similarity is 0.000 in what it is compared with: no percentage." in comparison.to_markdown()
+    assert "both vs cf: Similarity of the baseline is 0.000: no percentage." in comparison.to_markdown()
 
 
 def test_a_difference_among_many_is_corrected_for_all_of_them(tmp_path):
@@ -552,7 +552,7 @@ def test_the_joint_encoder_is_known_by_its_parts(tmp_path):
 
 
 def test_a_setting_in_which_all_agree_cannot_be_the_columns(cells):
-    with pytest.raises(ValueError, match="columns=adapter: all runs agree in it. They differ in encoder"):
+    with pytest.raises(ValueError, match="columns=adapter: all runs have the same value. They differ in encoder"):
         compare(cells, columns=Columns("adapter"))
     with pytest.raises(ValueError, match="reference=text is none of the columns: cf, content, both"):
         compare(cells, columns=Columns(reference="text"))

@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 import sacrebleu
 
+from regen.evaluation.prediction_files import read_predictions
 from regen.evaluation.scoring import (
     ScoringOptions,
-    read_predictions,
     score_predictions_file,
     score_run_files,
     scores_to_text,

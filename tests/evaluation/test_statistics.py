@@ -206,7 +206,7 @@ def test_a_percentage_of_what_one_user_has_is_no_finding():
 def test_there_is_no_percentage_of_what_is_printed_as_zero_or_is_less(base):
     estimate = relative_difference(np.ones(30), np.full(30, base))
     assert math.isnan(estimate.value)
-    assert estimate.note == f"Mean is {base:.3f} in what it is compared with: no percentage"
+    assert estimate.note == f"Mean of the baseline is {base:.3f}: no percentage"
 
 
 def test_two_seeds_give_intervals_over_users_alone():

@@ -10,7 +10,8 @@ import pytest
 from regen.data.datamodule import NarrativeDataset
 from regen.data.histories import Example
 from regen.embeddings.fusion import CFVectors
-from regen.evaluation.swap import GreedyNarrator, sampled, swap_summary, swap_test, with_interaction
+from regen.evaluation.controls import sampled
+from regen.evaluation.swap import greedy_narrator, swap_summary, swap_test, with_interaction
 from regen.models.adapter import LinearAdapter
 from regen.models.soft_token_lm import SoftTokenLM
 
@@ -211,7 +212,8 @@ def narrator(tiny_lm, item_of, learned_positions=None):
         window=tiny_lm.window,
     )
     model = SoftTokenLM(tiny_lm.model, LinearAdapter(16, tiny_lm.width), learned_positions=learned_positions).eval()
-    return GreedyNarrator(model, dataset_of, tiny_lm.tokenizer, {"max_new_tokens": 3, "temperature": 0.7}, 16)
+    generation = {"max_new_tokens": 3, "temperature": 0.7}
+    return greedy_narrator(model, dataset_of, generation=generation, tokenizer=tiny_lm.tokenizer, batch_size=16)
 
 
 VARIED = [example(one.user_id, one.rows[number % 3 :]) for number, one in enumerate(EXAMPLES[:16])]
@@ -248,9 +250,9 @@ def embed_letters(texts):
 
 def test_a_sample_is_drawn_by_seed_and_keeps_the_order():
     users = [one.user_id for one in EXAMPLES]
-    part = [one.user_id for one in sampled(EXAMPLES, 10, seed=0)]
+    part = [one.user_id for one in sampled(EXAMPLES, 10, np.random.default_rng(0))]
     assert len(part) == 10
     assert part == [user for user in users if user in part]
-    assert part == [one.user_id for one in sampled(EXAMPLES, 10, seed=0)]
-    assert part != [one.user_id for one in sampled(EXAMPLES, 10, seed=1)]
-    assert sampled(EXAMPLES, USERS, seed=0) == EXAMPLES
+    assert part == [one.user_id for one in sampled(EXAMPLES, 10, np.random.default_rng(0))]
+    assert part != [one.user_id for one in sampled(EXAMPLES, 10, np.random.default_rng(1))]
+    assert sampled(EXAMPLES, USERS, np.random.default_rng(0)) == EXAMPLES

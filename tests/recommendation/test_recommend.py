@@ -52,7 +52,7 @@ def test_a_grid_of_recommenders_ends_in_a_table(small_config, tmp_path):
     )
     assert "Recall@10" in table
     assert "BLEU" not in table
-    assert "Closed form: where the training of the joint encoder" in table
+    assert "Closed form: the start of the training of the joint encoder" in table
     written = (folder / "examples.parquet").stat().st_mtime_ns
     assert train_and_evaluate(of(small_config, "encoder=both"))[0] == folder  # and finds it finished
     assert (folder / "examples.parquet").stat().st_mtime_ns == written
@@ -89,7 +89,7 @@ def test_another_system_is_a_column(scored, tmp_path, monkeypatch, caplog):
     values = {line.split(",")[1]: line for line in table.splitlines() if ",theirs,model," in line}
     assert float(values["recall_1"].split(",")[5]) == pytest.approx((len(users) // 2) / len(users))
     assert float(values["recall_5"].split(",")[5]) == 1
-    assert "the shortest list has 1 items; what it does not name counts as not found" in caplog.text
+    assert "the shortest list has 1 items; items outside a list count as not found" in caplog.text
 
 
 BAD = {
