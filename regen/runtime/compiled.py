@@ -16,7 +16,7 @@ def compiled_layers(layers: Iterable[nn.Module]) -> Iterator[None]:
     """
     compiled = list(layers)
     for layer in compiled:
-        layer.compile(dynamic=True)  # type: ignore[no-untyped-call]
+        layer.compile(dynamic=True)
     try:
         with warnings.catch_warnings():  # raised by torch.compile itself
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")

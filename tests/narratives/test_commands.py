@@ -175,7 +175,7 @@ MISTAKES = [  # command, overrides, exit code, all of which the message must hol
     ("narrate", ["narrator=templte"], 2, ["'templte' is not an option of 'narrator'", "mean 'template'?"]),
     ("narrate", ["narrator.max_histroy=3"], 2, ["Did you mean 'narrator.max_history'?"]),
     ("narrate", ["narrator=openai"], 2, ["'narrator.model' has no value", "narrator.model="]),
-    ("narrate", ["narrator=source"], 1, ["narrator=source: it writes nothing. Choose template or openai"]),
+    ("narrate", ["narrator=source"], 1, ["narrator=source writes no narratives. Choose template or openai"]),
     ("narrate", ["dry_run=true"], 1, ["dry_run=true: narrator=template asks no endpoint"]),
     ("narrate", ["narrator.users=0"], 2, ["narrator.users=0 has to be 1 to"]),
     ("narrate", OPENAI, 1, ["narrator: https://api.openai.com/v1 needs a key", "OPENAI_API_KEY"]),
