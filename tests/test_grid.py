@@ -97,7 +97,7 @@ def test_a_wrong_value_in_one_cell_is_refused_before_the_first_one(tmp_path):
 def test_columns_that_were_not_swept_are_refused_before_the_first_cell(tmp_path):
     done = command("train.py", tmp_path, "-m", "encoder=cf", "adapter.lr=0.01,0.02", "compare.columns=tuning")
     assert done.returncode == 2
-    assert "error: compare: columns=tuning: all runs agree in it. They differ in adapter.lr" in done.stderr
+    assert "error: compare: columns=tuning: all runs have the same value. They differ in adapter.lr" in done.stderr
     assert not list(tmp_path.glob("outputs/runs/*"))
 
 
