@@ -33,7 +33,7 @@ def evaluate_from_config(config: EvaluateConfig) -> None:
     if config.run is not None:
         _evaluate_again(Path(config.run), config)
     elif config.runs is not None and config.against is not None:
-        compare_sides(config.runs, config.against, config.evaluation)
+        compare_sides(config.runs, config.against, config.evaluation, every=config.all)
     elif config.runs is not None:
         _compare_folder(Path(config.runs), theirs, config)
 
@@ -94,7 +94,7 @@ def _compare_folder(folder: Path, theirs: Path | None, config: EvaluateConfig) -
         theirs = _scored_recommendations(Path(config.recommendations), cells, config.evaluation)
     if theirs is not None:
         cells += cells_beside(cells, theirs, compared_key(cells, columns.key))
-    compare_cells(cells, folder, columns, config.evaluation)
+    compare_cells(cells, folder, columns, config.evaluation, every=config.all)
 
 
 def _folder_of_scores(path: Path) -> Path:
@@ -128,13 +128,14 @@ def _scored_recommendations(path: Path, cells: "list[Cell]", evaluation: Evaluat
     return theirs
 
 
-def compare_sides(runs: str, against: str, evaluation: Evaluation) -> None:
+def compare_sides(runs: str, against: str, evaluation: Evaluation, *, every: bool = False) -> None:
     """Writes and prints a table of runs against other runs of the same encoder, for instance of two adapters.
 
     Args:
         runs: Folder of a grid or of runs, or a pattern that matches such folders or run folders.
         against: Likewise, for the runs to compare with.
         evaluation: Resamples and seed of the bootstrap.
+        every: Print every metric.
 
     Raises:
         FileNotFoundError: If one of them matches no run.
@@ -156,23 +157,29 @@ def compare_sides(runs: str, against: str, evaluation: Evaluation) -> None:
     columns = Columns(SIDE, against)
     comparison = compare(cells, columns=columns, resamples=evaluation.resamples, seed=evaluation.seed)
     sides = " vs ".join("-".join(re.findall(r"[\w=.]+", side)) for side in (runs, against))
-    _publish(comparison, Path("outputs/comparisons") / sides, show=True)
+    _publish(comparison, Path("outputs/comparisons") / sides, show=True, every=every)
 
 
 def compare_cells(
-    cells: "list[Cell]", folder: Path, columns: "Columns", evaluation: Evaluation, *, show: bool = True
+    cells: "list[Cell]",
+    folder: Path,
+    columns: "Columns",
+    evaluation: Evaluation,
+    *,
+    show: bool = True,
+    every: bool = False,
 ) -> None:
-    """Writes the table over cells, and prints it with `show`."""
+    """Writes the table over cells, and prints it with `show`; with `every`, all metrics of it."""
     from regen.evaluation.comparison import compare
 
     comparison = compare(cells, columns=columns, resamples=evaluation.resamples, seed=evaluation.seed)
-    _publish(comparison, folder, show=show)
+    _publish(comparison, folder, show=show, every=every)
 
 
-def _publish(comparison: "Comparison", folder: Path, *, show: bool) -> None:
+def _publish(comparison: "Comparison", folder: Path, *, show: bool, every: bool) -> None:
     comparison.write(folder)
     if show:
-        _show(f"\n{comparison.to_terminal()}\n\n{folder / 'table.md'}")
+        _show(f"\n{comparison.to_terminal(every=every)}\n\n{folder / 'table.md'}")
 
 
 def _show(text: str) -> None:

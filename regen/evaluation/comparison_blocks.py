@@ -22,6 +22,8 @@ FEW_USERS = 20
 ABSENT = "—"
 HEADLINES = ("need_recovery", "trait_recovery", "identified_10", "ndcg_10", "similarity")
 """The headline metric of a block is the first of these with a value."""
+LEADING = {*HEADLINES, "bleu", "empty", "recall_10", "mrr", "item_traits", "nearest_item"}
+"""With planted and custom metrics, the rows that a table leads with; the others are folded."""
 _MARK = "†"  # marks a column with faulty runs
 
 
@@ -105,6 +107,12 @@ class Block:
         """The metrics that are rows of a table; the share of empty texts is one only if a model wrote empty texts."""
         rows = [metric for name, metric in self.metrics.items() if name in METRICS or metric.columns[0].startswith(OWN)]
         return [metric for metric in rows if metric.name != "empty" or any(v > 0 for v in self._model_values(metric))]
+
+    @property
+    def leading_rows(self) -> list[Metric]:
+        """The rows that a table leads with; all of them if none is in `LEADING`."""
+        leading = [m for m in self.rows if m.name in LEADING or m.is_planted or m.columns[0].startswith(OWN)]
+        return leading or self.rows
 
     @property
     def headline(self) -> Metric | None:

@@ -13,12 +13,14 @@ from pathlib import Path
 from textwrap import fill
 
 from regen.evaluation.comparison_blocks import CLOSED_FORM, SHUFFLED, Block, Column, cell_texts, plural, verdict
+from regen.evaluation.reading import reading
 from regen.evaluation.statistics import MARGIN
 from regen.evaluation.text_metrics import Metric
 from regen.storage.artefacts import write_atomically
 
 WIDTH = 120  # of the terminal text
 MOST_COLUMNS = 12  # with more models than this, each model is a row
+MOST_READINGS = 4  # blocks whose reading is printed
 
 
 @dataclass(frozen=True)
@@ -140,18 +142,24 @@ class Comparison:
             writer.writerows([*place, *record] for record in _records(block))
         return stream.getvalue()
 
-    def to_terminal(self) -> str:
+    def to_terminal(self, *, every: bool = False) -> str:
         """Plain text with intervals below their values; columns that do not fit go into further panels.
+
+        It ends with sentences that say what the table shows. Without `every` it has the leading metrics only.
 
         To fit three encoders into one panel, it omits the difference from the shuffled floor and, if the column of the
         better encoder exists, the differences from the single encoders. The files have them.
         """
-        parts = [_terminal_block(block) for block in self.blocks]
+        parts = [_terminal_block(block, every=every) for block in self.blocks]
         for title, rows in self.overviews():
             parts.insert(0, "\n\n".join([title, *_terminal_panels(rows)]))
         if self.problems:
             parts.append("\n".join(["Not in the table:", *(f"  {_one_line(problem)}" for problem in self.problems)]))
-        return "\n\n".join([*parts, fill(self.legend(), WIDTH)])
+        parts.append(fill(self.legend(), WIDTH))
+        for block in self.blocks if len(self.blocks) <= MOST_READINGS else ():
+            if said := reading(block):
+                parts.append("\n".join([f"What {block.title} shows:", *(fill(text, WIDTH) for text in said)]))
+        return "\n\n".join(parts)
 
     def write(self, folder: Path) -> None:
         """Writes `table.md` and `table.csv` atomically into a folder."""
@@ -179,20 +187,33 @@ def _markdown_block(block: Block) -> str:
         lines += markdown_table(_values_as_rows(block))
     else:
         heads = [f"{column.label} ({column.caveat})" if column.caveat else column.label for column in block.columns]
-        rows = [
-            [metric.display, *(" ".join(filter(None, cell_texts(metric, column))) for column in block.columns)]
-            for metric in block.rows
-        ]
-        lines += markdown_table([["Metric", *heads], *rows])
+        leading = block.leading_rows
+        lines += [" ".join(reading(block)), "", *_metric_rows(block, heads, leading)]
+        if folded := [metric for metric in block.rows if metric not in leading]:
+            more = _metric_rows(block, heads, folded)
+            lines += ["", f"<details><summary>{_named(folded)}</summary>", "", *more, "", "</details>"]
         if costs := block.costs():
             lines += ["", *markdown_table(costs)]
     return "\n".join([*lines, "", " ".join([block.caption(), *block.estimate_notes()])])
 
 
-def _terminal_block(block: Block) -> str:
+def _metric_rows(block: Block, heads: Sequence[str], metrics: Sequence[Metric]) -> list[str]:
+    rows = [
+        [metric.display, *(" ".join(filter(None, cell_texts(metric, column))) for column in block.columns)]
+        for metric in metrics
+    ]
+    return markdown_table([["Metric", *heads], *rows])
+
+
+def _named(metrics: Sequence[Metric]) -> str:
+    return ", ".join(metric.display for metric in metrics)
+
+
+def _terminal_block(block: Block, *, every: bool) -> str:
     if len(block.models) > MOST_COLUMNS:
         return "\n\n".join([block.title, *_terminal_panels(_values_as_rows(block)), fill(block.caption(), WIDTH)])
-    labels = ["", "", *(text for metric in block.rows for text in (metric.display, "", ""))]
+    metrics = block.rows if every else block.leading_rows
+    labels = ["", "", *(text for metric in metrics for text in (metric.display, "", ""))]
     selects = any(column.beside for column in block.columns)
     shown = [
         column
@@ -201,13 +222,15 @@ def _terminal_block(block: Block) -> str:
         and (column.kind != "difference" or bool(column.beside) or not selects)
     ]
     columns = [[column.label.removeprefix("both "), column.caveat] for column in shown]
-    for metric in block.rows:
+    for metric in metrics:
         for texts, column in zip(columns, shown, strict=True):
             value, interval, remark = cell_texts(metric, column)
             texts += value, interval.replace(", ", ","), remark
     panels = [_panel(labels, panel) for panel in _panels(labels, columns)]
     if costs := block.costs():
         panels += _terminal_panels(costs)
+    if folded := [metric for metric in block.rows if metric not in metrics]:
+        panels.append(fill(f"Not shown here: {_named(folded)}.", WIDTH))
     return "\n\n".join([block.title, *panels, fill(" ".join([block.caption(), *block.estimate_notes()]), WIDTH)])
 
 

@@ -116,6 +116,7 @@ class EvaluateConfig(Settings):
     predictions: str | None = None
     recommendations: str | None = None
     diagnose: bool = False
+    all: bool = False
     evaluation: Evaluation = MISSING
     engine: Component = MISSING
     paths: Paths = MISSING
