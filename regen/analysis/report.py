@@ -29,6 +29,7 @@ from regen.evaluation.comparison import Columns, compare
 from regen.evaluation.comparison_blocks import CLOSED_FORM, SHUFFLED, Block, Column, cell_texts, verdict
 from regen.evaluation.comparison_cells import ENCODER, Cell, grouped, load, varying_settings
 from regen.evaluation.comparison_table import Comparison
+from regen.evaluation.reading import reading
 from regen.evaluation.statistics import FEW_SEEDS, Estimate
 from regen.evaluation.text_metrics import Metric
 from regen.storage.artefacts import write_atomically
@@ -42,14 +43,20 @@ Answer = tuple[str, str]
 """A question, and the metrics that answer it with better, worse or undecided, or the reason for having no answer."""
 
 
+ScoreRow = tuple[Metric, Sequence[tuple[Column, str, str, str, bool]]]
+"""A row of the table: of each column value, interval, remark, and whether its difference holds."""
+
+
 @dataclass(frozen=True)
 class ShownBlock:
     """A block of the comparison as the page shows it."""
 
     block: Block
     answers: Sequence[Answer]
+    reading: str
     caution: str
-    rows: Sequence[tuple[Metric, Sequence[tuple[Column, str, str, str, bool]]]]
+    leading: Sequence[ScoreRow]
+    folded: Sequence[ScoreRow]
     plots: Sequence[DotPlot]
 
 
@@ -194,12 +201,18 @@ def _missing(
 
 
 def _shown_block(block: Block) -> ShownBlock:
-    rows = [
-        (metric, [(column, *cell_texts(metric, column), column.holds(metric)) for column in block.columns])
-        for metric in block.rows
-    ]
+    def rows(metrics: Sequence[Metric]) -> list[ScoreRow]:
+        return [
+            (metric, [(column, *cell_texts(metric, column), column.holds(metric)) for column in block.columns])
+            for metric in metrics
+        ]
+
+    leading = block.leading_rows
+    folded = [metric for metric in block.rows if metric not in leading]
     answers = [_beats(block, "cf"), _beats(block, "content"), *_loses_nothing(block), _reads(block)]
-    return ShownBlock(block, answers, _caution(block), rows, dot_plots(block))
+    return ShownBlock(
+        block, answers, " ".join(reading(block)), _caution(block), rows(leading), rows(folded), dot_plots(block)
+    )
 
 
 def _beats(block: Block, other: str) -> Answer:

@@ -49,8 +49,8 @@ class DotPlot:
 
 
 def dot_plots(block: Block) -> list[DotPlot]:
-    """One plot per metric of the table, if it has a value."""
-    return [plot for metric in block.rows if (plot := _dot_plot(block, metric)) is not None]
+    """One plot per leading metric of the table, if it has a value."""
+    return [plot for metric in block.leading_rows if (plot := _dot_plot(block, metric)) is not None]
 
 
 def _dot_plot(block: Block, metric: Metric) -> DotPlot | None:

@@ -181,11 +181,11 @@ class Block:
         ]
         return " ".join(filter(None, sentences))
 
-    def estimate_notes(self) -> list[str]:
-        """The notes of the estimates in the table, for instance why one is not defined."""
+    def estimate_notes(self, metrics: Sequence[Metric]) -> list[str]:
+        """The notes of these metrics' estimates, for instance why one is not defined."""
         notes: dict[str, None] = {}
         for column in self.columns:
-            for metric in self.rows:
+            for metric in metrics:
                 estimate = column.estimate(metric)
                 if isinstance(estimate, Estimate) and estimate.note:
                     notes[f"{column.name}: {estimate.note}."] = None

@@ -194,7 +194,7 @@ def _markdown_block(block: Block) -> str:
             lines += ["", f"<details><summary>{_named(folded)}</summary>", "", *more, "", "</details>"]
         if costs := block.costs():
             lines += ["", *markdown_table(costs)]
-    return "\n".join([*lines, "", " ".join([block.caption(), *block.estimate_notes()])])
+    return "\n".join([*lines, "", " ".join([block.caption(), *block.estimate_notes(block.rows)])])
 
 
 def _metric_rows(block: Block, heads: Sequence[str], metrics: Sequence[Metric]) -> list[str]:
@@ -231,7 +231,7 @@ def _terminal_block(block: Block, *, every: bool) -> str:
         panels += _terminal_panels(costs)
     if folded := [metric for metric in block.rows if metric not in metrics]:
         panels.append(fill(f"Not shown here: {_named(folded)}.", WIDTH))
-    return "\n\n".join([block.title, *panels, fill(" ".join([block.caption(), *block.estimate_notes()]), WIDTH)])
+    return "\n\n".join([block.title, *panels, fill(" ".join([block.caption(), *block.estimate_notes(metrics)]), WIDTH)])
 
 
 def _terminal_panels(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -160,7 +160,7 @@ def test_more_of_length_and_variety_is_not_better(tmp_path):
     better = columns(block)["both vs the better one"]
     assert {"distinct", "length_ratio"}.isdisjoint(better.beside)
     assert cell_texts(block.metrics["distinct"], better) == ("—", "", "")
-    assert not block.estimate_notes()
+    assert not block.estimate_notes(block.rows)
 
 
 def test_without_one_of_the_single_encoders_the_better_one_is_not_known(tmp_path):
