@@ -276,27 +276,29 @@ def train_and_evaluate(config: schema.TrainConfig) -> tuple[Path, float]:
     """
     from regen.evaluation.at_validation import callbacks_at_validation
     from regen.evaluation.evaluate import evaluate_run, evaluation_is_current
+    from regen.runtime.device import encoding_on
     from regen.training import run as runs
     from regen.training.fit import fit
     from regen.training.loggers import experiment_loggers
 
     _check(config)
     quiet_libraries()  # again, because importing lightning resets its log levels
-    run = open_run(config)
-    with runs.locked(run):
-        if (config.force or run.limits) and runs.is_main_process():
-            runs.forget(run)
-        if run.finished and (evaluation_is_current(run) or not config.score):
-            logger.info("finished before: %s", run.folder)
-        else:
-            with experiment_loggers(run) as loggers:
-                vectors = vectors_of(run.config, run.inputs)
-                if run.finished:
-                    loaded = runs.load(run, vectors)
-                else:
-                    loaded = fit(run, vectors, loggers, callbacks_at_validation(run))
-                if config.score and runs.is_main_process():
-                    evaluate_run(loaded, loggers, reopen=load_folder)
+    with encoding_on(config.trainer.accelerator):
+        run = open_run(config)
+        with runs.locked(run):
+            if (config.force or run.limits) and runs.is_main_process():
+                runs.forget(run)
+            if run.finished and (evaluation_is_current(run) or not config.score):
+                logger.info("finished before: %s", run.folder)
+            else:
+                with experiment_loggers(run) as loggers:
+                    vectors = vectors_of(run.config, run.inputs)
+                    if run.finished:
+                        loaded = runs.load(run, vectors)
+                    else:
+                        loaded = fit(run, vectors, loggers, callbacks_at_validation(run))
+                    if config.score and runs.is_main_process():
+                        evaluate_run(loaded, loggers, reopen=load_folder)
     best = json.loads((run.folder / runs.RECORD).read_text()).get("monitored")
     return run.folder, float("nan") if best is None else float(best)
 

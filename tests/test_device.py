@@ -15,7 +15,7 @@ from regen import pipeline
 from regen.evaluation.evaluate import evaluate_run
 from regen.generation.narratives import generate_narratives
 from regen.pipeline import train_and_evaluate
-from regen.runtime.device import device_of
+from regen.runtime.device import device_of, encoding_device
 from regen.serving import NarrativeModel
 from regen.training.module import NarrativeModule
 from regen.training.run import LoadedRun
@@ -120,6 +120,19 @@ def test_every_layer_is_compiled_while_the_run_trains_and_not_afterwards(small_c
     pipeline.load_folder(folder)
     train_and_evaluate(small_config("training.compile=true", "trainer.max_steps=2", "evaluation.resamples=200"))
     assert len(calls) == trained
+
+
+def test_sentence_encoders_compute_where_the_run_does(small_config, monkeypatch):
+    """A run encodes on its own device, also on a machine with a GPU; other commands use the GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert str(encoding_device()) == "cuda:1"
+    seen = []
+    monkeypatch.setattr("regen.pipeline.open_run", lambda config: seen.append(encoding_device()) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_and_evaluate(small_config())
+    assert [device.type for device in seen] == ["cpu"]
+    assert str(encoding_device()) == "cuda:1"
 
 
 COMPILED = """

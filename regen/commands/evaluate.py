@@ -58,6 +58,7 @@ def _evaluate_again(folder: Path, config: EvaluateConfig) -> None:
     from regen.evaluation.evaluate import evaluate_run, evaluation_is_current
     from regen.evaluation.scoring import SCORES, scores_to_text
     from regen.pipeline import diagnose, load_folder, load_run, read_run
+    from regen.runtime.device import encoding_on
     from regen.training.run import locked
 
     run = read_run(folder)
@@ -66,7 +67,7 @@ def _evaluate_again(folder: Path, config: EvaluateConfig) -> None:
         trainer = replace(trainer, accelerator=str(config.device))
     settings = replace(run.config, evaluation=config.evaluation, engine=config.engine, trainer=trainer)
     run = replace(run, config=settings)
-    with locked(run):
+    with locked(run), encoding_on(trainer.accelerator):
         if config.force or not evaluation_is_current(run):
             evaluate_run(load_run(run), reopen=load_folder, anew=config.force)
     _show(f"{scores_to_text(json.loads((run.folder / SCORES).read_text()))}\n{run.folder / SCORES}")

@@ -26,7 +26,7 @@ CHARACTERS = 128  # mean length of the texts in a full batch, about 32 tokens; l
 
 
 def load_sentence_encoder(pretrained: str) -> Any:
-    """Loads a `SentenceTransformer`, once per process unless its folder changes.
+    """Loads a `SentenceTransformer` on the device of `encoding_on`, once per process unless its folder changes.
 
     On a CPU its weights are packed for faster matrix products.
 
@@ -36,11 +36,13 @@ def load_sentence_encoder(pretrained: str) -> Any:
     Raises:
         ValueError: If it cannot be loaded.
     """
-    return _loaded_encoder(pretrained, files_state(pretrained))
+    from regen.runtime.device import encoding_device  # loads torch
+
+    return _loaded_encoder(pretrained, files_state(pretrained), str(encoding_device()))
 
 
 @functools.cache
-def _loaded_encoder(pretrained: str, state: tuple[Any, ...]) -> Any:
+def _loaded_encoder(pretrained: str, state: tuple[Any, ...], device: str) -> Any:
     from sentence_transformers import SentenceTransformer
 
     from regen.runtime.packed_weights import pack_weights
@@ -48,7 +50,7 @@ def _loaded_encoder(pretrained: str, state: tuple[Any, ...]) -> Any:
     try:
         folder = minilm_folder() if pretrained == MINILM else pretrained
         with without_loading_bar(folder):
-            encoder = SentenceTransformer(folder)
+            encoder = SentenceTransformer(folder, device=device)
     except OSError as error:
         raise ValueError(
             f"content.pretrained={pretrained}: nothing to load there ({str(error).splitlines()[0]}). Set it to a "

@@ -9,6 +9,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 ON_CUDA = ("gpu", "cuda")  # values of trainer.accelerator for a GPU
+_encoding = ["auto"]  # accelerators of sentence encoders, the current one last; of the process, not of a thread
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -23,6 +24,21 @@ def device_of(accelerator: str) -> torch.device:
     if accelerator in ON_CUDA:
         logger.warning("This machine has no CUDA device: computing on the CPU in float32.")
     return torch.device("cpu")
+
+
+@contextmanager
+def encoding_on(accelerator: str) -> Iterator[None]:
+    """Makes sentence encoders compute on the device for this accelerator inside the block."""
+    _encoding.append(accelerator)
+    try:
+        yield
+    finally:
+        _encoding.pop()
+
+
+def encoding_device() -> torch.device:
+    """The device of sentence encoders: a GPU if there is one, unless `encoding_on` says another."""
+    return device_of(_encoding[-1])
 
 
 def described(device: torch.device) -> str:
