@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [device=cuda] [lm=smollm2] [examples=512] [users=500] [large=true] [start=true]
 
 Times are medians of repeats with the device synchronised before and after. Training is the step of `trainer=gpu` (bf16,
-LoRA, ragged examples) for batches of 4, 32 and 128, as a share of the rate of the LM's own matrix shapes. The large LM
+LoRA, ragged examples) for batches of 4, 32 and 128, plain and compiled, as a share of the rate of the LM's own shapes. The large LM
 has the shape of a Llama of about 1.2 billion parameters and random weights. `device=cpu lm=tiny large=false` checks the
 script itself. The last lines are a table in Markdown with the card and the versions.
 """
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from regen.generation.narratives import decode_rows
 from regen.models.language_model import LanguageModel, hold_frozen_in_bfloat16
 from regen.models.soft_token_lm import SoftTokenLM
+from regen.runtime.compiled import compiled_layers
 from regen.runtime.costs import Stopwatch
 from regen.training.assembly import build_model
 
@@ -72,7 +74,7 @@ def _first_layer(lm: LanguageModel) -> nn.Module:
     return layer
 
 
-def train_step(world: Ragged, size: int, device: str) -> tuple[float, float, float]:
+def train_step(world: Ragged, size: int, device: str, *, compiled: bool = False) -> tuple[float, float, float]:
     """Milliseconds of a step, its share of the matrix rate, and GiB at the peak."""
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -83,7 +85,7 @@ def train_step(world: Ragged, size: int, device: str) -> tuple[float, float, flo
     if world.cfg.training.gradient_checkpointing:
         model.causal_lm.activation_checkpointing_enable({"use_reentrant": False})
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3)
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=device == "cuda")
     batch = world.dataset.collate(range(size))
     layout, batch = model.layout(batch), batch.on(torch.device(device))
     layout = type(layout)(layout.order.to(device), layout.predicts.to(device), layout.targets.to(device))
@@ -97,7 +99,8 @@ def train_step(world: Ragged, size: int, device: str) -> tuple[float, float, flo
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    seconds = synchronised(device, step)
+    with compiled_layers(model.decoder.layers) if compiled else nullcontext():
+        seconds = synchronised(device, step)
     positions = sum(world.dataset.lengths[:size])
     layers = len(world.lm.model.get_decoder().layers) * sum(
         m.weight.numel() for m in _first_layer(world.lm).modules() if isinstance(m, nn.Linear)
@@ -174,11 +177,11 @@ def measure(
     lines = []
     world = ragged(examples, "encoder=both", f"lm={lm}")
     for size in BATCHES:
-        if size <= examples:
-            milliseconds, share, peak = train_step(world, size, device)
+        for compiled in (False, True) if size <= examples else ():
+            milliseconds, share, peak = train_step(world, size, device, compiled=compiled)
             lines.append(
                 (
-                    f"training step, batch {size}",
+                    f"training step, batch {size}" + (", training.compile=true" if compiled else ""),
                     f"{milliseconds:.1f} ms, {share:.3f} of the matrix rate, {peak:.1f} GiB",
                 )
             )
@@ -199,10 +202,14 @@ def measure(
         lines.append(("from command to the end of a step", f"{start_up(device):.1f} s"))
     if large == "true":
         big = Ragged(world.cfg, large_lm(), world.dataset)
-        milliseconds, share, peak = train_step(big, 16, device)
-        lines.append(
-            ("1.2 B, LoRA, batch 16", f"{milliseconds:.0f} ms, {share:.3f} of the matrix rate, {peak:.1f} GiB")
-        )
+        for compiled in (False, True):
+            milliseconds, share, peak = train_step(big, 16, device, compiled=compiled)
+            lines.append(
+                (
+                    "1.2 B, LoRA, batch 16" + (", training.compile=true" if compiled else ""),
+                    f"{milliseconds:.0f} ms, {share:.3f} of the matrix rate, {peak:.1f} GiB",
+                )
+            )
         model = build_model(big.cfg, big.datamodule(), big.lm, start=False).eval().to(device, torch.bfloat16)
         bytes_read = sum(parameter.nbytes for parameter in model.lm.parameters())
         rate, usual, _ = generation(model, Ragged(test.cfg, big.lm, test.dataset.part(0, 128)), 128, device)

@@ -135,6 +135,21 @@ def test_sentence_encoders_compute_where_the_run_does(small_config, monkeypatch)
     assert str(encoding_device()) == "cuda:1"
 
 
+def test_adamw_is_fused_on_a_gpu_and_clips_in_mixed_precision(small_config, monkeypatch):
+    """On a CPU, which has the fused form too; the same clipped steps give the same loss."""
+    made = []
+    adamw = torch.optim.AdamW.__init__
+    monkeypatch.setattr(
+        torch.optim.AdamW, "__init__", lambda self, *a, **o: made.append(o.get("fused")) or adamw(self, *a, **o)
+    )
+    options = ["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=0.1"]
+    _, loss = train_and_evaluate(small_config(*options))
+    monkeypatch.setattr("regen.training.assembly.device_of", lambda accelerator: torch.device("cuda"))
+    _, fused = train_and_evaluate(small_config(*options, "force=true"))
+    assert made == [None, True]
+    assert fused == pytest.approx(loss, rel=1e-3)
+
+
 COMPILED = """
 import sys, torch
 from small import SMALL, quick_embeddings

@@ -22,7 +22,7 @@ from regen.generation.lm_check import fast_path_of
 from regen.models.language_model import LanguageModel
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.models.warm_start import initialise
-from regen.runtime.device import ON_CUDA
+from regen.runtime.device import ON_CUDA, device_of
 from regen.storage.identity import Inputs
 from regen.training.module import NarrativeModule
 from regen.training.recommendation import NextItemData, build_next_item_data, build_next_item_model
@@ -135,10 +135,17 @@ def build_module(
         model,
         adapter_lr=config.adapter.lr,
         lm_lr=config.tuning.lr,
-        optimizer=config.optimizer.build,
+        optimizer=partial(config.optimizer.build, **_fused(config)),
         schedule=schedule_of(config.scheduler),
         provenance=provenance,
     )
+
+
+def _fused(config: TrainConfig) -> dict[str, bool]:
+    """Options of the optimizer: AdamW is fused on a GPU, except with loss scaling, which does not allow it."""
+    on_gpu = device_of(config.trainer.accelerator).type == "cuda"
+    allowed = config.optimizer.target == "torch.optim.AdamW" and config.trainer.precision != "16-mixed"
+    return {"fused": True} if on_gpu and allowed else {}
 
 
 def _workers(config: TrainConfig) -> int:
