@@ -3,9 +3,9 @@
     python benchmarks/gpu.py [device=cuda] [lm=smollm2] [examples=512] [users=500] [large=true] [start=true]
 
 Times are medians of repeats with the device synchronised before and after. Training is the step of `trainer=gpu` (bf16,
-LoRA, ragged examples) for batches of 4, 32 and 128, plain and compiled, as a share of the rate of the LM's own shapes. The large LM
-has the shape of a Llama of about 1.2 billion parameters and random weights. `device=cpu lm=tiny large=false` checks the
-script itself. The last lines are a table in Markdown with the card and the versions.
+LoRA, ragged examples) for batches of 4, 32 and 128, plain and compiled, as a share of the rate of the LM's own matrix
+shapes. The large LM has the shape of a Llama of about 1.2 billion parameters and random weights. `device=cpu lm=tiny
+large=false` checks the script itself. The last lines are a table in Markdown with the card and the versions.
 """
 
 import statistics

@@ -211,15 +211,21 @@ def test_killed_in_the_middle_the_same_command_finishes_and_repeats_nothing(tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("trainer", "tuning", "accumulated"),
-    [("ddp", "full", 1), ("ddp", "full", 2), ("fsdp", "full", 1), ("fsdp", "lora", 1)],
+    ("trainer", "tuning", "accumulated", "task"),
+    [
+        ("ddp", "full", 1, "narrate"),
+        ("ddp", "full", 2, "narrate"),
+        ("fsdp", "full", 1, "narrate"),
+        ("fsdp", "lora", 1, "narrate"),
+        ("fsdp", "full", 1, "converse"),
+    ],
 )
-def test_two_processes_give_the_loss_of_one(tmp_path, trainer, tuning, accumulated):
+def test_two_processes_give_the_loss_of_one(tmp_path, trainer, tuning, accumulated, task):
     losses = {}  # 56 training narratives: batches of four that two processes can share to the last
     for name, options in (("one", []), ("two", [f"trainer={trainer}", "trainer.accelerator=cpu"])):
         folder = tmp_path / name
         folder.mkdir()
-        learned = ["encoder=cf", f"trainer.max_epochs={2 * accumulated}", f"tuning={tuning}"]
+        learned = [f"task={task}", "encoder=cf", f"trainer.max_epochs={2 * accumulated}", f"tuning={tuning}"]
         learned.append(f"trainer.accumulate_grad_batches={accumulated}")
         done = command("train.py", folder, *learned, *options, narrated=78)
         assert done.returncode == 0, done.stderr
