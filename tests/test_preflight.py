@@ -40,7 +40,7 @@ REFUSED = [  # overrides, and what the message says
     (["tuning=lora", "tuning.target_modules=[qkv]"], r"tuning.target_modules=\['qkv'\]: .* linear layers \(q_proj, k_proj"),
     (["lm=hf", "lm.pretrained=./nowhere"], "lm.pretrained=./nowhere: nothing to load there"),
     (["tuning=qlora", "trainer=fsdp"], "tuning=qlora and trainer=fsdp: layers in 4 bits cannot be split"),
-    (["trainer.accelerator=gpu"], "this machine has 0 CUDA devices. Use fewer, or trainer=cpu"),
+    (["trainer.accelerator=gpu"], "this machine has 0 CUDA devices. .* Use fewer, or trainer=cpu"),
     (["logger=wandb"], "not logged in to Weights & Biases. Run `wandb login`"),
 ]  # fmt: skip
 
@@ -118,6 +118,20 @@ def card(small_config, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**19, 24 * 2**30))
     return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("cuda", "said"),
+    [
+        (None, "is built without CUDA: install the build"),
+        ("13.0", "needs a driver for CUDA 13.0: .* update its driver"),
+    ],
+)
+def test_a_missing_device_comes_with_its_likely_reason(small_config, monkeypatch, cuda, said):
+    monkeypatch.setattr("torch.version.cuda", cuda)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(ValueError, match=f"this machine has 0 CUDA devices. PyTorch .*{said}" if cuda else said):
+        check_config(small_config("trainer.accelerator=gpu", without="trainer.accelerator"))
 
 
 def test_a_card_without_bfloat16_is_refused(refused, card):

@@ -185,7 +185,7 @@ def _check_machine(config: TrainConfig) -> None:
         if devices < config.trainer.devices:
             raise ValueError(
                 f"trainer.accelerator={config.trainer.accelerator} trainer.devices={config.trainer.devices}: this "
-                f"machine has {devices} CUDA devices. Use fewer, or trainer=cpu."
+                f"machine has {devices} CUDA devices. {'' if devices else _why_no_cuda()}Use fewer, or trainer=cpu."
             )
         if config.trainer.precision.startswith("bf16") and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise ValueError(
@@ -194,6 +194,18 @@ def _check_machine(config: TrainConfig) -> None:
             )
     if config.evaluation.precision is not None and not torch.cpu._is_vnni_supported():
         raise ValueError("evaluation.precision=int8 needs a CPU with VNNI, which this one lacks. Leave it out.")
+
+
+def _why_no_cuda() -> str:
+    """The likely reason for having no CUDA device, and its fix."""
+    import torch
+
+    if torch.version.cuda is None:
+        return f"This PyTorch ({torch.__version__}) is built without CUDA: install the build for your CUDA version. "
+    return (
+        f"PyTorch {torch.__version__} needs a driver for CUDA {torch.version.cuda}: if nvidia-smi shows a GPU, update "
+        "its driver. "
+    )
 
 
 def _check_generation(config: TrainConfig) -> None:
