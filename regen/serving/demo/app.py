@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import anyio.to_thread
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+import regen.analysis
 from regen.data.tables import ITEM_FEATURES, nearest
 from regen.serving import NarrativeModel, RequestError
 from regen.serving.demo.guard import Guard
@@ -22,6 +23,7 @@ from regen.serving.interactions import TEXT_CHARACTERS
 from regen.serving.requests import MOST_PURCHASES, Sent
 
 PAGE = Path(__file__).parent / "page"
+LOOK = Path(regen.analysis.__file__).with_name("look.css")  # colours and type of the report too
 Models = Mapping[str, NarrativeModel]  # by encoder
 Words = Annotated[str, Query(max_length=200)]
 Limit = Annotated[int, Query(ge=1, le=100)]
@@ -105,11 +107,16 @@ def build_app(shown: Shown, *, hosts: Sequence[str]) -> FastAPI:
 
 
 def new_app(hosts: Sequence[str]) -> FastAPI:
-    """An app without routes, with the security headers of the demo; arguments as for `build_app`."""
+    """An app that serves the shared style only, with the demo's security headers; arguments as for `build_app`."""
     app = FastAPI(title="regen demo", openapi_url=None)  # FastAPI's documentation pages would load from a network
     app.add_middleware(Guard)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     app.add_exception_handler(RequestValidationError, _say_what_is_invalid)
+
+    @app.get("/look.css")
+    def look() -> FileResponse:
+        return FileResponse(LOOK)
+
     return app
 
 
