@@ -19,7 +19,8 @@ def run(config: RateConfig) -> None:
     from regen.commands.narrate import estimate_table
     from regen.narratives.choices import build_raters
     from regen.narratives.narrate import estimate
-    from regen.narratives.rate import rate, requests_of, subjects
+    from regen.narratives.rate import controls_of, rate, requests_of, subjects
+    from regen.narratives.rater_checks import rating_cautions, told_apart
     from regen.pipeline import HISTORY, data_artefact
 
     _refuse_to_narrate(config)
@@ -27,8 +28,9 @@ def run(config: RateConfig) -> None:
     raters = build_raters(config.rater, max_cost=config.max_cost)
     if config.dry_run:
         people = subjects(data, max_history=HISTORY, users=config.users, narratives=narratives)
+        controls = controls_of(people, config.controls)
         for rater in raters:
-            requests = requests_of(rater, people, config.draws)
+            requests = requests_of(rater, people, config.draws, controls)
             numbers = estimate(requests, endpoint=rater.endpoint, ledger=rater.ledger, limits=rater.run_limits)
             print(f"rater {rater.name}\n{estimate_table(numbers)}")  # noqa: T201
         return
@@ -38,6 +40,7 @@ def run(config: RateConfig) -> None:
         draws=config.draws,
         max_history=HISTORY,
         users=config.users,
+        controls=config.controls,
         max_cost=config.max_cost,
         root=Path(config.paths.data_dir),
         narratives=narratives,
@@ -49,10 +52,15 @@ def run(config: RateConfig) -> None:
         pl.col("score").mean().round(2), pl.col("confidence").mean().round(2), users=pl.len()
     )
     agreement = pl.read_parquet(artefact.path / "agreement.parquet", glob=False)
-    with pl.Config(tbl_rows=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, fmt_str_lengths=60):
+    pairs = pl.read_parquet(artefact.path / "controls.parquet", glob=False)
+    with pl.Config(
+        tbl_rows=-1, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, fmt_str_lengths=60
+    ):
         print(means.sort("rater", "stage", "attribute"))  # noqa: T201
         print(agreement.with_columns(pl.selectors.float().round(3)))  # noqa: T201
-    print(f"\n{artefact.path}")  # noqa: T201
+        if pairs.height:
+            print(told_apart(pairs).with_columns(pl.selectors.float().round(3)))  # noqa: T201
+    print("\n".join(["", *rating_cautions(ratings, pairs), "", str(artefact.path)]))  # noqa: T201
 
 
 def _refuse_to_narrate(config: RateConfig) -> None:

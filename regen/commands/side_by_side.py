@@ -15,7 +15,8 @@ def run(config: SideBySideConfig) -> None:
     from regen.commands.rate import written_by
     from regen.narratives.choices import build_raters
     from regen.narratives.rate import subjects
-    from regen.narratives.side_by_side import Pair, cautions, compare_side_by_side
+    from regen.narratives.rater_checks import pair_cautions
+    from regen.narratives.side_by_side import Pair, compare_side_by_side
     from regen.pipeline import HISTORY
 
     (data, a), (other, b) = written_by(Path(config.a)), written_by(Path(config.b))
@@ -45,4 +46,4 @@ def run(config: SideBySideConfig) -> None:
         for part in summary.values():
             if part:
                 print(pl.DataFrame(part).with_columns(pl.selectors.float().round(3)))  # noqa: T201
-    print("\n".join([*cautions(summary), "", str(artefact.path)]))  # noqa: T201
+    print("\n".join([*pair_cautions(summary), "", str(artefact.path)]))  # noqa: T201

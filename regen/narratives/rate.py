@@ -1,5 +1,7 @@
 """Stage `rate`: language models judge the narratives of every user (paper 3.3, appendices B and G)."""
 
+import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +16,7 @@ from regen.narratives.agreement import agreement, final_score, stage_confidence
 from regen.narratives.histories import UserHistory, fenced, user_histories
 from regen.narratives.ledger import Ledger
 from regen.narratives.prompts import HistoryLimits, Request
+from regen.narratives.rater_checks import CONTROLLED, CONTROLS
 from regen.narratives.raters import ATTRIBUTES, JUDGED_FEATURES, LEVELS, Rater, answer_model, ask_raters, prompt_of
 from regen.narratives.report import write_failures
 from regen.runtime.shards import HERE, Engine
@@ -37,6 +40,7 @@ RATINGS = pl.Schema(
     }
 )
 """A judgement: final score 1 to 7, its draws, the confidence of the stage, rater, model and prompt."""
+FEWEST_CONTROLS, MOST_CONTROLS = 20, 100
 
 
 @dataclass(frozen=True)
@@ -104,12 +108,70 @@ def subjects(
     return [Subject(history, texts[history.user_id], about.get(history.user_id, {})) for history in histories]
 
 
-def requests_of(rater: Rater, people: Sequence[Subject], draws: int) -> Iterator[Request]:
-    """Yields the requests for all draws of all stages of all users."""
+@dataclass(frozen=True)
+class Control:
+    """A narrative that a rater also judges with the history of another user.
+
+    Attributes:
+        subject: The user that the narrative is about.
+        stage: The stage that judges it.
+        other: The user whose history is shown instead.
+    """
+
+    subject: Subject
+    stage: str
+    other: Subject
+
+    def requests(self, limits: HistoryLimits) -> tuple[Request, Request]:
+        """The requests with the genuine history, which is also the first draw, and with the other user's."""
+        history = self.other.told(self.stage) or self.other.history
+        shuffled = Subject(replace(history, user_id=self.subject.history.user_id), self.subject.narratives)
+        control = shuffled.request(self.stage, limits, draw=0)
+        genuine = self.subject.request(self.stage, limits, draw=0)
+        return genuine, replace(control, prompt=f"{control.prompt} control")
+
+
+def controls_of(people: Sequence[Subject], share: float) -> list[Control]:
+    """Draws control narratives, at most one per user. The user and the stage follow from a hash of the user id.
+
+    The other history has no item of the genuine one, if there is such a history. Nearly all controls stay the same
+    when users are added, so their answers are in the ledger already.
+
+    Args:
+        people: All users whose narratives are rated.
+        share: Share of users with a control, but at least 20 users and at most 100; 0 for none.
+    """
+    if share == 0 or len(people) < 2:
+        return []
+    drawn = sorted(people, key=lambda subject: _digest(subject.history.user_id))
+    count = min(max(math.ceil(share * len(drawn)), FEWEST_CONTROLS), MOST_CONTROLS)
+    controls: list[Control] = []
+    for at, subject in enumerate(drawn):
+        stages = [stage for stage in subject.stages() if CONTROLLED in ATTRIBUTES[stage]]
+        if stages and len(controls) < count:
+            others, items = [*drawn[at + 1 :], *drawn[:at]], _items(subject)
+            other = next((other for other in others if items.isdisjoint(_items(other))), others[0])
+            stage = stages[_digest(subject.history.user_id)[-1] % len(stages)]
+            controls.append(Control(subject, stage, other))
+    return controls
+
+
+def _digest(user: str) -> bytes:
+    return hashlib.sha256(user.encode()).digest()
+
+
+def _items(subject: Subject) -> set[str]:
+    return {purchase.item_id for purchase in subject.history.purchases}
+
+
+def requests_of(rater: Rater, people: Sequence[Subject], draws: int, controls: Sequence[Control]) -> Iterator[Request]:
+    """Yields the requests for all draws of all stages of all users, then those of the controls."""
     for subject in people:
         for stage in subject.stages():
             for draw in range(draws):
                 yield subject.request(stage, rater.request_limits, draw)
+    for control in controls:
+        yield control.requests(rater.request_limits)[1]
 
 
 def rate(
@@ -119,6 +181,7 @@ def rate(
     draws: int,
     max_history: int,
     users: int | None,
+    controls: float,
     max_cost: float | None,
     root: Path,
     narratives: pl.DataFrame | None = None,
@@ -127,8 +190,8 @@ def rate(
 ) -> Artefact:
     """Builds or reuses the ratings of a narrated data set, or of a model's texts about its users.
 
-    Writes `ratings.parquet`, `agreement.parquet` (between raters, and between the draws of each one) and
-    `failures.parquet`.
+    Writes `ratings.parquet`, `agreement.parquet` (between raters, and between the draws of each one),
+    `controls.parquet` (see `rater_checks`) and `failures.parquet`.
 
     Args:
         raters: The raters.
@@ -136,6 +199,7 @@ def rate(
         draws: Number of independent answers to each question. They are combined into the final score.
         max_history: Maximum number of purchases a rater reads, the latest ones.
         users: Maximum number of users, None for all with narratives.
+        controls: Share of users of whom a narrative is also rated with another user's history, see `controls_of`.
         max_cost: Maximum dollars for all raters together; None for no limit.
         root: Folder of the artefacts.
         narratives: Texts to judge instead of those in `data` (`user_id`, `feature`, `item_id`, `text`).
@@ -151,28 +215,34 @@ def rate(
 
     def make(folder: Path) -> dict[str, int]:
         people = subjects(data, max_history=max_history, users=users, narratives=narratives)
+        planted = controls_of(people, controls)
         rows: list[dict[str, Any]] = []
+        pairs: list[dict[str, Any]] = []
         failures: list[tuple[str, str, str]] = []
         counts: Counter[str] = Counter()
         asked = ask_raters(
             raters,
-            lambda rater: requests_of(rater, people, draws),
-            total=sum(1 for subject in people for _ in subject.stages()) * draws,
+            lambda rater: requests_of(rater, people, draws, planted),
+            total=sum(1 for subject in people for _ in subject.stages()) * draws + len(planted),
             max_cost=max_cost,
             name="rate",
             engine=engine,
         )
         for rater, ledger, report in asked:
             rows += [row for subject in people for row in _judgements(subject, rater, ledger, draws)]
+            pairs += [row for control in planted if (row := _control_pair(control, rater, ledger))]
             failures += report.failures
             counts.update({f"requests.{name}": count for name, count in report.counts.items()})
         ratings = pl.DataFrame(rows, schema=RATINGS, orient="row").sort("user_id", "rater", "stage", "attribute")
         ratings.write_parquet(folder / "ratings.parquet")
         agreement(ratings).write_parquet(folder / "agreement.parquet")
+        table = pl.DataFrame(pairs, schema=CONTROLS, orient="row").sort("rater", "user_id")
+        table.write_parquet(folder / "controls.parquet")
         write_failures(failures, folder)
         return {
             "users": len(people),
             "ratings": len(ratings),
+            "control_pairs": len(table),
             "failures": len(failures),
             **dict(sorted(counts.items())),
         }
@@ -188,6 +258,7 @@ def rate(
         draws=draws,
         max_history=max_history,
         users=users,
+        controls=controls,
     )
     return build(**request, root=root, make=make, force=force)
 
@@ -219,6 +290,26 @@ def _judgements(subject: Subject, rater: Rater, ledger: Ledger, draws: int) -> I
                 "model": model,
                 "prompt": f"{prompt_of(stage).name} {prompt_of(stage).hash}",
             }
+
+
+def _control_pair(control: Control, rater: Rater, ledger: Ledger) -> dict[str, Any] | None:
+    """Row of `CONTROLS`; None unless both requests were answered."""
+    settings = rater.endpoint.settings()
+    answers = [ledger.answer(request.key(settings)) for request in control.requests(rater.request_limits)]
+    genuine, shuffled = (
+        _score(answer_model(control.stage).model_validate_json(found.text).model_dump()[CONTROLLED]) if found else None
+        for found in answers
+    )
+    if genuine is None or shuffled is None:
+        return None
+    return {
+        "user_id": control.subject.history.user_id,
+        "stage": control.stage,
+        "shuffled_user_id": control.other.history.user_id,
+        "rater": rater.name,
+        "genuine": genuine,
+        "shuffled": shuffled,
+    }
 
 
 def _score(level: str) -> int:

@@ -15,6 +15,7 @@ from regen.data.tables import INTERACTIONS, ITEMS, DataError, Tables, nearest, w
 from regen.narratives.agreement import agreement
 from regen.narratives.narrate import NARRATED
 from regen.narratives.rate import RATINGS
+from regen.narratives.rater_checks import CONTROLLED, CONTROLS, LARGEST_P, rating_cautions, told_apart
 from regen.narratives.raters import LEVELS
 from regen.storage.artefacts import Artefact, appearing_whole, open_artefact
 
@@ -100,8 +101,10 @@ def release(
         raise DataError(f"{folder} holds {min(strange)}, so it is not a release; force=true replaces releases only.")
     users = tables.narratives.select("user_id").unique()
     frames = {"histories": _histories(tables, users), "narratives": with_columns_of(NARRATED, tables.narratives)}
+    controls = pl.DataFrame(schema=CONTROLS)
     if ratings is not None:
         frames["ratings"] = _ratings(ratings, data)
+        controls = pl.read_parquet(ratings / "controls.parquet", glob=False)
     splits = pl.DataFrame({"user_id": list(split_of), "split": list(split_of.values())})
     disable_progress_bars()
     with appearing_whole(folder) as partial:
@@ -115,7 +118,7 @@ def release(
                 path = partial / name / f"{split}.parquet"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Dataset.from_polars(part.select(FEATURES[name].keys()), features=FEATURES[name]).to_parquet(path)
-        card = _card(frames, tables, splits, data, source=source, vertical=vertical, licence=licence)
+        card = _card(frames, controls, tables, splits, data, source=source, vertical=vertical, licence=licence)
         card.save(partial / "README.md")
     return folder
 
@@ -138,6 +141,10 @@ def _ratings(folder: Path, data: Artefact) -> pl.DataFrame:
         raise DataError(f"ratings={folder}: these rate the data {of}, not {data.fingerprint} ({data.path}).")
     if "written" in rated.manifest["inputs"]:
         raise DataError(f"ratings={folder}: these rate what a model wrote, not the narratives of {data.path}.")
+    if "controls.parquet" not in rated.manifest["files"]:
+        raise DataError(
+            f"ratings={folder}: written before raters were checked. Run regen rate again; answers are kept."
+        )
     if rated.manifest["inputs"]["references"] != data.manifest["files"]["narratives.parquet"]["sha256"]:
         raise DataError(f"ratings={folder}: the narratives were written again since. Run regen rate again.")
     return pl.read_parquet(folder / "ratings.parquet", glob=False)
@@ -145,6 +152,7 @@ def _ratings(folder: Path, data: Artefact) -> pl.DataFrame:
 
 def _card(
     frames: Mapping[str, pl.DataFrame],
+    controls: pl.DataFrame,
     tables: Tables,
     splits: pl.DataFrame,
     data: Artefact,
@@ -172,7 +180,8 @@ def _card(
             "## Ratings\n\nSeven-point scales, 1 very low to 7 very high; the score that more than half of the draws "
             "agree on, else their mean rounded down. Share of users per score, in percent:\n\n"
             + _scores(frames["ratings"])
-            + f"\n\n{_agreement(frames['ratings'])}"
+            + f"\n\n{_agreement(frames['ratings'])}\n\n{_controls(controls)}"
+            + "".join(f"\n\n**Caution.** {caution}" for caution in rating_cautions(frames["ratings"], controls))
         )
     parts.append(f"## Known limits\n\n{_limits(data)}")
     front = _front_matter(frames, splits, vertical=vertical, licence=licence)
@@ -266,6 +275,18 @@ def _agreement(ratings: pl.DataFrame) -> str:
     rows = [[f"{one:.2f}" if isinstance(one, float) else one for one in row] for row in found.rows()]
     header = ["between", "stage", "attribute", "users", "Krippendorff's alpha", "share of equal scores"]
     return f"Agreement between raters, and between the draws of each one:\n\n{_table(header, rows)}"
+
+
+def _controls(controls: pl.DataFrame) -> str:
+    if controls.is_empty():
+        return "No control narrative was rated, so it is open whether the raters read the histories."
+    rows = [[f"{one:.2g}" if isinstance(one, float) else one for one in row] for row in told_apart(controls).rows()]
+    header = ["rater", "pairs", "higher", "equal", "lower", "mean, own history", "mean, other's history", "p"]
+    return (
+        f"Some narratives were also rated with the history of another user. {CONTROLLED.capitalize()} has to be higher "
+        f"with the user's own history; p of a one-sided sign test is at most {LARGEST_P} if it is:\n\n"
+        + _table(header, rows)
+    )
 
 
 def _table(header: list[str], rows: list[list[Any]]) -> str:

@@ -5,7 +5,7 @@ Every pair is judged in both orders, which reveals raters that prefer the first 
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -115,16 +115,6 @@ def compare_side_by_side(
     recipes = {rater.name: {**rater.recipe(), "prompts": PROMPT.hash} for rater in raters}
     request = identity.side_by_side(fingerprint({"pairs": texts}), recipes)
     return build(**request, root=root, make=make, force=force)
-
-
-def cautions(found: Mapping[str, Any]) -> list[str]:
-    """A warning for each feature and rater of a `summary` where the order decided more than half of the pairs."""
-    return [
-        f"{row['rater']}: the order of the texts decided {row['order_dependent']:.0%} of the {row['feature']} pairs, "
-        "so this win rate says little about the texts."
-        for row in found["features"]
-        if row["order_dependent"] > 0.5
-    ]
 
 
 def summary(verdicts: pl.DataFrame, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:

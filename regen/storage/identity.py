@@ -117,7 +117,7 @@ def segment(encoder: Mapping[str, Any], texts: str) -> Request:
 
 
 def rated(
-    data: str, references: str, raters: Mapping[str, Any], *, written: str | None, **limits: int | None
+    data: str, references: str, raters: Mapping[str, Any], *, written: str | None, **limits: float | None
 ) -> Request:
     """Stage `rate`: the raters, the texts that they rate, and the limits.
 
@@ -126,7 +126,7 @@ def rated(
         references: Hash of the reference narratives.
         raters: Recipe of each rater.
         written: Hash of a run's narratives, if those are rated instead of the references.
-        limits: Numbers of draws, users and purchases.
+        limits: Numbers of draws, users and purchases, and the share of controls.
     """
     inputs = {"data": data, "references": references, **({} if written is None else {"written": written})}
     return _request("rated", {**limits, "raters": raters}, inputs, libraries=("krippendorff",))

@@ -76,10 +76,10 @@ def test_published_reviews_become_a_release_with_ratings(run, tmp_path):
         at = [*RATER, f"rater.local.base_url={server.url}", "draws=2"]
         rated = run("rate", *at)
         assert rated.code == 0, rated.err
-        assert len(server.asked) == 2 * 4 * USERS
+        assert len(server.asked) == 2 * 4 * USERS + 20
         assert run("rate", *at).last == rated.last
-        assert len(server.asked) == 2 * 4 * USERS
-    for shown in ("user_richness", "draws of local", "krippendorff"):
+        assert len(server.asked) == 2 * 4 * USERS + 20
+    for shown in ("user_richness", "draws of local", "krippendorff", "local: 15 of 15", "0 of 20 control pairs"):
         assert shown in rated.out
     released = run("release", f"ratings={rated.last}", "split.validation=0.3")
     assert released.code == 0, released.err
@@ -128,7 +128,8 @@ def test_a_language_model_narrates_through_the_command(run, tmp_path):
     [
         ("narrate", [*OPENAI, "narrator.base_url=URL"], {"requests": "60", "already answered": "0", "completion tokens at most": "61,440", "cost at most": "set price.prompt and price.completion"}),
         ("narrate", [*OPENAI, "narrator.base_url=URL", "narrator.users=2", "narrator.price.prompt=0", "narrator.price.completion=10", "narrator.max_tokens=1000"], {"requests": "4", "cost at most": "$0.0400"}),
-        ("rate", [*RATER, "rater.local.base_url=URL"], {"rater local": "", "requests": "1,200", "completion tokens at most": "307,200"}),
+        ("rate", [*RATER, "rater.local.base_url=URL"], {"rater local": "", "requests": "1,220", "completion tokens at most": "312,320"}),
+        ("rate", [*RATER, "rater.local.base_url=URL", "controls=0"], {"rater local": "", "requests": "1,200", "completion tokens at most": "307,200"}),
         ("rate", [*RATER, "rater.local.base_url=URL", "users=1", "draws=1", "rater.local.price={prompt: 0, completion: 1000}"], {"requests": "4", "cost at most": "$1.0240"}),
     ],
 )  # fmt: skip
@@ -183,6 +184,7 @@ MISTAKES = [  # command, overrides, exit code, all of which the message must hol
     ("narrate", [*AT, "narrator.price.prompt=1"], 1, ["narrator.price needs both prompt and completion"]),
     ("narrate", [*AT, "narrator.concurrency=0"], 2, ["narrator.concurrency=0 has to be 1 to"]),
     ("rate", ["draws=0"], 2, ["draws=0 has to be 1 to"]),
+    ("rate", ["controls=2"], 2, ["controls=2", "0 to 1"]),
     ("rate", ["users=0"], 2, ["users=0 has to be 1 to"]),
     ("rate", ["rater=[lokal]"], 2, ["'rater'"]),
     ("rate", ["max_cost=1"], 1, ["rater.local: max_cost=1.0 needs the endpoint's price"]),

@@ -12,20 +12,14 @@ import pytest
 from narratives import bad_server
 from narratives.bad_server import BadServer, request_hash
 from pydantic import ValidationError
-from tenacity import wait_fixed
 
-from regen.data.jsonl import JsonlSource
-from regen.data.prepare import prepare
 from regen.data.tables import FEATURES, DataError
-from regen.narratives import runner
 from regen.narratives.agreement import agreement, final_score, stage_confidence
-from regen.narratives.endpoint import Endpoint, Price, Sampling
 from regen.narratives.histories import Purchase, UserHistory
 from regen.narratives.narrate import TemplateNarrator, narrate
 from regen.narratives.prompts import HistoryLimits
-from regen.narratives.rate import RATINGS, Subject, rate, subjects
-from regen.narratives.raters import ATTRIBUTES, JUDGED_FEATURES, LEVELS, Rater, answer_model
-from regen.narratives.report import RunLimits
+from regen.narratives.rate import RATINGS, Subject, subjects
+from regen.narratives.raters import ATTRIBUTES, JUDGED_FEATURES, LEVELS, answer_model
 
 STAGES = ["user_richness", "purchase_reason", "user_summary", "product_endorsement"]
 WIDE = HistoryLimits(text_characters=2000, characters=100_000)
@@ -233,30 +227,6 @@ def narrated(prepared, tmp_path):
     return written
 
 
-@pytest.fixture
-def rater(tmp_path, monkeypatch):
-    """A rater at a server, with short waits."""
-    monkeypatch.setattr(runner, "BACKOFF", wait_fixed(0.05))
-
-    def made(server, name="a", seed=0, **limits):
-        sampling = Sampling(temperature=0.7, top_p=1.0, max_tokens=256, seed=seed)
-        endpoint = Endpoint(model=name, base_url=server.url, api_key_env="NO_KEY", sampling=sampling, timeout=60.0)
-        known = {"concurrency": 4, "requests_per_minute": None, "tokens_per_minute": None, "max_attempts": 4}
-        limits = RunLimits(**{**known, "price": Price(1.0, 10.0), "max_cost": None} | limits)
-        return Rater(name, endpoint, tmp_path / "ledger.sqlite", HistoryLimits(200, 10_000), limits)
-
-    return made
-
-
-@pytest.fixture
-def rated(tmp_path):
-    def of(raters, data, **options):
-        known = {"draws": 1, "max_history": 50, "users": None, "max_cost": None, "root": tmp_path / "data"}
-        return rate(raters, data=data, **known | options)
-
-    return of
-
-
 def by_request(parsed, request):
     """Levels that differ between requests and attributes, always the same for the same."""
     keys = GOOD_ANSWER(parsed, request)
@@ -413,19 +383,12 @@ def test_there_has_to_be_a_draw(narrated, rater, rated, draws):
         rated([rater(server)], narrated(1), draws=draws)
 
 
-def source_with(shoppers, tmp_path, narratives):
-    """Prepared data of four people, with narratives that the source brings."""
-    folder = shoppers(4)
-    (folder / "narratives.jsonl").write_text("".join(json.dumps(row) + "\n" for row in narratives))
-    return prepare(JsonlSource(folder=str(folder)), {}, root=tmp_path / "data")
-
-
-def test_a_source_s_own_narratives_are_rated_as_far_as_they_go(shoppers, tmp_path, rater, rated):
+def test_a_source_s_own_narratives_are_rated_as_far_as_they_go(with_narratives, rater, rated):
     rows = [
         {"user_id": "u0001", "feature": "user_profile", "text": "Calm buyer"},
         {"user_id": "u0002", "feature": "product_endorsement", "item_id": "i3", "text": "Buy it."},
     ]
-    data = source_with(shoppers, tmp_path, rows)
+    data = with_narratives(4, rows)
     with BadServer(["none"]) as server:
         table = pl.read_parquet(rated([rater(server)], data).path / "ratings.parquet")
         assert len(server.asked) == 4

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -91,7 +92,7 @@ def released(tmp_path_factory):
         endpoint = Endpoint(model="m", base_url=server.url, api_key_env="NO_KEY", sampling=sampling, timeout=60.0)
         limits = RunLimits(4, None, None, max_attempts=6, price=None, max_cost=None)
         rater = Rater("a", endpoint, tmp_path / "ledger.sqlite", HistoryLimits(200, 10_000), limits)
-        options = {"draws": 1, "max_history": 50, "users": 6, "max_cost": None}
+        options = {"draws": 1, "max_history": 50, "users": 6, "max_cost": None, "controls": 0.05}
         rated = rate([rater], data=data, root=root, **options)
         of_a_model = rate([rater], data=data, root=root, narratives=load_tables(data.path).narratives, **options)
     folder = release(data, folder=tmp_path / "new" / "release", ratings=rated.path, **known(data))
@@ -197,6 +198,15 @@ def test_the_card_says_how_many_narratives_are_grounded_and_how_far_raters_agree
     assert dict(ungrounded_shares(tables).select("feature", "ungrounded").rows())["user_profile"] == 1 / 28
 
 
+def test_the_card_says_whether_raters_read_the_histories(released):
+    card = (released.folder / "README.md").read_text()
+    assert cells(card, "a", "6") == ["a", "6", "0", "6", "0", "4", "4", "1"]
+    assert "**Caution.** a: 15 of 15 attributes have one score for all users" in card
+    assert "**Caution.** a: veracity is higher for the genuine history than for another user's in 0 of 6" in card
+    none = pl.read_parquet(released.rated.path / "controls.parquet").clear()
+    assert release_module._controls(none).startswith("No control narrative was rated")
+
+
 def test_the_card_names_models_prompts_and_sampling(released):
     written = pl.read_parquet(released.data.path / "narratives.parquet")
     more = {"narrator": "openai", "model": "m-1", "prompt": "reasons 0123456789ab", "sampling": '{"seed": 0}'}
@@ -250,6 +260,16 @@ def test_ratings_of_other_data_are_refused(released, tmp_path):
     with pytest.raises(DataError, match=f"ratings={released.of_a_model.path}: these rate what a model wrote"):
         release(released.data, folder=tmp_path / "release", ratings=released.of_a_model.path, **known(released.data))
     assert not list(tmp_path.iterdir())
+
+
+def test_ratings_without_a_check_of_the_raters_are_refused(released, tmp_path):
+    old = shutil.copytree(released.rated.path, tmp_path / "rated")
+    (old / "controls.parquet").unlink()
+    manifest = json.loads((old / "manifest.json").read_text())
+    del manifest["files"]["controls.parquet"]
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="written before raters were checked. Run regen rate again"):
+        release(released.data, folder=tmp_path / "release", ratings=old, **known(released.data))
 
 
 def test_a_folder_that_exists_is_replaced_only_by_force(released, tmp_path):

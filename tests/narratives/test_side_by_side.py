@@ -12,9 +12,10 @@ from regen.data.tables import DataError
 from regen.narratives.endpoint import Endpoint, Sampling
 from regen.narratives.histories import Purchase, UserHistory
 from regen.narratives.prompts import HistoryLimits
+from regen.narratives.rater_checks import pair_cautions
 from regen.narratives.raters import Rater
 from regen.narratives.report import RunLimits
-from regen.narratives.side_by_side import Pair, cautions, compare_side_by_side, summary
+from regen.narratives.side_by_side import Pair, compare_side_by_side, summary
 
 LIMITS = RunLimits(8, None, None, max_attempts=2, price=None, max_cost=None)
 
@@ -83,14 +84,20 @@ def test_a_rater_that_prefers_a_place_shows(judged):
     result = judged([pair(f"u{at}") for at in range(6)], prefers_the_first)[0]
     [row] = result["features"]
     assert (row["win_rate"], row["order_dependent"]) == (0.5, 1.0)
-    [caution] = cautions(result)
+    [caution] = pair_cautions(result)
     assert f"{row['rater']}: the order of the texts decided 100% of the {row['feature']} pairs" in caution
-    assert cautions(judged([pair(f"u{at}") for at in range(6)], prefers_good)[0]) == []
+    assert pair_cautions(judged([pair(f"u{at}") for at in range(6)], prefers_good)[0]) == []
 
 
 def test_equal_texts_tie(judged):
     [row] = judged([pair(f"u{at}", a="fair", b="fair") for at in range(4)], prefers_good)[0]["features"]
     assert (row["win_rate"], row["tie_in_both_orders"]) == (0.5, 1.0)
+
+
+def test_a_rater_that_always_ties_shows(judged):
+    result = judged([pair(f"u{at}") for at in range(6)], lambda texts: "tie")[0]
+    [caution] = pair_cautions(result)
+    assert "rater0: all 6 user_profile pairs are ties" in caution
 
 
 @pytest.mark.slow  # many judgements

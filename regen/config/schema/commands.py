@@ -39,6 +39,7 @@ class RateConfig(NarrateConfig):
     run: str | None = None
     draws: int = number(1, 1000, "answers per question")
     users: int | None = number(1, 1_000_000_000, "users whose narratives are rated", default=None)
+    controls: float = number(0, 1, "share of users with a control narrative")
 
 
 @dataclass
