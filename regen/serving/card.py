@@ -27,9 +27,11 @@ _ENCODERS = {
     "none": "a control: nothing of the user but the history's length",
     "random": "a control: a fixed random vector per item",
 }
-_LIMITS = (
+_NARRATIVE_LIMITS = (
     "A narrative may be wrong about a person and about a product. Nothing checks it against the history.",
     "It speaks in the manner of its training narratives, and of such items and users as those data hold.",
+)
+_HISTORY_LIMITS = (
     "An item that no training user bought has no CF factor; `confidence` of a narrative is the share of interactions "
     "that have one, and not a probability that the text is true.",
     "Reviews are input: whoever writes one influences the narrative.",
@@ -74,7 +76,11 @@ def model_card(spec: Spec, scores: Mapping[str, Mapping[str, Any]], closed_form:
     )
     narrator = "the source itself" if spec.data["narrator"] == "source" else f"`narrator={spec.data['narrator']}`"
     narratives = "" if spec.task == "recommend" else f", narratives by {narrator}"
-    limits = _LIMITS if spec.ranking is None else RANKING_LIMITS + _LIMITS[:2] * (spec.task == "converse")
+    limits = {
+        "narrate": _NARRATIVE_LIMITS + _HISTORY_LIMITS,
+        "recommend": RANKING_LIMITS,
+        "converse": RANKING_LIMITS + _NARRATIVE_LIMITS,
+    }
     parts = [
         *_opening(spec),
         f"## Model\n\n{_model(spec, closed_form)}",
@@ -82,7 +88,7 @@ def model_card(spec: Spec, scores: Mapping[str, Mapping[str, Any]], closed_form:
         f"`{spec.data['fingerprint']}`. Users are split by a hash of their id: none was both trained on and tested.",
         f"## Scores\n\n{_scores(spec, scores)}",
         f"## Licences\n\nBase LM: {licence}. It is not in this repository.\n\nData: {terms}",
-        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits),
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits[spec.task]),
     ]
     return str(ModelCard(f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
 

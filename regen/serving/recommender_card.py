@@ -64,11 +64,10 @@ def ranking_scores(ranking: Ranking, by_metric: Mapping[str, Mapping[str, Any]])
         [METRICS[name].display, *(score_text(by_system.get(one), METRICS[name].decimals) for one in systems)]
         for name, by_system in shown.items()
     ]
-    readers = any(one.startswith(PERFECT) for one in systems)
     said = (
         f"The last purchase of {users:,} users that were not trained on, ranked among all items; bought items "
         f"{bought}. *Closed form* is the start of the training, without the LM."
-        + " A *perfect reader* knows the synthetic world: the most that anyone can reach."
-        * readers
     )
+    if any(one.startswith(PERFECT) for one in systems):
+        said += " A *perfect reader* knows the synthetic world: the most that anyone can reach."
     return f"{said}\n\n{table(['next item', *systems], rows)}"
