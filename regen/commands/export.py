@@ -12,11 +12,14 @@ MOST_EMPTY = 0.5  # largest share of empty texts in an exported model
 def run(config: ExportConfig) -> None:
     import logging
 
+    from regen.config.objects import read_run_config
     from regen.serving import NarrativeModel
+    from regen.serving.recommender import Recommender
 
-    logger = logging.getLogger(__name__)
-    refuse_empty_texts(Path(config.run))
-    model = NarrativeModel.from_run(config.run)
+    logger, folder = logging.getLogger(__name__), Path(config.run)
+    refuse_empty_texts(folder)
+    kind = Recommender if read_run_config(folder).task.ranks else NarrativeModel
+    model = kind.from_run(folder)
     logger.info("export: %s", model.save_pretrained(config.out))
     if config.push_to is not None:
         logger.info("export: %s", model.push_to_hub(config.push_to, private=config.private))
@@ -30,12 +33,14 @@ def refuse_empty_texts(run: Path) -> None:
     """
     import polars as pl
 
+    from regen.data.tables import NEXT_ITEM
     from regen.evaluation.comparison_cells import empty_share
     from regen.evaluation.scoring import EXAMPLES
 
     if not (path := run / EXAMPLES).is_file():
         return
-    share = empty_share(pl.read_parquet(path, glob=False).filter(pl.col("system") == "model"))
+    written = (pl.col("system") == "model") & (pl.col("feature") != NEXT_ITEM)
+    share = empty_share(pl.read_parquet(path, glob=False).filter(written))
     if share > MOST_EMPTY:
         raise ValueError(
             f"{run}: {share:.0%} of its texts for the test users are empty, and at most {MOST_EMPTY:.0%} may be. "

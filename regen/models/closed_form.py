@@ -6,7 +6,7 @@ purchases is ranked by its text.
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class ClosedForm:
         item_ridge: Penalty on items, in mean variances.
 
     Attributes:
+        bought: As in the arguments.
         scale: Factor of the history's part of a query, which calibrates the softmax of scores; see `calibrate`.
         said_scale: Factor of the critique's part.
         popularity: Weight of the log count of an item; 0 if it does not help.
@@ -50,6 +51,7 @@ class ClosedForm:
         item_ridge: float,
     ) -> None:
         self.items = torch.from_numpy(np.ascontiguousarray(items, dtype=np.float32))
+        self.bought = np.asarray(bought)
         self.log_counts = torch.from_numpy(np.log1p(bought).astype(np.float32))
         self.decay, self.ridge, self.item_ridge = decay, ridge, item_ridge
         self.scale, self.said_scale, self.popularity = 1.0, 1.0, 0.0
@@ -96,9 +98,23 @@ class ClosedForm:
         other.scale, other.said_scale, other.popularity = 1.0, 1.0, 0.0
         return other
 
+    def solved(self, *, folds: bool) -> dict[int | None, Float[np.ndarray, "inputs dim"]]:
+        """The map of all training users, at key None.
+
+        Args:
+            folds: Whether to add the map without each fold, at the fold's number.
+        """
+        numbers = sorted({*range(len(self._sums)), *(fold for fold in self._maps if fold is not None)}) if folds else []
+        return {fold: self._map(fold) for fold in (None, *numbers)}
+
+    def restore(self, maps: Mapping[int | None, Float[np.ndarray, "inputs dim"]]) -> None:
+        """Takes the maps that `solved` gave, instead of `fit`."""
+        self._sums, self._maps = [], dict(maps)
+
     def _map(self, fold: int | None) -> Float[np.ndarray, "inputs dim"]:
         """The map of all training users, or of those outside a fold; solved at the first call."""
         if fold not in self._maps:
+            assert self._sums, f"fitted nowhere, or restored without fold {fold}"
             sums = [one for number, one in enumerate(self._sums) if number != fold]
             inner, outer = (np.asarray(sum(one[side] for one in sums), dtype=np.float64) for side in (0, 1))
             vectors = self.items.numpy().astype(np.float64)

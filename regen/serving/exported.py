@@ -1,7 +1,7 @@
 """Writes and reads the folder of an exported model, on disk or on the Hugging Face hub."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,9 @@ from safetensors.numpy import load_file, save_file
 from transformers import GenerationConfig
 
 from regen.models.adapter import Adapter
+from regen.models.closed_form_file import read_closed_form, write_closed_form
 from regen.models.language_model import LanguageModel
+from regen.pipeline import LACKS
 from regen.serving.card import base_model
 from regen.serving.items import Items
 from regen.serving.manifest import CARD, MANIFEST, check_manifest, write_manifest
@@ -23,14 +25,16 @@ from regen.storage import hub
 from regen.storage.artefacts import appearing_whole
 
 if TYPE_CHECKING:
-    from regen.serving.model import NarrativeModel
+    from regen.serving.trained_model import TrainedModel
 
 CONFIG = "config.json"
 ITEMS = "items.parquet"
 FACTORS = "cf.safetensors"
+CATALOGUE = "catalogue.safetensors"  # of a recommender: item vectors, CF first, and purchases of the training users
+CLOSED_FORM = "closed_form.safetensors"
 
 
-def write_folder(model: "NarrativeModel", folder: Path) -> Path:
+def write_folder(model: "TrainedModel", folder: Path) -> Path:
     """Writes a model into a folder, in one step.
 
     Raises:
@@ -43,12 +47,16 @@ def write_folder(model: "NarrativeModel", folder: Path) -> Path:
     return folder
 
 
-def _write(model: "NarrativeModel", folder: Path) -> None:
+def _write(model: "TrainedModel", folder: Path) -> None:
     save_weights(model.soft_token_lm, folder, base_model=base_model(model.spec.lm))
     (folder / CONFIG).write_text(model.spec.to_json(), encoding="utf-8")
     model.generation.save_pretrained(folder)
     model.items.table.write_parquet(folder / ITEMS)
-    if model.items.factors is not None:
+    if model.closed_form is not None:
+        form = model.closed_form
+        save_file({"vectors": form.items.numpy(), "purchases": form.bought}, folder / CATALOGUE)
+        write_closed_form(form, folder / CLOSED_FORM, folds=False)
+    elif model.items.factors is not None:
         save_file({"vectors": model.items.factors}, folder / FACTORS)
     (folder / CARD).write_text(model.card, encoding="utf-8")
     write_manifest(folder)
@@ -59,24 +67,36 @@ def _write(model: "NarrativeModel", folder: Path) -> None:
 def read_parts(
     source: Path | str,
     *,
+    tasks: Sequence[str],
     revision: str | None,
     lm: LanguageModel | str | None,
     adapters: Mapping[str, Callable[..., Adapter]],
 ) -> dict[str, Any]:
-    """The arguments of `NarrativeModel` for an exported folder, on a GPU if there is one.
+    """The arguments of `NarrativeModel` or `Recommender` for an exported folder, on a GPU if there is one.
 
     Raises:
-        FileNotFoundError, ValueError: As for `NarrativeModel.from_pretrained`.
+        FileNotFoundError, ValueError: As for `TrainedModel.from_pretrained`.
     """
     folder = _folder(source, revision)
     files = check_manifest(folder)
     spec = read_spec(folder / CONFIG)
+    if spec.task not in tasks:
+        raise ValueError(
+            f"{folder}: an exported model of task={spec.task}, which {LACKS[tasks[0]]}. Give one of "
+            f"task={' or '.join(tasks)}."
+        )
     spec.warn_of_versions()
     loaded = load_language_model(spec, lm)
-    model = load_weights(spec, loaded, folder, adapters=adapters)
     factors = load_file(folder / FACTORS)["vectors"] if FACTORS in files else None
+    form = None
+    if spec.ranking is not None:
+        catalogue = load_file(folder / CATALOGUE)
+        form = read_closed_form(folder / CLOSED_FORM, catalogue["vectors"], catalogue["purchases"])
+        factors = catalogue["vectors"][:, : spec.cf_dim] if spec.cf_dim else None
+    model = load_weights(spec, loaded, folder, adapters=adapters, form=form)
     card = folder / CARD
     return {
+        **({} if form is None else {"closed_form": form}),
         "spec": spec,
         "soft_token_lm": model.to("cuda" if torch.cuda.is_available() else "cpu"),
         "lm": loaded,
@@ -86,7 +106,18 @@ def read_parts(
     }
 
 
-def push(model: "NarrativeModel", repository: str, *, private: bool) -> str:
+def task_of(source: Path | str) -> str:
+    """Task of an exported model: `narrate`, `recommend` or `converse`.
+
+    Raises:
+        FileNotFoundError, ValueError: As for `TrainedModel.from_pretrained`.
+    """
+    folder = _folder(source, None)
+    check_manifest(folder)
+    return read_spec(folder / CONFIG).task
+
+
+def push(model: "TrainedModel", repository: str, *, private: bool) -> str:
     """Uploads a model to the Hugging Face hub.
 
     Raises:

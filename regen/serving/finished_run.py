@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from regen.config.objects import plain
+from regen.config.schema import TaskName, TrainConfig
 from regen.data.prepare import load_tables
 from regen.data.tables import nearest
 from regen.embeddings.encode import load_cf
@@ -20,20 +21,21 @@ from regen.pipeline import load_run, opened_run
 from regen.serving.card import model_card
 from regen.serving.history_encoder import SERVED
 from regen.serving.items import Items
-from regen.serving.spec import Spec
+from regen.serving.spec import Ranking, Spec
 from regen.serving.weights import OF_LM
 from regen.storage.identity import Inputs
+from regen.training.recommendation import NextItemData
 from regen.training.run import RECORD, LoadedRun, Run
 
 
-def parts_of_run(folder: Path) -> dict[str, Any]:
-    """The arguments of `NarrativeModel` for a run.
+def parts_of_run(folder: Path, *, tasks: Sequence[str]) -> dict[str, Any]:
+    """The arguments of `NarrativeModel` or `Recommender` for a run.
 
     Raises:
         FileNotFoundError: If the folder holds no run.
-        ValueError: If the run is not finished, or its encoder cannot encode new histories.
+        ValueError: If the run is not finished, is of another task, or has an encoder that cannot encode new histories.
     """
-    with served_run(folder) as run:
+    with served_run(folder, tasks=tasks) as run:
         generation = run.config.evaluation.generation
         if generation.get("max_new_tokens") is None:
             raise ValueError(f"{folder}: set evaluation.generation.max_new_tokens; a served model needs it.")
@@ -41,18 +43,20 @@ def parts_of_run(folder: Path) -> dict[str, Any]:
         items = items_of(run.inputs)
     spec = _spec(loaded, cf_dim=0 if items.factors is None else items.factors.shape[1])
     scores = folder / SCORES
+    form = loaded.data.closed_form if isinstance(loaded.data, NextItemData) else None
     return {
         "spec": spec,
         "soft_token_lm": loaded.model,
         "lm": loaded.lm,
         "items": items,
         "generation": generation_config(generation, loaded.lm.tokenizer),
-        "card": model_card(spec, json.loads(scores.read_text()) if scores.is_file() else {}),
+        "card": model_card(spec, json.loads(scores.read_text()) if scores.is_file() else {}, form),
+        **({} if form is None else {"closed_form": form}),
     }
 
 
 @contextmanager
-def served_run(folder: Path, *, tasks: Sequence[str] = ("narrate",)) -> Iterator[Run]:
+def served_run(folder: Path, *, tasks: Sequence[str]) -> Iterator[Run]:
     """`opened_run`, for a run whose encoder can encode new histories.
 
     Raises:
@@ -80,7 +84,8 @@ def items_of(inputs: Inputs) -> Items:
 def _spec(loaded: LoadedRun, *, cf_dim: int) -> Spec:
     run, config = loaded.run, loaded.run.config
     versions = json.loads((run.folder / RECORD).read_text())["versions"]
-    if "content" in run.inputs.encoded:
+    ranking = _ranking(config) if config.task.ranks else None
+    if "content" in run.inputs.encoded or (ranking is not None and ranking.critiques is not None):
         versions["sentence-transformers"] = metadata.version("sentence-transformers")
     features = {
         name: {"prompt": feature.prompt, "withhold_final_review": feature.withhold_final_review}
@@ -111,6 +116,15 @@ def _spec(loaded: LoadedRun, *, cf_dim: int) -> Spec:
             "narrator": str(config.narrator.name),
         },
         versions=versions,
+        ranking=ranking,
+    )
+
+
+def _ranking(config: TrainConfig) -> Ranking:
+    return Ranking(
+        exclude_bought=config.task.exclude_bought,
+        critiques=config.content.pretrained if config.data.critiques else None,
+        narrative_weight=config.task.narrative_weight if config.task.name == TaskName.converse else None,
     )
 
 

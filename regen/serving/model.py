@@ -1,8 +1,7 @@
-"""The public class for trained models: load, narrate, save, share (paper 4.2)."""
+"""The public class for models that write narratives of given histories (paper 4.2)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Self, cast, overload
+from collections.abc import Iterator, Sequence
+from typing import Any, cast, overload
 
 import torch
 from transformers import GenerationConfig
@@ -10,7 +9,6 @@ from transformers import GenerationConfig
 from regen.data.tables import nearest
 from regen.generation.decoding import Decoding
 from regen.generation.prepared import Prepared
-from regen.models.adapter import Adapter
 from regen.models.language_model import LanguageModel
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.serving.history_encoder import HistoryEncoder
@@ -18,9 +16,10 @@ from regen.serving.interactions import MOST, History, Interaction, RequestError,
 from regen.serving.items import Items
 from regen.serving.narrative import Narrative
 from regen.serving.spec import Spec
+from regen.serving.trained_model import TrainedModel
 
 
-class NarrativeModel:
+class NarrativeModel(TrainedModel):
     """Writes narratives about purchase histories.
 
         model = NarrativeModel.from_pretrained(FOLDER)
@@ -39,6 +38,9 @@ class NarrativeModel:
         card: The model card, Markdown.
     """
 
+    tasks = ("narrate",)
+    closed_form = None
+
     def __init__(
         self,
         spec: Spec,
@@ -49,11 +51,7 @@ class NarrativeModel:
         generation: GenerationConfig,
         card: str,
     ) -> None:
-        self.spec = spec
-        self.soft_token_lm = soft_token_lm
-        self.items = items
-        self.generation = generation
-        self.card = card
+        super().__init__(spec, soft_token_lm=soft_token_lm, items=items, generation=generation, card=card)
         self.decoding = Decoding(soft_token_lm, lm.tokenizer, generation, lm.window)
         self._encode = HistoryEncoder(spec.encoder, spec.dim, items, spec.sentence_encoder, spec.seed)
         prompts = {name: str(options["prompt"]) for name, options in spec.features.items()}
@@ -62,83 +60,10 @@ class NarrativeModel:
             for name, prompt in prompts.items()
         }
 
-    def to(self, device: torch.device | str) -> Self:
-        """Moves the model to a device, in place; returns itself."""
-        self.soft_token_lm.to(device)
-        return self
-
-    @classmethod
-    def from_run(cls, folder: Path | str) -> Self:
-        """Loads a finished training run.
-
-        Args:
-            folder: Folder of the run, `outputs/runs/<…>`.
-
-        Raises:
-            FileNotFoundError: If the folder holds no run.
-            ValueError: If the run is not finished, or its encoder cannot encode new histories.
-        """
-        from regen.serving.finished_run import parts_of_run
-
-        return cls(**parts_of_run(Path(folder)))
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: Path | str,
-        *,
-        revision: str | None = None,
-        lm: LanguageModel | str | None = None,
-        adapters: Mapping[str, Callable[..., Adapter]] | None = None,
-    ) -> Self:
-        """Loads an exported model.
-
-        Args:
-            folder: Folder that `save_pretrained` wrote, or a model id on the Hugging Face hub.
-            revision: Revision on the hub.
-            lm: The base LM, loaded or as a folder or hub id. By default the one that the configuration names.
-            adapters: Your own adapter classes, by their name in the configuration.
-
-        Raises:
-            FileNotFoundError: If there is no such folder or model, or a file is missing.
-            ValueError: If a file is damaged, or the LM is not the one that the adapter was trained with.
-        """
-        from regen.serving.exported import read_parts
-
-        return cls(**read_parts(folder, revision=revision, lm=lm, adapters=adapters or {}))
-
-    def save_pretrained(self, folder: Path | str) -> Path:
-        """Writes everything except the base LM into a folder. Replaces an older export, in one step.
-
-        Raises:
-            ValueError: If the folder holds something else.
-        """
-        from regen.serving.exported import write_folder
-
-        return write_folder(self, Path(folder))
-
-    def push_to_hub(self, repo_id: str, *, private: bool = True) -> str:
-        """Uploads what `save_pretrained` writes. The token comes from `HF_TOKEN` or the hub's own login.
-
-        Returns:
-            Address of the model.
-
-        Raises:
-            ValueError: If the hub refuses.
-        """
-        from regen.serving.exported import push
-
-        return push(self, repo_id, private=private)
-
     @property
     def features(self) -> tuple[str, ...]:
         """Names of the features that the model writes."""
         return tuple(self.spec.features)
-
-    @property
-    def data_fingerprint(self) -> str:
-        """Fingerprint of the prepared data, to which the item ids belong."""
-        return str(self.spec.data["fingerprint"])
 
     @property
     def longest_row(self) -> int:

@@ -2,25 +2,26 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import GenerationConfig
 
 from regen.data.conversation import ConversationBatch
 from regen.data.next_item import NextItemBatch
 from regen.data.tables import NEXT_ITEM
 from regen.generation.decoding import streamed_text, written_tokens
 from regen.generation.native_decoder import greedy_decoder
+from regen.models.closed_form import ClosedForm
+from regen.models.language_model import LanguageModel
 from regen.models.next_item import NextItemLM
-from regen.pipeline import load_run
-from regen.serving.finished_run import items_of, served_run
+from regen.models.soft_token_lm import SoftTokenLM
 from regen.serving.interactions import History, RequestError, shown
+from regen.serving.items import Items
+from regen.serving.spec import Spec
+from regen.serving.trained_model import TrainedModel
 from regen.serving.turns import PreparedTurns, TurnsEncoder
-from regen.training.recommendation import NextItemData
-from regen.training.run import LoadedRun
 
 MOST = 1000  # items of one answer
 NOTHING_LEFT = "every item was bought or criticised; there is nothing left to recommend."
@@ -82,10 +83,10 @@ class PreparedNarrative:
     prefix: int
 
 
-class Recommender:
+class Recommender(TrainedModel):
     """Recommends the next purchase and, if it was trained with `task=converse`, writes about it.
 
-        recommender = Recommender.from_run(FOLDER)
+        recommender = Recommender.from_pretrained(FOLDER)
         recommender.recommend([{"item_id": "i0000012"}], critique="I'd rather have a cheaper one.")
         recommender.converse([{"item_id": "i0000012"}], turns=[Turn("i0000311", "Not quite. Do you have a red one?")])
 
@@ -93,49 +94,52 @@ class Recommender:
     data are encoded from their texts. A critique moves the ranking; it is never followed as an instruction. The
     recommender keeps no state between calls, so each call passes all turns so far.
 
-    Args:
-        loaded: A finished run of `task=recommend` or `task=converse`.
-
     Attributes:
-        run: Name of the run.
-        data_fingerprint: Fingerprint of the data that it was trained on.
+        spec: Contents of the exported `config.json`.
+        soft_token_lm: Adapter, LM and readout, in evaluation mode.
         items: Items of the training data, which is the catalogue.
+        closed_form: The closed form, with the vector of each item.
+        generation: Generation settings; only `max_new_tokens` is read.
+        card: The model card, Markdown.
     """
 
-    def __init__(self, loaded: LoadedRun) -> None:
-        assert isinstance(loaded.model, NextItemLM)
-        assert isinstance(loaded.data, NextItemData)
-        config, inputs = loaded.run.config, loaded.run.inputs
-        self.model, self.data, self.config = loaded.model, loaded.data, config
-        self.items = items_of(inputs)
-        self.run, self.data_fingerprint = loaded.run.folder.name, inputs.prepared.fingerprint
-        self.tokenizer, self.window = loaded.lm.tokenizer, loaded.lm.window
-        self._encode = TurnsEncoder(config, inputs, self.items, self.data.closed_form, self.tokenizer)
-        self._prompts = {name: self._encode.ids(feature.prompt) for name, feature in config.feature.items()}
+    tasks = ("recommend", "converse")
+    closed_form: ClosedForm
+    soft_token_lm: NextItemLM
 
-    @classmethod
-    def from_run(cls, folder: Path | str) -> Self:
-        """Loads a finished training run.
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        soft_token_lm: SoftTokenLM,
+        lm: LanguageModel,
+        items: Items,
+        closed_form: ClosedForm,
+        generation: GenerationConfig,
+        card: str,
+    ) -> None:
+        assert isinstance(soft_token_lm, NextItemLM)
+        super().__init__(spec, soft_token_lm=soft_token_lm, items=items, generation=generation, card=card)
+        self.closed_form = closed_form
+        self.tokenizer, self.window = lm.tokenizer, lm.window
+        self._encode = TurnsEncoder(spec, items, closed_form, lm.tokenizer)
+        self._prompts = {name: self._encode.ids(options["prompt"]) for name, options in spec.features.items()}
+        self._titles = items.table["title"].fill_null("").to_list()
 
-        Args:
-            folder: Folder of the run, `outputs/runs/<…>`.
-
-        Raises:
-            FileNotFoundError: If the folder holds no run.
-            ValueError: If the run is not finished, does not recommend, or its encoder cannot encode new histories.
-        """
-        with served_run(Path(folder), tasks=("recommend", "converse")) as run:
-            return cls(load_run(run))
+    @property
+    def run(self) -> str:
+        """Name of the run."""
+        return self.spec.run
 
     @property
     def feature(self) -> str | None:
         """The feature that it writes about an item; None if it only recommends."""
-        return next((name for name in self.config.feature if name != NEXT_ITEM), None)
+        return next((name for name in self.spec.features if name != NEXT_ITEM), None)
 
     @property
     def reads_critiques(self) -> bool:
         """Whether it was trained with critiques."""
-        return self.config.data.critiques
+        return self._encode.ranking.critiques is not None
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -145,7 +149,7 @@ class Recommender:
     @property
     def max_new_tokens(self) -> int:
         """The most tokens of a narrative."""
-        return int(self.config.evaluation.generation["max_new_tokens"])
+        return int(self.generation.max_new_tokens)
 
     def recommend(
         self,
@@ -225,10 +229,10 @@ class Recommender:
     @torch.no_grad()
     def rank(self, asked: Sequence[tuple[PreparedTurns, int]]) -> list[list[Recommendation]]:
         """For each row the items that fit best, best first: at most as many as the number beside it."""
-        batch: NextItemBatch = self._encode.collate([turns for turns, _ in asked]).on(self.model.device)
+        batch: NextItemBatch = self._encode.collate([turns for turns, _ in asked]).on(self.soft_token_lm.device)
         last = batch.history_mask.sum(dim=1) - 1
-        queries = self.model.queries(batch)[torch.arange(len(asked), device=last.device), last]
-        scores = queries @ self.model.items.T + self.model.bias
+        queries = self.soft_token_lm.queries(batch)[torch.arange(len(asked), device=last.device), last]
+        scores = queries @ self.soft_token_lm.items.T + self.soft_token_lm.bias
         return [self._best(row, turns.excluded, k) for row, (turns, k) in zip(scores, asked, strict=True)]
 
     def about(self, turns: PreparedTurns, item_id: str) -> PreparedNarrative:
@@ -253,12 +257,12 @@ class Recommender:
         """
         critiques = critique_tokens if self.reads_critiques else 0
         prompts = sum(map(len, self._prompts.values()))
-        return 1 + prompts + self.config.data.max_history + critiques + 1 + self.max_new_tokens
+        return 1 + prompts + self.spec.max_history + critiques + 1 + self.max_new_tokens
 
     def tokens(self, narrative: PreparedNarrative) -> Iterator[int]:
         """Token ids of one narrative, as they are written."""
         limit = self.limit(narrative)
-        decoder = greedy_decoder(self.model, slots=1, length=narrative.prefix + limit, stop_ids=self.stop_ids)
+        decoder = greedy_decoder(self.soft_token_lm, slots=1, length=narrative.prefix + limit, stop_ids=self.stop_ids)
         return written_tokens(decoder, self.collate([narrative]), limit)
 
     def collate(self, narratives: Sequence[PreparedNarrative]) -> ConversationBatch:
@@ -267,18 +271,18 @@ class Recommender:
         nothing = torch.zeros(len(narratives), 0, dtype=torch.int64)
         about: ConversationBatch = ConversationBatch(
             **vars(batch),
-            item=self.data.closed_form.items[[one.item for one in narratives]],
+            item=self.closed_form.items[[one.item for one in narratives]],
             asked=torch.tensor([self._asked] * len(narratives)),
             target=nothing,
             target_mask=nothing.bool(),
-        ).on(self.model.device)
+        ).on(self.soft_token_lm.device)
         return about
 
     def _best(self, scores: Float[Tensor, " items"], excluded: list[int], k: int) -> list[Recommendation]:
         scores[excluded] = -torch.inf
         order = scores.argsort(descending=True, stable=True)[:k].tolist()
         return [
-            Recommendation(self.items.table["item_id"][row], self.data.titles[row], float(scores[row]))
+            Recommendation(self.items.table["item_id"][row], self._titles[row], float(scores[row]))
             for row in order
             if scores[row].isfinite()
         ]

@@ -26,7 +26,7 @@ class RecommenderBackend(Backend[PreparedNarrative]):
         super().__init__(recommender.tokenizer, places=rows + queue)
         self.recommender = recommender
         self.thread = DecodingThread(
-            recommender.model,
+            recommender.soft_token_lm,
             recommender.collate,
             rows=rows,
             length=recommender.longest_row(critique_tokens=CRITIQUE_TOKENS),

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -19,6 +19,7 @@ from regen.generation.vllm_client import is_loopback
 from regen.runtime.device import device_of
 from regen.runtime.narrow_weights import narrow
 from regen.runtime.packed_weights import pack_weights
+from regen.serving import exported
 from regen.serving.backend import Backend, BackendError, NarrativeBackend
 from regen.serving.connection import Connection
 from regen.serving.gate import LOOPBACK
@@ -27,9 +28,11 @@ from regen.serving.recommendation_service import create_recommendation_app
 from regen.serving.recommender import Recommender
 from regen.serving.recommender_backend import RecommenderBackend
 from regen.serving.service import create_app
+from regen.serving.trained_model import TrainedModel
 from regen.serving.transformers_backend import TransformersBackend
 from regen.serving.users import Users
 
+Model = TypeVar("Model", bound=TrainedModel)
 logger = logging.getLogger(__name__)
 RUN_CONFIG = "config.yaml"  # runs have this file, exported models do not
 GRACE = 5  # seconds for requests under way when the service stops
@@ -59,13 +62,13 @@ def serve(config: ServeConfig) -> None:
 
 
 def task_of(checkpoint: str) -> str:
-    """The task of a run's folder; an exported model writes narratives."""
+    """The task of a run's folder or of an exported model."""
     folder = Path(checkpoint)
-    return read_run_config(folder).task.name if (folder / RUN_CONFIG).is_file() else TaskName.narrate
+    return read_run_config(folder).task.name if (folder / RUN_CONFIG).is_file() else exported.task_of(checkpoint)
 
 
 def narrative_service(config: ServeConfig, limits: dict[str, Any]) -> tuple[NarrativeBackend, ASGIApp]:
-    """Backend and app for an exported model or a run of `task=narrate`.
+    """Backend and app for a model of `task=narrate`.
 
     Args:
         config: The settings of `regen serve`.
@@ -84,18 +87,17 @@ def narrative_service(config: ServeConfig, limits: dict[str, Any]) -> tuple[Narr
 
 
 def recommendation_service(config: ServeConfig, limits: dict[str, Any]) -> tuple[RecommenderBackend, ASGIApp]:
-    """Backend and app for a run of `task=recommend` or `task=converse`; arguments as for `narrative_service`.
+    """Backend and app for a model of `task=recommend` or `task=converse`; arguments as for `narrative_service`.
 
     Raises:
-        ValueError: If a setting is given that a recommender does not have, or the run cannot be used.
+        ValueError: If a setting is given that a recommender does not have, or the model cannot be used.
     """
     for name, value in (("data", config.data), ("precision", config.precision)):
         if value is not None:
             raise ValueError(f"{name}={value} belongs to models that write narratives of given users. Leave it out.")
     if config.backend != BackendName.transformers:
         raise ValueError(f"backend={config.backend}: a recommender is served in this process. Leave it out.")
-    recommender = Recommender.from_run(config.checkpoint)
-    recommender.model.to(device_of(config.device))
+    recommender = loaded(Recommender, config.checkpoint).to(device_of(config.device))
     backend = RecommenderBackend(recommender, rows=config.rows, queue=config.queue)
     return backend, create_recommendation_app(backend, **limits)
 
@@ -115,13 +117,14 @@ def service_key(host: str, variable: str) -> str | None:
     return key
 
 
-def load_model(folder: str) -> NarrativeModel:
+def loaded(kind: type[Model], folder: str) -> Model:
     """Loads an exported model or a finished run."""
-    model = (
-        NarrativeModel.from_run(folder)
-        if Path(folder, RUN_CONFIG).is_file()
-        else NarrativeModel.from_pretrained(folder)
-    )
+    return kind.from_run(folder) if Path(folder, RUN_CONFIG).is_file() else kind.from_pretrained(folder)
+
+
+def load_model(folder: str) -> NarrativeModel:
+    """Loads a model that writes narratives."""
+    model = loaded(NarrativeModel, folder)
     if model.generation.do_sample:
         logger.warning("%s: its generation settings sample, but the service decodes greedily.", folder)
     return model

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +15,21 @@ VERSIONED = ("torch", "transformers", "peft")
 """Libraries whose minor versions may change a model's texts; with content, sentence-transformers too."""
 
 SCALE_TOLERANCE = 0.01  # relative difference of embedding norms; bfloat16 changes them by less, another LM by more
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How an exported model ranks items.
+
+    Attributes:
+        exclude_bought: Whether bought items are excluded.
+        critiques: Sentence encoder of critiques; None if the model reads none.
+        narrative_weight: Weight of the narrative in the loss; None if the model only ranks.
+    """
+
+    exclude_bought: bool
+    critiques: str | None
+    narrative_weight: float | None
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,7 @@ class Spec:
         max_history: How many of the latest interactions are read.
         data: Fingerprints of the training data, source, vertical and narrator.
         versions: Versions of the libraries at training.
+        ranking: How items are ranked; None for narratives of given histories.
         format: Version of the folder's format.
     """
 
@@ -62,7 +77,20 @@ class Spec:
     max_history: int
     data: dict[str, Any]
     versions: dict[str, str]
+    ranking: Ranking | None = None
     format: int = FORMAT
+
+    @property
+    def task(self) -> str:
+        """`narrate`, `recommend` or `converse`."""
+        if self.ranking is None:
+            return "narrate"
+        return "recommend" if self.ranking.narrative_weight is None else "converse"
+
+    @property
+    def learned_positions(self) -> int | None:
+        """Number of learned vectors, with `encoder=none`; `converse` has one more, for the item."""
+        return self.max_history + (self.task == "converse") if self.encoder == "none" else None
 
     @property
     def sentence_encoder(self) -> str | None:
@@ -71,7 +99,10 @@ class Spec:
         return None if content is None else str(content["pretrained"])
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        written = dataclasses.asdict(self)
+        if self.ranking is None:
+            del written["ranking"]  # as in folders of versions that exported narratives only
+        return json.dumps(written, indent=2, ensure_ascii=False) + "\n"
 
     def check_language_model(self, lm: LanguageModel) -> None:
         """Checks that an LM is the one that the adapter was trained with; warns if only its weights differ.
@@ -104,7 +135,8 @@ class Spec:
 
     def warn_of_versions(self) -> None:
         """Warns if the minor version of a library differs from that at training."""
-        libraries = [*VERSIONED, *(["sentence-transformers"] if self.sentence_encoder is not None else [])]
+        embeds = self.sentence_encoder is not None or (self.ranking is not None and self.ranking.critiques is not None)
+        libraries = [*VERSIONED, *(["sentence-transformers"] if embeds else [])]
         other = {
             name: (self.versions[name], metadata.version(name))
             for name in libraries
@@ -112,7 +144,7 @@ class Spec:
         }
         if other:
             told = ", ".join(f"{name} {was} (here {now})" for name, (was, now) in other.items())
-            warnings.warn(f"{self.run} was trained with {told}: its narratives may differ.", stacklevel=3)
+            warnings.warn(f"{self.run} was trained with {told}: what it writes or ranks may differ.", stacklevel=3)
 
 
 def read_spec(path: Path) -> Spec:
@@ -122,10 +154,11 @@ def read_spec(path: Path) -> Spec:
         ValueError: If it cannot be read, or has another format.
     """
     try:
-        written: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if (found := written.get("format")) != FORMAT:
             raise ValueError(f"format {found!r}, and this version of regen reads format {FORMAT}")
-        return Spec(**written)
+        ranking = written.pop("ranking", None)
+        return Spec(**written, ranking=None if ranking is None else Ranking(**ranking))
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: not the configuration of an exported model ({error}). "

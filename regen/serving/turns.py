@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from regen.config.schema import TrainConfig
 from regen.data.batch import pad_rows
 from regen.data.next_item import NextItemBatch
 from regen.data.tables import NEXT_ITEM
@@ -20,7 +19,7 @@ from regen.serving.history_encoder import HistoryEncoder
 from regen.serving.interactions import History, Interaction, RequestError, read_history, shown
 from regen.serving.items import Items
 from regen.serving.requests import LONGEST
-from regen.storage.identity import Inputs
+from regen.serving.spec import Spec
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,26 +45,18 @@ class TurnsEncoder:
     """Makes rows of the model's input, without the LM.
 
     Args:
-        config: Config of the run.
-        inputs: Artefacts of the run.
+        spec: Specification of the recommender.
         items: Items of the training data.
-        closed_form: The closed form of the run; its items are the catalogue.
+        closed_form: Its closed form, whose items are the catalogue.
         tokenizer: The LM's tokenizer.
     """
 
-    def __init__(
-        self, config: TrainConfig, inputs: Inputs, items: Items, closed_form: ClosedForm, tokenizer: Any
-    ) -> None:
-        self.config, self.items, self.closed_form = config, items, closed_form
+    def __init__(self, spec: Spec, items: Items, closed_form: ClosedForm, tokenizer: Any) -> None:
+        assert spec.ranking is not None
+        self.spec, self.ranking, self.items, self.closed_form = spec, spec.ranking, items, closed_form
         self._tokenizer = tokenizer
-        self._prompt = self.ids(config.feature[NEXT_ITEM].prompt)
-        self._encode = HistoryEncoder(
-            config.encoder.name,
-            closed_form.items.shape[1],
-            items,
-            config.content.pretrained if "content" in inputs.encoded else None,
-            config.seed,
-        )
+        self._prompt = self.ids(spec.features[NEXT_ITEM]["prompt"])
+        self._encode = HistoryEncoder(spec.encoder, spec.dim, items, spec.sentence_encoder, spec.seed)
 
     def __call__(self, history: History, critique: str | None, turns: Sequence[tuple[str, str]]) -> PreparedTurns:
         """Checks and encodes a history and its turns.
@@ -78,14 +69,14 @@ class TurnsEncoder:
         Raises:
             RequestError: If one of them cannot be read.
         """
-        latest = self.config.data.max_history
+        latest = self.spec.max_history
         turns = turns[-latest + 1 :]
         seen = [self.row(item_id) for item_id, _ in turns]
         read = read_history(history, self.items, latest=latest - len(seen))
         rows = [self.items.row(one.item_id) for one in read]
         words, said = self._said([None] * (len(rows) - 1) + [critique] + [text for _, text in turns])
         fused = np.concatenate([self._vectors(read, rows), self._catalogue(seen)])
-        bought = {row for row in rows if row is not None} if self.config.task.exclude_bought else set()
+        bought = {row for row in rows if row is not None} if self.ranking.exclude_bought else set()
         return PreparedTurns(
             fused=torch.from_numpy(fused),
             queries=torch.from_numpy(self.closed_form.queries(fused, said)),
@@ -133,17 +124,17 @@ class TurnsEncoder:
     def _said(self, critiques: Sequence[str | None]) -> tuple[list[list[int]], np.ndarray | None]:
         """Token ids and sentence embedding of what was said in each turn."""
         texts = [_critique(one) for one in critiques]
-        if not self.config.data.critiques:
+        if self.ranking.critiques is None:
             if any(texts):
                 raise RequestError("this model was trained with data.critiques=false and reads no critique.")
             return [[] for _ in texts], None
-        vectors = embed_texts(texts, pretrained=self.config.content.pretrained)
+        vectors = embed_texts(texts, pretrained=self.ranking.critiques)
         vectors = vectors.astype(VECTOR_DTYPE).astype(np.float32)  # the precision in which training stores them
         return [self.ids(text) if text else [] for text in texts], vectors
 
     def _catalogue(self, rows: list[int]) -> Float[np.ndarray, "rows dim"]:
         """Vectors of items of the catalogue; zeros for `encoder=none`, which ignores them."""
-        if self.config.encoder.name == "none":
+        if self.spec.encoder == "none":
             return np.zeros((len(rows), self._encode.dim), dtype=np.float32)
         return self.closed_form.items[rows].numpy()
 
@@ -153,7 +144,7 @@ class TurnsEncoder:
         other = [at for at, row in enumerate(rows) if row is None]
         found = np.zeros((len(read), self._encode.dim), dtype=np.float32)
         found[known] = self._catalogue([row for row in rows if row is not None])
-        if other and self.config.encoder.name != "none":
+        if other and self.spec.encoder != "none":
             unread = [replace(read[at], item_id=None, rating=None, review=None, review_title=None) for at in other]
             found[other] = self._encode([unread], withhold_final_review=False)[0].fused
         return found

@@ -1,8 +1,9 @@
-"""The trained weights of an exported folder: the adapter, and LoRA in PEFT's format or the fully tuned LM."""
+"""The trained weights of an exported folder: adapter and readout, and LoRA in PEFT's format or the fully tuned LM."""
 
 import copy
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from regen.generation.lm_check import fast_path_of
 from regen.models.adapter import Adapter, LinearAdapter, MLPAdapter, TransformerAdapter
+from regen.models.closed_form import ClosedForm
+from regen.models.conversation import ConversationLM
 from regen.models.language_model import LanguageModel, load_packaged, load_pretrained, load_tiny
+from regen.models.next_item import NextItemLM
 from regen.models.soft_token_lm import SoftTokenLM
 from regen.serving.spec import Spec
 
@@ -83,7 +87,12 @@ def load_language_model(spec: Spec, lm: LanguageModel | str | None) -> LanguageM
 
 
 def load_weights(
-    spec: Spec, lm: LanguageModel, folder: Path, *, adapters: Mapping[str, Callable[..., Adapter]]
+    spec: Spec,
+    lm: LanguageModel,
+    folder: Path,
+    *,
+    adapters: Mapping[str, Callable[..., Adapter]],
+    form: ClosedForm | None = None,
 ) -> SoftTokenLM:
     """Loads the model of an exported folder, in evaluation mode.
 
@@ -92,6 +101,7 @@ def load_weights(
         lm: The base LM; it is not changed.
         folder: Folder with a checked manifest.
         adapters: Additional adapter classes, by their name in the specification.
+        form: The closed form of a recommender, with its catalogue.
 
     Raises:
         ValueError: If the adapter's class is unknown, or tensors do not fit.
@@ -103,11 +113,11 @@ def load_weights(
     options = dict(spec.adapter)
     target = options.pop("_target_")
     make = _known({**ADAPTERS, **adapters}, target, "adapter", f"Give its class yourself: adapters={{{target!r}: …}}")
-    model = SoftTokenLM(
+    model = _class_of(spec, form)(
         _with_lora(base, folder / LORA) if spec.tuning == "lora" else base,
         make(spec.dim, lm.width, **options),
         bos_token_id=lm.tokenizer.bos_token_id,
-        learned_positions=spec.max_history if spec.encoder == "none" else None,
+        learned_positions=spec.learned_positions,
         fast_path=fast_path_of(lm),
     )
     for name, parameter in model.named_parameters():
@@ -117,6 +127,21 @@ def load_weights(
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     return model.eval()
+
+
+def _class_of(spec: Spec, form: ClosedForm | None) -> Callable[..., SoftTokenLM]:
+    """The model's class, with the arguments that only recommenders have."""
+    if spec.ranking is None:
+        return SoftTokenLM
+    assert form is not None
+    catalogue: dict[str, Any] = {
+        "items": form.items,
+        "bias": form.bias,
+        "exclude_bought": spec.ranking.exclude_bought,
+    }
+    if spec.ranking.narrative_weight is None:
+        return partial(NextItemLM, **catalogue)
+    return partial(ConversationLM, **catalogue, weight=spec.ranking.narrative_weight)
 
 
 def _with_lora(base: Any, folder: Path) -> Any:

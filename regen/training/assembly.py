@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -33,16 +34,28 @@ START_SAMPLE = 20_000  # training examples from which the adapter is initialised
 
 
 def build_data(
-    config: TrainConfig, inputs: Inputs, vectors: InteractionVectors, lm: LanguageModel
+    config: TrainConfig,
+    inputs: Inputs,
+    vectors: InteractionVectors,
+    lm: LanguageModel,
+    *,
+    folder: Path | None = None,
 ) -> NarrativeDataModule:
     """The data module of a run: examples of the chosen features in three splits.
+
+    Args:
+        config: The run's config.
+        inputs: Artefacts of the run.
+        vectors: The fused vectors that the adapter reads.
+        lm: The LM, for its tokenizer and window.
+        folder: Folder of the run, which keeps the fitted closed form of a recommender.
 
     Raises:
         DataError: If a split is empty, or history, prompt and narrative do not fit into the LM's window.
     """
     if config.task.ranks:
         critiques = load_critiques(inputs.encoded[CRITIQUES]) if config.data.critiques else None
-        return build_next_item_data(config, inputs.prepared.path, vectors, lm, critiques)
+        return build_next_item_data(config, inputs, vectors, lm, critiques, folder=folder)
     tables = load_tables(inputs.prepared.path)
     withhold = {name: feature.withhold_final_review for name, feature in config.feature.items()}
     examples = build_examples(tables, withhold=withhold, max_history=config.data.max_history, split=config.split)

@@ -53,7 +53,7 @@ def fit(run: Run, vectors: InteractionVectors, loggers: Sequence[Any], callbacks
     """
     config, last = run.config, run.last_checkpoint
     lm: LanguageModel = config.lm.build()
-    data = build_data(config, run.inputs, vectors, lm)
+    data = build_data(config, run.inputs, vectors, lm, folder=run.folder)
     model = build_model(config, data, lm, start=not last.exists())
     in_bfloat16 = config.trainer.precision == "bf16-mixed"
     if in_bfloat16:

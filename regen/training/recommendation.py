@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from tqdm import tqdm
 
+from regen.config.objects import plain
 from regen.config.schema import Task, TrainConfig
 from regen.data.conversation import ConversationDataset, told_purchases
 from regen.data.critiques import Critiques
@@ -28,12 +30,18 @@ from regen.data.tables import NEXT_ITEM
 from regen.embeddings.fusion import InteractionVectors, item_vectors
 from regen.generation.lm_check import fast_path_of
 from regen.models.closed_form import ClosedForm
+from regen.models.closed_form_file import read_closed_form, write_closed_form
 from regen.models.conversation import ConversationLM
 from regen.models.language_model import LanguageModel
 from regen.models.next_item import NextItemLM
 from regen.models.warm_start import initialise
+from regen.storage import identity
+from regen.storage.atomic import write_atomically
+from regen.storage.fingerprints import fingerprint
+from regen.storage.identity import Inputs
 
 logger = logging.getLogger(__name__)
+CLOSED_FORM = "closed_form.safetensors"
 DECAYS, RIDGES = (0.7, 0.85, 1.0), (0.1, 1.0)  # candidates for settings that the config leaves open
 VALIDATION_USERS = 500  # for the validation loss; the closed form is calibrated on all validation users
 Read = tuple[np.ndarray, np.ndarray | None, np.ndarray]
@@ -62,24 +70,27 @@ class NextItemData(NarrativeDataModule):
 
 def build_next_item_data(
     config: TrainConfig,
-    prepared: Path,
+    inputs: Inputs,
     vectors: InteractionVectors,
     lm: LanguageModel,
     critiques: Critiques | None = None,
+    *,
+    folder: Path | None = None,
 ) -> NextItemData:
     """The data module of a run: examples in three splits, the catalogue and the closed form.
 
     Args:
         config: The run's config.
-        prepared: Folder of the prepared tables.
+        inputs: Artefacts of the run.
         vectors: Vectors of purchases and items.
         lm: The LM, for its tokenizer and window.
         critiques: The critiques, with `data.critiques=true`.
+        folder: Folder of the run, which keeps the fitted closed form.
 
     Raises:
         DataError: If a split has no user with two purchases, or a history does not fit into the LM's window.
     """
-    task, tables = config.task, load_tables(prepared)
+    task, tables = config.task, load_tables(inputs.prepared.path)
     item_of, ids = catalogue_rows(tables), tables.items["item_id"].to_list()
     which: dict[str, Any] = {"max_history": config.data.max_history, "exclude_bought": task.exclude_bought}
     sequences = purchase_sequences(tables, config.split, **which)
@@ -88,7 +99,9 @@ def build_next_item_data(
     rng = np.random.default_rng(config.seed)
     folds = (rng.permutation(len(train)) % task.folds).tolist()
     read = partial(_read, vectors=vectors, critiques=critiques, item_of=item_of, ids=ids)
-    form = _fitted_form(task, item_vectors(vectors, len(ids)), bought, sequences, folds, read, item_of)
+    catalogue = item_vectors(vectors, len(ids))
+    fit = partial(_fitted_form, task, catalogue, bought, sequences, folds, read, item_of)
+    form = fit() if folder is None else _kept_form(folder, _fitted_on(config, inputs), catalogue, bought, fit)
     about = next((name for name in config.feature if name != NEXT_ITEM), None)  # the narrative of task=converse
     if about is None:
         examples = sequences | {"validation": sequences["validation"][:VALIDATION_USERS]}
@@ -114,6 +127,30 @@ def build_next_item_data(
         num_workers=config.training.num_workers or 0,
         seed=config.seed,
     )
+
+
+def _fitted_on(config: TrainConfig, inputs: Inputs) -> str:
+    """Fingerprint of everything that decides the closed form."""
+    settings = {name: plain(getattr(config, name)) for name in ("task", "data", "encoder", "seed")}
+    return fingerprint({**settings, "split": identity.split(plain(config.split)), "inputs": inputs.fingerprints()})
+
+
+def _kept_form(
+    folder: Path, made_from: str, items: np.ndarray, bought: np.ndarray, fit: Callable[[], ClosedForm]
+) -> ClosedForm:
+    """Reads the closed form of a run's folder; fits and writes it if the folder has none of these data."""
+    path = folder / CLOSED_FORM
+    if path.is_file():
+        try:
+            return read_closed_form(path, items, bought, made_from=made_from)
+        except (ValueError, OSError, SafetensorError) as error:
+            logger.warning("%s: the closed form is fitted again (%s)", path, error)
+    form = fit()
+    try:
+        write_atomically(path, lambda beside: write_closed_form(form, beside, folds=True, made_from=made_from))
+    except OSError as error:  # a run that others share may be read-only
+        logger.info("the closed form is not kept (%s)", error)
+    return form
 
 
 def _dataset_maker(

@@ -149,7 +149,7 @@ def load(run: Run, vectors: InteractionVectors) -> LoadedRun:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: cannot be read ({error}). Train the run anew with force=true.") from error
     lm: LanguageModel = run.config.lm.build()
-    data = build_data(run.config, run.inputs, vectors, lm)
+    data = build_data(run.config, run.inputs, vectors, lm, folder=run.folder)
     model = build_model(run.config, data, lm, start=False)
     try:
         model.load_trained_state(state)

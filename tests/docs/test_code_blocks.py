@@ -132,11 +132,12 @@ def asks(arguments):
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A folder with what Python blocks read: two tiny runs, an exported model, a data set."""
+    """A folder with what Python blocks read: two tiny runs, three exported models, a data set."""
     from regen.data.prepare import load_tables
     from regen.narratives.release import release
     from regen.pipeline import data_artefact, train_and_evaluate
     from regen.serving import NarrativeModel
+    from regen.serving.recommender import Recommender
 
     folder = tmp_path_factory.mktemp("docs")
     with pytest.MonkeyPatch.context() as patched, quick_embeddings():
@@ -144,8 +145,10 @@ def workplace(tmp_path_factory):
         narrate = compose([*SMALL, "trainer.max_steps=2"])
         NarrativeModel.from_run(train_and_evaluate(narrate)[0]).save_pretrained("office")
         recommend = ["task=recommend", "task.train_users=20", "task.ridge=0.1", "data.critiques=true"]
-        train_and_evaluate(compose([*SMALL, *recommend, "trainer.max_steps=2"]))
-        train_and_evaluate(compose([*SMALL, "task=converse", "task.ridge=0.1", "trainer.max_steps=2"]))
+        converse = ["task=converse", "task.ridge=0.1"]
+        for exported, task in {"recommender": recommend, "talker": converse}.items():
+            folder_of_run, _ = train_and_evaluate(compose([*SMALL, *task, "trainer.max_steps=2"]))
+            Recommender.from_run(folder_of_run).save_pretrained(exported)
         data = data_artefact(narrate)
         users = load_tables(data.path).interactions["user_id"].unique()
         split_of = dict.fromkeys(users, "train")

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from regen.models.closed_form import ClosedForm, recency_means
+from regen.models.closed_form_file import read_closed_form, write_closed_form
 
 OPTIONS = {"decay": 0.5, "ridge": 1e-3, "item_ridge": 1e-3}
 
@@ -104,3 +105,30 @@ def test_what_was_said_tells_items_apart_that_a_history_does_not():
     assert found == list(range(6))
     silent = form.queries(vectors[:1], np.zeros((1, 6), dtype=np.float32)) @ vectors.T
     assert silent.max() < 0.5
+
+
+@pytest.mark.parametrize("folds", [True, False])
+def test_a_file_keeps_everything_that_queries_need(tmp_path, folds):
+    vectors, histories = world(30)
+    form = fitted(vectors, histories, [0, 1, 2] * 10)
+    form.scale, form.said_scale, form.popularity = 0.3, 0.7, 0.01
+    write_closed_form(form, tmp_path / "form", folds=folds, made_from="a")
+    read = read_closed_form(tmp_path / "form", vectors, form.bought, made_from="a")
+    history = histories[0][0]
+    for fold in (None, 0, 2) if folds else (None,):
+        assert np.array_equal(read.queries(history, fold=fold), form.queries(history, fold=fold))
+    assert torch.equal(read.bias, form.bias)
+    write_closed_form(read, tmp_path / "again", folds=folds, made_from="a")
+    assert read_closed_form(tmp_path / "again", vectors, form.bought, made_from="a").solved(folds=True).keys() == (
+        {None, 0, 1, 2} if folds else {None}
+    )
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    vectors, histories = world(30)
+    form = fitted(vectors, histories, [0, 1, 2] * 10)
+    write_closed_form(form, tmp_path / "form", folds=True, made_from="a")
+    with pytest.raises(ValueError, match="form: fitted on other data or with other settings"):
+        read_closed_form(tmp_path / "form", vectors, form.bought, made_from="b")
+    with pytest.raises(ValueError, match="form: does not fit item vectors of width 4"):
+        read_closed_form(tmp_path / "form", vectors[:, :4], form.bought, made_from="a")

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from serving.services import receives, scope, service
 
+from regen import Recommender
 from regen.config.objects import compose
 from regen.generation.row_decoder import RowDecoder
 from regen.serving.decoding_thread import DecodingThread
@@ -202,8 +203,10 @@ def test_serve_takes_the_folder_of_a_run(cells, caplog):
 
 
 @pytest.mark.slow
-def test_the_command_serves_a_recommender(cells, tmp_path):
-    with service(tmp_path, cells[0]) as served:
+@pytest.mark.parametrize("exported", [False, True], ids=["run", "exported"])
+def test_the_command_serves_a_recommender(cells, tmp_path, exported):
+    folder = Recommender.from_run(cells[0]).save_pretrained(tmp_path / "model") if exported else cells[0]
+    with service(tmp_path, folder) as served:
         items = httpx.get(f"{served.url}/v1/items?query=a", timeout=60).json()["items"]
         body = {"history": [{"item_id": items[0]["item_id"]}], "narrative": True, "k": 3}
         answer = httpx.post(f"{served.url}{PATH}", json=body, timeout=60).json()

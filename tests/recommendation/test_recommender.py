@@ -53,11 +53,13 @@ def test_it_scores_as_the_model_does(run, recommender):
     (best, *_) = recommender.recommend([{"item_id": item}], text, k=3)
     words = test.tokens[test.said[0][-1]].tolist()
     vector = test.critiques.vectors[test.said[0][-1]]
-    fused = recommender.data.closed_form.items[row : row + 1]
-    queries = torch.from_numpy(recommender.data.closed_form.queries(fused.numpy(), vector[None]))
+    fused = recommender.closed_form.items[row : row + 1]
+    queries = torch.from_numpy(recommender.closed_form.queries(fused.numpy(), vector[None]))
     batch = recommender._encode.collate([PreparedTurns(fused, queries, [words], [], 0)])
     with torch.no_grad():
-        scores = recommender.model.scores(recommender.model.queries(batch)[:, -1], torch.tensor([[row]]))
+        scores = recommender.soft_token_lm.scores(
+            recommender.soft_token_lm.queries(batch)[:, -1], torch.tensor([[row]])
+        )
     assert best.item_id == recommender.items.table["item_id"][int(scores.argmax())]
     assert best.score == pytest.approx(float(scores.max()), abs=1e-2)
 
@@ -100,12 +102,12 @@ def test_k_has_a_range(recommender, k):
 
 def test_who_bought_everything_gets_nothing(recommender):
     everything = [{"item_id": item} for item in recommender.items.table["item_id"]]
-    object.__setattr__(recommender.config.data, "max_history", len(everything))
+    object.__setattr__(recommender.spec, "max_history", len(everything))
     try:
         assert recommender.recommend(everything[:20], k=1000) != []
         assert len(recommender.recommend(everything[:20], k=1000)) == len(everything) - 20
     finally:
-        object.__setattr__(recommender.config.data, "max_history", 50)
+        object.__setattr__(recommender.spec, "max_history", 50)
 
 
 def test_a_narrator_does_not_recommend(small_config, no_sentence_encoder):

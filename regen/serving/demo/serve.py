@@ -51,8 +51,7 @@ def load_app(runs: Path, device: str, *, hosts: Sequence[str]) -> FastAPI:
         return build_app(load_shown(runs, device), hosts=hosts)
     with opened_run(runs, tasks=("converse",)) as run:
         config, tables = run.config, load_tables(run.inputs.prepared.path)
-    recommender = Recommender.from_run(runs)
-    recommender.model.to(device_of(device))
+    recommender = Recommender.from_run(runs).to(device_of(device))
     users = NarratedUsers(
         tables, withhold={str(recommender.feature): True}, max_history=config.data.max_history, split=config.split
     )
