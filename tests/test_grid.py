@@ -341,3 +341,35 @@ def test_a_search_prunes_goes_on_and_leaves_a_page(tmp_path):
     assert again.returncode == 0
     with closing(sqlite3.connect(study)) as connection:
         assert len(connection.execute("SELECT state FROM trials").fetchall()) == len(states)
+
+
+@pytest.mark.slow  # processes that load torch
+def test_a_search_goes_on_after_a_failed_trial_and_fails_a_killed_one(tmp_path):
+    """With one of the two splits every trial fails, because it leaves nothing to test on."""
+    study = tmp_path / "outputs/search/rates/study.db"
+    options = ["search=rates", "encoder=cf", "tuning=lora", "split.test=choice(0.2, 0.0001)"]
+    done = command("train.py", tmp_path, "-m", *options, "trials=4")
+    assert done.returncode == 0, done.stderr
+    assert "The test split has 0 users" in done.stdout + done.stderr
+    with closing(sqlite3.connect(study)) as connection, connection:
+        states = [state for (state,) in connection.execute("SELECT state FROM trials")]
+        connection.execute("UPDATE trials SET state = 'RUNNING' WHERE number = 0")  # as a kill leaves it
+    assert len(states) == 4
+    assert set(states) == {"COMPLETE", "FAIL"}
+    again = command("train.py", tmp_path, "-m", *options, f"trials={states.count('COMPLETE') + 1}")
+    assert again.returncode == 0, again.stderr
+    with closing(sqlite3.connect(study)) as connection:
+        states = [state for (state,) in connection.execute("SELECT state FROM trials ORDER BY number")]
+    assert states[0] == "FAIL"
+    assert "RUNNING" not in states
+
+
+@pytest.mark.slow  # a process of its own that loads torch
+def test_a_search_without_validation_says_so(tmp_path):
+    """Not with Optuna's message for the failed trial, nor that 'rates' is no option of 'search'."""
+    options = ["search=rates", "trials=1", "encoder=cf", "tuning=lora", "trainer.limit_val_batches=0"]
+    done = command("train.py", tmp_path, "-m", *options)
+    assert done.returncode != 0
+    assert "val_loss is nan: the loss diverged, or the trial had no validation step." in done.stdout + done.stderr
+    assert "error: every trial of the search failed; the lines above say why." in done.stderr
+    assert "is not an option" not in done.stderr

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 import traceback
 from pathlib import Path
@@ -32,6 +33,10 @@ def run_cell(config: TrainConfig) -> float:
 
     Returns:
         The best value of the monitored metric, by default the validation loss; nan for a failed cell of a grid.
+
+    Raises:
+        ValueError: If a trial of a search has no value. Optuna's sweeper notes an error as a failed trial; it cannot
+            note nan.
     """
     from regen.pipeline import train_and_evaluate
     from regen.runtime.device import free_memory, share_gpus
@@ -52,23 +57,26 @@ def run_cell(config: TrainConfig) -> float:
     note: dict[str, Any] = {"overrides": list(job.overrides.task), "run": None, "error": None}
     folder = Path(job.runtime.output_dir)
     _announce(folder, int(job.job.num), note["overrides"])
+    loss = float("nan")
     try:
         run, loss = train_and_evaluate(config)
         note["run"] = str(run.resolve())
-        return loss
     except PrunedError as pruned:
         note["error"] = str(pruned)
         logger.info("%s", pruned)
-        return pruned.value
+        loss = pruned.value
     except Exception as error:
         note["error"] = f"{type(error).__name__}: {error}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
         logger.error("This cell failed; the others go on. %s\nTraceback: %s", note["error"], folder / TRACEBACK)
-        return float("nan")
     finally:
         _note(folder / CELL, plain(config), note)
         free_memory()
+    if _is_search(job) and math.isnan(loss):  # raised here, so that the sweeper keeps no frame of the failed trial
+        monitor = config.training.monitor
+        raise ValueError(note["error"] or f"{monitor} is nan: the loss diverged, or the trial had no validation step.")
+    return loss
 
 
 class GridTable(Callback):
@@ -83,6 +91,10 @@ class GridTable(Callback):
         folder.mkdir(parents=True, exist_ok=True)  # the file of an Optuna study will be in it
         for note in folder.glob(f"*/{CELL}"):  # from an earlier multirun in this folder
             note.unlink()
+        if _is_search(config.hydra):
+            from regen.training.pruning import end_interrupted_trials
+
+            end_interrupted_trials(config.hydra.sweeper.storage, config.hydra.sweeper.study_name)
         planned = _planned_cells(config, kwargs["config_name"])
         for overrides, cfg in planned:
             try:
@@ -105,11 +117,11 @@ class GridTable(Callback):
                 _end(f"compare: {error}", error)
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
-        if HydraConfig.get().mode is RunMode.MULTIRUN and not _is_search(config):
+        if HydraConfig.get().mode is RunMode.MULTIRUN and not _is_search(config.hydra):
             _compare(config, show=False)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if _is_search(config):
+        if _is_search(config.hydra):
             from regen.analysis.search_page import write_search_page
 
             sweeper = config.hydra.sweeper
@@ -144,9 +156,9 @@ def _end(message: str, error: Exception) -> None:
     raise SystemExit(2) from error
 
 
-def _is_search(config: DictConfig) -> bool:
-    """Whether Optuna chooses the cells."""
-    return bool(config.hydra.sweeper._target_.endswith("OptunaSweeper"))
+def _is_search(hydra: Any) -> bool:
+    """Whether Optuna chooses the cells, from Hydra's own node."""
+    return bool(hydra.sweeper._target_.endswith("OptunaSweeper"))
 
 
 def _planned_cells(config: DictConfig, config_name: str) -> list[tuple[list[str], DictConfig]]:
