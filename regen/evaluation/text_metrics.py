@@ -168,6 +168,13 @@ _CSV_ONLY = (
 )
 
 
+def display_of(name: str) -> tuple[str, int]:
+    """The row's name and digits after the point of any metric in `scores.json`; a custom metric keeps its name."""
+    if (known := (METRICS | by_name(_CSV_ONLY)).get(name)) is not None:
+        return known.display, known.decimals
+    return (f"Recovery: {name.removeprefix('recovery_')}" if name.startswith("recovery_") else name), 3
+
+
 def metrics_for(columns: Sequence[str]) -> dict[str, Metric]:
     """The metrics that these statistic columns allow: table rows, then CSV-only metrics, then custom ones."""
     present = by_name(metric for metric in (*METRICS.values(), *_CSV_ONLY) if set(metric.columns) <= set(columns))
