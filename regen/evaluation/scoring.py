@@ -141,7 +141,8 @@ def scores_to_text(scores: Scores) -> str:
     width = max((len(display_of(metric)[0]) for by_metric in scores.values() for metric in by_metric), default=0)
     for feature, by_metric in scores.items():
         systems = list(dict.fromkeys(system for by_system in by_metric.values() for system in by_system))
-        lines += [feature, f"  {'':<{width}}" + "".join(f"{system:>26}" for system in systems)]
+        users = max(score["users"] for by_system in by_metric.values() for score in by_system.values())
+        lines += [f"{feature}, {users:,} users", f"  {'':<{width}}" + "".join(f"{system:>26}" for system in systems)]
         for metric, by_system in by_metric.items():
             display, decimals = display_of(metric)
             cells = [_score_text(by_system.get(system), decimals) for system in systems]

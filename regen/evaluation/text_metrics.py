@@ -164,7 +164,9 @@ METRICS: dict[str, Metric] = by_name(
 
 _CSV_ONLY = (
     _identification(ALL, "Identification among all"),
-    *(_identification(kind, f"Item identification: {kind}", stem=OF_ITEM) for kind in (CANDIDATES[1], ALL, RECIPROCAL)),
+    _identification(CANDIDATES[1], f"Item identification@{CANDIDATES[1]}", stem=OF_ITEM),
+    _identification(ALL, "Item identification among all", stem=OF_ITEM),
+    _identification(RECIPROCAL, "MRR of all items", stem=OF_ITEM),
 )
 
 
