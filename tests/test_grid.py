@@ -131,6 +131,21 @@ def test_a_sweep_that_hydra_refuses_plans_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_slurm_is_refused_where_it_is_not_installed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    sweep = tmp_path / "sweep"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        options = ["hydra/launcher=submitit_slurm", f"hydra.sweep.dir={sweep}"]
+        config = compose("train", options, return_hydra_config=True)
+    with pytest.raises(SystemExit) as stop:
+        GridTable().on_multirun_start(config, config_name="train")
+    assert stop.value.code == 2
+    assert (
+        "error: hydra/launcher=submitit_slurm: this machine has no srun and no sbatch. Run" in capsys.readouterr().err
+    )
+    assert not sweep.exists()
+
+
 def test_make_paper_runs_experiments_that_exist_each_with_a_report():
     done = subprocess.run(["make", "-n", "paper"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     experiments = re.findall(r"train.py -m experiment=(\w+) hydra.sweep.dir=outputs/paper/(\w+)", done.stdout)

@@ -6,6 +6,7 @@ import math
 import sys
 import traceback
 from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -87,6 +88,7 @@ class GridTable(Callback):
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _check_slurm(config.hydra.launcher._target_)
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)  # the file of an Optuna study will be in it
         for note in folder.glob(f"*/{CELL}"):  # from an earlier multirun in this folder
@@ -150,7 +152,16 @@ def _columns(config: DictConfig) -> "Columns":
     return Columns(config.compare.columns, config.compare.reference)
 
 
-def _end(message: str, error: Exception) -> None:
+def _check_slurm(launcher: str) -> None:
+    """Ends a multirun that would submit jobs on a machine without Slurm."""
+    if launcher.endswith("SlurmLauncher") and (missing := [name for name in ("srun", "sbatch") if not which(name)]):
+        _end(
+            f"hydra/launcher=submitit_slurm: this machine has no {' and no '.join(missing)}. Run the command on a "
+            "login node of the cluster, or use hydra/launcher=submitit_local."
+        )
+
+
+def _end(message: str, error: Exception | None = None) -> None:
     """Ends a multirun with an error. Hydra turns exceptions other than SystemExit into warnings."""
     sys.stderr.write(f"error: {message}\n")
     raise SystemExit(2) from error
