@@ -26,6 +26,7 @@ from regen.runtime.shards import LocalEngine
 from regen.storage.artefacts import Artefact
 
 WORDS = "the pens write very well and this is a good price for my office but paper was thin so I would not buy again"
+ENCODER = "minilm"
 PURCHASES = 8  # of each user
 
 
@@ -66,7 +67,7 @@ class Reviews:
 
 
 def stage(prepared: Artefact, root: Path) -> Artefact:
-    return encode_content.ContentPart("minilm", 64, LocalEngine()).encode(prepared, root=root)
+    return encode_content.ContentPart(ENCODER, 64, LocalEngine()).encode(prepared, root=root)
 
 
 def speed(interactions: int, rounds: int) -> Line:
@@ -76,7 +77,8 @@ def speed(interactions: int, rounds: int) -> Line:
         prepared = prepared_reviews(interactions, Path(place))
         more = prepared_reviews(interactions * 101 // 100, Path(place))
         shards = encode_content.user_shards(prepared.path, LocalEngine().interactions)
-        texts = sorted({text for rows in shards for text in encode_content.shard_texts(prepared.path, rows).texts})
+        of_shards = (encode_content.shard_texts(prepared.path, rows, pretrained=ENCODER) for rows in shards)
+        texts = sorted({text for shard in of_shards for text in shard.texts})
 
         def ours() -> float:
             with tempfile.TemporaryDirectory() as root:
@@ -90,7 +92,7 @@ def speed(interactions: int, rounds: int) -> Line:
 
         def bare() -> float:
             started = time.perf_counter()
-            load_sentence_encoder("minilm").encode(texts, show_progress_bar=False)
+            load_sentence_encoder(ENCODER).encode(texts, show_progress_bar=False)
             return len(texts) / (time.perf_counter() - started)
 
         bare()  # loads the encoder

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from regen.config.errors import explain
+
 REPOSITORY = Path(__file__).parent.parent
 
 CONF = {
@@ -260,3 +262,10 @@ def test_refusal_survives_a_worker_process(script: Path) -> None:
     assert done.returncode == 1
     assert "nowhere: no such artefact folder" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_error_of_a_sweeper_is_not_taken_for_a_wrong_option() -> None:
+    """The option may come from a folder of the user's own, whose options `explain` does not know."""
+    error = ValueError("No trials are completed yet.")
+    arguments = ["-m", "--config-dir", "mine", "search=ridge"]
+    assert explain(error, config_name="train", config_dir=REPOSITORY / "conf", arguments=arguments) == str(error)

@@ -131,6 +131,21 @@ def test_a_sweep_that_hydra_refuses_plans_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_slurm_is_refused_where_it_is_not_installed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    sweep = tmp_path / "sweep"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        options = ["hydra/launcher=submitit_slurm", f"hydra.sweep.dir={sweep}"]
+        config = compose("train", options, return_hydra_config=True)
+    with pytest.raises(SystemExit) as stop:
+        GridTable().on_multirun_start(config, config_name="train")
+    assert stop.value.code == 2
+    assert (
+        "error: hydra/launcher=submitit_slurm: this machine has no srun and no sbatch. Run" in capsys.readouterr().err
+    )
+    assert not sweep.exists()
+
+
 def test_make_paper_runs_experiments_that_exist_each_with_a_report():
     done = subprocess.run(["make", "-n", "paper"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     experiments = re.findall(r"train.py -m experiment=(\w+) hydra.sweep.dir=outputs/paper/(\w+)", done.stdout)
@@ -347,3 +362,35 @@ def test_a_search_prunes_goes_on_and_leaves_a_page(tmp_path):
     assert again.returncode == 0
     with closing(sqlite3.connect(study)) as connection:
         assert len(connection.execute("SELECT state FROM trials").fetchall()) == len(states)
+
+
+@pytest.mark.slow  # processes that load torch
+def test_a_search_goes_on_after_a_failed_trial_and_fails_a_killed_one(tmp_path):
+    """With one of the two splits every trial fails, because it leaves nothing to test on."""
+    study = tmp_path / "outputs/search/rates/study.db"
+    options = ["search=rates", "encoder=cf", "tuning=lora", "split.test=choice(0.2, 0.0001)"]
+    done = command("train.py", tmp_path, "-m", *options, "trials=4")
+    assert done.returncode == 0, done.stderr
+    assert "The test split has 0 users" in done.stdout + done.stderr
+    with closing(sqlite3.connect(study)) as connection, connection:
+        states = [state for (state,) in connection.execute("SELECT state FROM trials")]
+        connection.execute("UPDATE trials SET state = 'RUNNING' WHERE number = 0")  # as a kill leaves it
+    assert len(states) == 4
+    assert set(states) == {"COMPLETE", "FAIL"}
+    again = command("train.py", tmp_path, "-m", *options, f"trials={states.count('COMPLETE') + 1}")
+    assert again.returncode == 0, again.stderr
+    with closing(sqlite3.connect(study)) as connection:
+        states = [state for (state,) in connection.execute("SELECT state FROM trials ORDER BY number")]
+    assert states[0] == "FAIL"
+    assert "RUNNING" not in states
+
+
+@pytest.mark.slow  # a process of its own that loads torch
+def test_a_search_without_validation_says_so(tmp_path):
+    """Not with Optuna's message for the failed trial, nor that 'rates' is no option of 'search'."""
+    options = ["search=rates", "trials=1", "encoder=cf", "tuning=lora", "trainer.limit_val_batches=0"]
+    done = command("train.py", tmp_path, "-m", *options)
+    assert done.returncode != 0
+    assert "val_loss is nan: the loss diverged, or the trial had no validation step." in done.stdout + done.stderr
+    assert "error: every trial of the search failed; the lines above say why." in done.stderr
+    assert "is not an option" not in done.stderr

@@ -289,30 +289,46 @@ def test_other_weights_of_a_local_sentence_encoder_are_other_vectors(small_confi
 def test_other_weights_behind_the_similarity_score_again(small_config, tmp_path):
     cfg = small_config(f"evaluation.similarity={tmp_path}")
     (tmp_path / "model.safetensors").write_bytes(b"some weights")
-    (tmp_path / "trained").write_bytes(b"")
-    before = identity.evaluation(plain(cfg.evaluation), tmp_path / "trained")
+    before = identity.scores(plain(cfg.evaluation))
     (tmp_path / "model.safetensors").write_bytes(b"more weights")
-    assert identity.evaluation(plain(cfg.evaluation), tmp_path / "trained") != before
+    assert identity.scores(plain(cfg.evaluation)) != before
 
 
 @pytest.mark.parametrize(
     ("key", "value", "again"),
     [
-        ("batch_size", 7, False),
-        ("endpoint", "http://127.0.0.1:8000/v1", False),
-        ("precision", "int8", True),
-        ("seed", 3, True),
-        ("resamples", 77, True),
-        ("rouge_stemmer", False, True),
-        ("generation.max_new_tokens", 3, True),
+        ("batch_size", 7, set()),
+        ("endpoint", "http://127.0.0.1:8000/v1", set()),
+        ("precision", "int8", {"predictions"}),
+        ("generation.max_new_tokens", 3, {"predictions"}),
+        ("seed", 3, {"scores"}),
+        ("resamples", 77, {"scores"}),
+        ("rouge_stemmer", False, {"scores"}),
+        ("metrics", {"mine": {"_target_": "some.Metric"}}, {"scores"}),
     ],
 )
 def test_settings_of_an_evaluation(config, tmp_path, key, value, again):
-    (tmp_path / "trained").write_bytes(b"")
-    changed = OmegaConf.create(config["evaluation"])
-    OmegaConf.update(changed, key, value)
-    before = identity.evaluation(config["evaluation"], tmp_path / "trained")
-    assert (identity.evaluation(OmegaConf.to_container(changed), tmp_path / "trained") != before) == again
+    assert differing_evaluations(config["evaluation"], tmp_path, key, value) == again
+
+
+def test_a_seed_changes_sampled_texts(config, tmp_path):
+    sampling = OmegaConf.create(config["evaluation"])
+    OmegaConf.update(sampling, "generation.do_sample", True)
+    found = differing_evaluations(OmegaConf.to_container(sampling), tmp_path, "seed", 3)
+    assert found == {"predictions", "scores"}
+
+
+def differing_evaluations(settings, folder, key, value):
+    """What is made again when a setting of `evaluation` changes: predictions, scores or both."""
+    trained = folder / "trained"
+    trained.write_bytes(b"")
+    changed = OmegaConf.create(settings)
+    OmegaConf.update(changed, key, value, merge=False)
+
+    def made(one):
+        return {"predictions": identity.predictions(one, trained), "scores": identity.scores(one)}
+
+    return differing(made(settings), made(OmegaConf.to_container(changed)))
 
 
 @pytest.fixture
@@ -363,8 +379,9 @@ def test_versions_do_not_depend_on_the_machine(monkeypatch):
 def test_evaluation_is_known_by_this_list(tmp_path, config):
     (tmp_path / "model.safetensors").write_bytes(b"")
     run = runs.Run(tmp_path, OmegaConf.create(config), None)
-    expected = fingerprint(identity.evaluation(config["evaluation"], tmp_path / "model.safetensors"))
-    assert evaluate._evaluation_recipe(run) == expected
+    expected = fingerprint(identity.predictions(config["evaluation"], tmp_path / "model.safetensors"))
+    assert evaluate._predictions_recipe(run) == expected
+    assert evaluate._scores_recipe(run) == fingerprint(identity.scores(config["evaluation"]))
 
 
 def test_force_says_the_same_in_every_command():

@@ -182,3 +182,17 @@ def test_a_feature_that_the_data_do_not_have_is_refused(small_config):
     load_tables.cache_clear()
     with pytest.raises(DataError, match="These data have no narratives, .*Choose what writes them"):
         check_data(cfg, prepared)
+
+
+def test_a_feature_whose_texts_are_all_null_is_refused_with_the_reason(small_config):
+    """As `narrator=template` writes for items without brand and category."""
+    cfg = small_config()
+    prepared = prepared_artefact(cfg).path
+    rows = pl.read_parquet(prepared / "narratives.parquet")
+    rows.with_columns(text=pl.lit(None, pl.String)).write_parquet(prepared / "narratives.parquet")
+    load_tables.cache_clear()
+    with pytest.raises(DataError, match="feature=purchase_reason: all 80 narratives are null. Choose another feature"):
+        check_data(cfg, prepared)
+    cfg = replace(cfg, narrator=replace(cfg.narrator, name="template"))
+    with pytest.raises(DataError, match="are null. narrator=template gives a reason only if .*Give the items a brand"):
+        check_data(cfg, prepared)

@@ -2,9 +2,11 @@
 
 import json
 import logging
+import math
 import sys
 import traceback
 from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -32,6 +34,10 @@ def run_cell(config: TrainConfig) -> float:
 
     Returns:
         The best value of the monitored metric, by default the validation loss; nan for a failed cell of a grid.
+
+    Raises:
+        ValueError: If a trial of a search has no value. Optuna's sweeper notes an error as a failed trial; it cannot
+            note nan.
     """
     from regen.pipeline import train_and_evaluate
     from regen.runtime.device import free_memory, share_gpus
@@ -52,23 +58,26 @@ def run_cell(config: TrainConfig) -> float:
     note: dict[str, Any] = {"overrides": list(job.overrides.task), "run": None, "error": None}
     folder = Path(job.runtime.output_dir)
     _announce(folder, int(job.job.num), note["overrides"])
+    loss = float("nan")
     try:
         run, loss = train_and_evaluate(config)
         note["run"] = str(run.resolve())
-        return loss
     except PrunedError as pruned:
         note["error"] = str(pruned)
         logger.info("%s", pruned)
-        return pruned.value
+        loss = pruned.value
     except Exception as error:
         note["error"] = f"{type(error).__name__}: {error}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
         logger.error("This cell failed; the others go on. %s\nTraceback: %s", note["error"], folder / TRACEBACK)
-        return float("nan")
     finally:
         _note(folder / CELL, plain(config), note)
         free_memory()
+    if _is_search(job) and math.isnan(loss):  # raised here, so that the sweeper keeps no frame of the failed trial
+        monitor = config.training.monitor
+        raise ValueError(note["error"] or f"{monitor} is nan: the loss diverged, or the trial had no validation step.")
+    return loss
 
 
 class GridTable(Callback):
@@ -79,10 +88,15 @@ class GridTable(Callback):
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _check_slurm(config.hydra.launcher._target_)
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)  # the file of an Optuna study will be in it
         for note in folder.glob(f"*/{CELL}"):  # from an earlier multirun in this folder
             note.unlink()
+        if _is_search(config.hydra):
+            from regen.training.pruning import end_interrupted_trials
+
+            end_interrupted_trials(config.hydra.sweeper.storage, config.hydra.sweeper.study_name)
         planned = _planned_cells(config, kwargs["config_name"])
         for overrides, cfg in planned:
             try:
@@ -105,11 +119,11 @@ class GridTable(Callback):
                 _end(f"compare: {error}", error)
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
-        if HydraConfig.get().mode is RunMode.MULTIRUN and not _is_search(config):
+        if HydraConfig.get().mode is RunMode.MULTIRUN and not _is_search(config.hydra):
             _compare(config, show=False)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if _is_search(config):
+        if _is_search(config.hydra):
             from regen.analysis.search_page import write_search_page
 
             sweeper = config.hydra.sweeper
@@ -138,15 +152,24 @@ def _columns(config: DictConfig) -> "Columns":
     return Columns(config.compare.columns, config.compare.reference)
 
 
-def _end(message: str, error: Exception) -> None:
+def _check_slurm(launcher: str) -> None:
+    """Ends a multirun that would submit jobs on a machine without Slurm."""
+    if launcher.endswith("SlurmLauncher") and (missing := [name for name in ("srun", "sbatch") if not which(name)]):
+        _end(
+            f"hydra/launcher=submitit_slurm: this machine has no {' and no '.join(missing)}. Run the command on a "
+            "login node of the cluster, or use hydra/launcher=submitit_local."
+        )
+
+
+def _end(message: str, error: Exception | None = None) -> None:
     """Ends a multirun with an error. Hydra turns exceptions other than SystemExit into warnings."""
     sys.stderr.write(f"error: {message}\n")
     raise SystemExit(2) from error
 
 
-def _is_search(config: DictConfig) -> bool:
-    """Whether Optuna chooses the cells."""
-    return bool(config.hydra.sweeper._target_.endswith("OptunaSweeper"))
+def _is_search(hydra: Any) -> bool:
+    """Whether Optuna chooses the cells, from Hydra's own node."""
+    return bool(hydra.sweeper._target_.endswith("OptunaSweeper"))
 
 
 def _planned_cells(config: DictConfig, config_name: str) -> list[tuple[list[str], DictConfig]]:

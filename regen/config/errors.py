@@ -26,6 +26,8 @@ from regen.config.ranges import wrong_numbers
 from regen.config.schema import DECIDED
 
 CUTOFF = 0.6  # similarity from which a name is suggested
+NUMBER_FOR_GROUP = "Config group override must be a string"  # Hydra's message; it does not name the group
+NO_BEST_TRIAL = "Record does not exist."  # Optuna's message after a search whose trials all failed
 EXPECTED = {"Integer": "an integer", "Float": "a number", "bool": "true or false"}
 
 
@@ -100,7 +102,10 @@ def explain(error: Exception, *, config_name: str, config_dir: Path, arguments: 
         return _composition(error, space)
     if isinstance(error, OmegaConfBaseException):
         return _node(error, "", space)
-    return _not_a_choice(space) or str(error)
+    text = str(error)
+    if text == NO_BEST_TRIAL:
+        return "every trial of the search failed; the lines above say why. The same command tries again."
+    return (_not_a_choice(space) if text.startswith(NUMBER_FOR_GROUP) else None) or text
 
 
 def config_space(config_name: str, config_dir: Path, arguments: Sequence[str]) -> ConfigSpace:

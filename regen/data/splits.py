@@ -6,11 +6,12 @@ of user ids. `time` splits the targets at two points in time; fitted data and hi
 
 import hashlib
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import polars as pl
 
 from regen.config.schema import FileSplit, Split, TimeSplit, UsersSplit
-from regen.data.tables import DataError, Tables
+from regen.data.tables import ITEM_FEATURES, DataError, Tables
 from regen.data.times import seconds_of
 
 NAMES = ("train", "validation", "test")
@@ -53,10 +54,10 @@ def split_narratives(tables: Tables, split: Split) -> pl.Series:
     if not isinstance(split, TimeSplit):
         return split_of(tables.narratives["user_id"], split)
     validation_from, test_from = points(tables, split)
-    time = pl.col("timestamp")
+    time = pl.col("time")
     names = pl.when(time >= test_from).then(pl.lit("test")).when(time >= validation_from).then(pl.lit("validation"))
     named = names.when(time.is_not_null()).then(pl.lit("train")).alias("split")
-    return tables.narratives.select(named)["split"]
+    return _times(tables).to_frame("time").select(named)["split"]
 
 
 def fitted_interactions(tables: Tables, split: Split) -> pl.Series:
@@ -80,10 +81,11 @@ def points(tables: Tables, split: TimeSplit) -> tuple[int, int]:
     """
     if missing := tables.interactions["timestamp"].null_count():
         raise DataError(f"split=time: {missing:,} of {len(tables.interactions):,} purchases have no time.")
-    times = tables.narratives.filter(pl.col("item_id").is_not_null())["timestamp"].drop_nulls().sort()
+    times = _times(tables).filter(tables.narratives["item_id"].is_not_null()).drop_nulls().sort()
     if times.is_empty():
         raise DataError(
-            "split=time: no narrative is about a purchase, so none has a time. Choose a feature about a purchase."
+            f"split=time: 0 of {len(tables.narratives):,} narratives are about a purchase (have an item_id), so none "
+            f"has a time. Use one of {', '.join(ITEM_FEATURES)}, or split=users."
         )
     found = []
     for name, after in (("validation_from", split.validation + split.test), ("test_from", split.test)):
@@ -92,10 +94,28 @@ def points(tables: Tables, split: TimeSplit) -> tuple[int, int]:
             seconds_of(date, setting=f"split.{name}") if date is not None else int(times[int((1 - after) * len(times))])
         )
     if found[0] >= found[1]:
+        starts, (first, last) = map(_moment, found), map(_moment, (times[0], times[-1]))
+        validation, test = (
+            f"{start} (split.{name}={getattr(split, name)}, split.{share}={getattr(split, share)})"
+            for start, name, share in zip(starts, ("validation_from", "test_from"), NAMES[1:], strict=True)
+        )
         raise ValueError(
-            f"split.validation_from={split.validation_from} has to be before split.test_from={split.test_from}."
+            f"split=time: validation would start at {validation} and test at {test}; validation has to start before "
+            f"test. The narratives are about purchases from {first} to {last}. Set split.validation_from and "
+            "split.test_from to two dates between, or use split=users."
         )
     return found[0], found[1]
+
+
+def _times(tables: Tables) -> pl.Series:
+    """Time of each narrative; without a time of its own, that of the user's latest purchase of its item."""
+    bought = tables.interactions.group_by("user_id", "item_id").agg(pl.col("timestamp").max().alias("bought"))
+    known = tables.narratives.join(bought, on=("user_id", "item_id"), how="left", maintain_order="left")
+    return known.select(pl.coalesce("timestamp", "bought"))["timestamp"]
+
+
+def _moment(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def described(split: Split) -> str:

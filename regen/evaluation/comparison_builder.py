@@ -10,6 +10,7 @@ import polars as pl
 
 from regen.evaluation.comparison_blocks import CLOSED_FORM, SHUFFLED, Block, Column
 from regen.evaluation.comparison_cells import Run, by_seed
+from regen.evaluation.identification import RECIPROCAL
 from regen.evaluation.scoring import REST
 from regen.evaluation.statistics import Bootstrap, Estimate, ResampledSums
 from regen.evaluation.text_metrics import METRICS, Metric, metrics_for
@@ -108,10 +109,12 @@ class BlockBuilder:
             for name, pool in self.floors.items()
         ]
         sizes = {name: len(pool.users) for name, pool in self.pools.items()}
+        users = min(sizes.values(), default=0)
         if len({pool.users for pool in self.pools.values()}) > 1:
             listed = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-            self.notes.append(f"The models were scored on different users ({listed}).")
-        users = min(sizes.values(), default=0)
+            self.notes.append(f"The models were scored on different users ({listed}); each column is over its own.")
+            if any(metric.chance == RECIPROCAL for metric in self.metrics.values()):
+                self.notes.append(f"Chance is that among {users:,} users; it is lower among more.")
         records = [run.record for of in self.runs.values() for run in of.values()]
         if splits := sorted({str(record["split"]) for record in records if record.get("split")}):
             self.notes.append(f"Split: {'; '.join(splits)}.")

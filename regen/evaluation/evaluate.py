@@ -38,15 +38,18 @@ def evaluation_is_current(run: Run) -> bool:
     """Whether the run has scores for its evaluation settings and the current metrics."""
     if not predictions_are_current(run):
         return False
-    return run.config.task.name == "recommend" or _record(run).get("metrics") == METRICS_VERSION
+    record = _record(run)
+    if record.get("scores") != _scores_recipe(run):
+        return False
+    return run.config.task.name == "recommend" or record.get("metrics") == METRICS_VERSION
 
 
 def predictions_are_current(run: Run) -> bool:
-    """Whether the run has predictions for its evaluation settings, and any scores of them."""
+    """Whether the run has the predictions that its evaluation settings ask for, and any scores of them."""
     files = (EVALUATION, PREDICTIONS, EXAMPLES, SCORES)
     if not all((run.folder / name).is_file() for name in files):
         return False
-    return bool(_record(run)["fingerprint"] == _evaluation_recipe(run))
+    return bool(_record(run).get("predictions") == _predictions_recipe(run))
 
 
 def _record(run: Run) -> dict[str, Any]:
@@ -74,7 +77,8 @@ def evaluate_run(
         predictions, record = _predict(loaded, reopen)
         write_atomically(run.folder / PREDICTIONS, predictions.write_ndjson)
     scores = _score(loaded, predictions)
-    text = json.dumps({**record, "metrics": METRICS_VERSION}, indent=2)
+    scored = {"scores": _scores_recipe(run), "settings": plain(run.config.evaluation), "metrics": METRICS_VERSION}
+    text = json.dumps({**record, **scored}, indent=2)
     write_atomically(run.folder / EVALUATION, lambda path: path.write_text(text))
     logger.info("scored: %s", run.folder)
     for run_logger in loggers:
@@ -82,7 +86,7 @@ def evaluate_run(
 
 
 def _predict(loaded: LoadedRun, reopen: Callable[[Path], LoadedRun]) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Narratives or ranks for the test users, and the record of settings and costs."""
+    """Narratives or ranks for the test users, and the record of how they were made and of its costs."""
     run, evaluation = loaded.run, loaded.run.config.evaluation
     watch, memory = Stopwatch(waiting_for(loaded.model.device)), PeakMemory()
     asked = f"evaluation.batch_size={evaluation.batch_size}, {evaluation.generation['max_new_tokens']} new tokens a row"
@@ -99,8 +103,7 @@ def _predict(loaded: LoadedRun, reopen: Callable[[Path], LoadedRun]) -> tuple[pl
     }
     costs["memory_gib"] = memory.gib()
     return predictions, {
-        "fingerprint": _evaluation_recipe(run),
-        "settings": plain(evaluation),
+        "predictions": _predictions_recipe(run),
         KEY: costs,
         "device": described(loaded.model.device),
         "precision": str(evaluation.precision or "float32"),
@@ -147,7 +150,7 @@ def _generate(loaded: LoadedRun, watch: Stopwatch, reopen: Callable[[Path], Load
             loaded.model, evaluation.endpoint, tokenizer=tokenizer, lm=run.config.lm.name, run=run.folder.name
         )
     if isinstance(engine, RayEngine):
-        size, recipe = engine.narratives, _evaluation_recipe(run)
+        size, recipe = engine.narratives, _predictions_recipe(run)
         return generate_in_shards(
             run.folder, reopen, examples=len(test), size=size, engine=engine, recipe=recipe, **settings
         )
@@ -174,8 +177,12 @@ def _narratives(dataset: NarrativeDataset) -> pl.DataFrame:
     return pl.DataFrame({"feature": [row.feature for row in rows], "text": [row.text for row in rows]})
 
 
-def _evaluation_recipe(run: Run) -> str:
-    return fingerprint(identity.evaluation(plain(run.config.evaluation), run.folder / WEIGHTS))
+def _predictions_recipe(run: Run) -> str:
+    return fingerprint(identity.predictions(plain(run.config.evaluation), run.folder / WEIGHTS))
+
+
+def _scores_recipe(run: Run) -> str:
+    return fingerprint(identity.scores(plain(run.config.evaluation)))
 
 
 def _log_to(run_logger: Any, loaded: LoadedRun, predictions: pl.DataFrame, scores: Scores) -> None:

@@ -17,7 +17,7 @@ from regen.evaluation.controls import best_constant, constant, shuffled
 from regen.evaluation.prediction_files import read_predictions
 from regen.evaluation.similarity import Embed
 from regen.evaluation.statistics import Bootstrap, Estimate
-from regen.evaluation.text_metrics import METRICS, OwnMetric, check_predictions, metrics_for, score_examples
+from regen.evaluation.text_metrics import OwnMetric, check_predictions, display_of, metrics_for, score_examples
 from regen.storage.artefacts import write_atomically
 
 log = logging.getLogger(__name__)
@@ -138,13 +138,15 @@ def score_predictions_file(
 def scores_to_text(scores: Scores) -> str:
     """One run's scores for the terminal: a block per feature, a row per metric, a column per system."""
     lines = []
+    width = max((len(display_of(metric)[0]) for by_metric in scores.values() for metric in by_metric), default=0)
     for feature, by_metric in scores.items():
         systems = list(dict.fromkeys(system for by_system in by_metric.values() for system in by_system))
-        lines += [feature, f"  {'':<20}" + "".join(f"{system:>26}" for system in systems)]
+        users = max(score["users"] for by_system in by_metric.values() for score in by_system.values())
+        lines += [f"{feature}, {users:,} users", f"  {'':<{width}}" + "".join(f"{system:>26}" for system in systems)]
         for metric, by_system in by_metric.items():
-            known = METRICS.get(metric)
-            cells = [_score_text(by_system.get(system), known.decimals if known else 3) for system in systems]
-            lines.append(f"  {known.display if known else metric:<20}" + "".join(f"{cell:>26}" for cell in cells))
+            display, decimals = display_of(metric)
+            cells = [_score_text(by_system.get(system), decimals) for system in systems]
+            lines.append(f"  {display:<{width}}" + "".join(f"{cell:>26}" for cell in cells))
         notes = {score["note"]: system for by in by_metric.values() for system, score in by.items() if "note" in score}
         lines += [f"  {system}: {note}" for note, system in notes.items()] + [""]
     return "\n".join(lines)

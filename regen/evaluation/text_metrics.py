@@ -164,8 +164,17 @@ METRICS: dict[str, Metric] = by_name(
 
 _CSV_ONLY = (
     _identification(ALL, "Identification among all"),
-    *(_identification(kind, f"Item identification: {kind}", stem=OF_ITEM) for kind in (CANDIDATES[1], ALL, RECIPROCAL)),
+    _identification(CANDIDATES[1], f"Item identification@{CANDIDATES[1]}", stem=OF_ITEM),
+    _identification(ALL, "Item identification among all", stem=OF_ITEM),
+    _identification(RECIPROCAL, "MRR of all items", stem=OF_ITEM),
 )
+
+
+def display_of(name: str) -> tuple[str, int]:
+    """The row's name and digits after the point of any metric in `scores.json`; a custom metric keeps its name."""
+    if (known := (METRICS | by_name(_CSV_ONLY)).get(name)) is not None:
+        return known.display, known.decimals
+    return (f"Recovery: {name.removeprefix('recovery_')}" if name.startswith("recovery_") else name), 3
 
 
 def metrics_for(columns: Sequence[str]) -> dict[str, Metric]:

@@ -57,8 +57,12 @@ def serve(config: ServeConfig) -> None:
     if config.dry_run:
         logger.info("serve: start first: %s", backend.needs or "nothing; dry_run=false serves the model")
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it once more after its own, graceful end
-    asyncio.run(_listen(config, backend, app))
+    # uvicorn raises SIGTERM once more after its own, graceful end
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        asyncio.run(_listen(config, backend, app))
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None if no Python code had set it
 
 
 def task_of(checkpoint: str) -> str:
@@ -87,7 +91,9 @@ def narrative_service(config: ServeConfig, limits: dict[str, Any]) -> tuple[Narr
 
 
 def recommendation_service(config: ServeConfig, limits: dict[str, Any]) -> tuple[RecommenderBackend, ASGIApp]:
-    """Backend and app for a model of `task=recommend` or `task=converse`; arguments as for `narrative_service`.
+    """Backend and app for a model of `task=recommend` or `task=converse`, its LM's weights packed for this machine.
+
+    Arguments as for `narrative_service`.
 
     Raises:
         ValueError: If a setting is given that a recommender does not have, or the model cannot be used.
@@ -98,6 +104,7 @@ def recommendation_service(config: ServeConfig, limits: dict[str, Any]) -> tuple
     if config.backend != BackendName.transformers:
         raise ValueError(f"backend={config.backend}: a recommender is served in this process. Leave it out.")
     recommender = loaded(Recommender, config.checkpoint).to(device_of(config.device))
+    pack_weights(recommender.soft_token_lm.lm, backward=False)
     backend = RecommenderBackend(recommender, rows=config.rows, queue=config.queue)
     return backend, create_recommendation_app(backend, **limits)
 

@@ -28,6 +28,8 @@ TRAINER_SETTINGS = (  # arguments of Lightning's Trainer that change the result
     *("gradient_clip_val", "gradient_clip_algorithm", "deterministic", "sync_batchnorm"),
 )
 _HOW_FAST = ("checkpoint_seconds", "num_workers", "gradient_checkpointing", "compile")  # change results by rounding
+_HOW_DECODED = ("batch_size", "endpoint")  # settings of `evaluation` that change texts by rounding only
+_OF_SCORES = ("similarity", "rouge_stemmer", "metrics", "resamples")  # settings of `evaluation` that no text depends on
 # Ends of the names of callbacks that do not change the result:
 _WATCHING = ("ProgressBar", "LearningRateMonitor", "Summary", "Timer", "DeviceStatsMonitor", "SearchPruning")
 
@@ -169,18 +171,23 @@ def run(
     return {**recipe, "inputs": dict(inputs), "weights": dict(weights), "versions": dict(versions)}
 
 
-def evaluation(settings: Mapping[str, Any], trained: Path) -> dict[str, Any]:
-    """Predictions and scores of a run.
+def predictions(settings: Mapping[str, Any], trained: Path) -> dict[str, Any]:
+    """Texts or ranks of a run for its test users.
 
     Args:
         settings: The node `evaluation` of the config; null settings are left out.
         trained: File of the trained weights.
     """
-    matters = _without(settings, "batch_size", "endpoint")
-    recipe = {name: value for name, value in matters.items() if value is not None and value != {}}
+    greedy = () if settings["generation"].get("do_sample") else ("seed",)
+    matters = _without(settings, *_HOW_DECODED, *_OF_SCORES, *greedy)
     state = trained.stat()
+    return {**_given(matters), "weights": [state.st_size, state.st_mtime_ns]}
+
+
+def scores(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores of given predictions, by the node `evaluation` of the config."""
     similarity = sentence_encoder(settings["similarity"], setting="evaluation.similarity")
-    return {**recipe, "similarity": similarity, "weights": [state.st_size, state.st_mtime_ns]}
+    return {**_given({key: settings[key] for key in (*_OF_SCORES, "seed")}), "similarity": similarity}
 
 
 def sentence_encoder(pretrained: str, *, setting: str = "content.pretrained") -> dict[str, str]:
@@ -274,6 +281,10 @@ def _request(
     version: int = 1,
 ) -> Request:
     return Request(stage=stage, version=version, config=config, inputs=inputs, libraries=libraries)
+
+
+def _given(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if value is not None and value != {}}
 
 
 def _without(node: Mapping[str, Any], *keys: str) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def check_data(config: TrainConfig, prepared: Path) -> None:
     told = [name for name in config.feature if name != NEXT_ITEM]
     if not told:
         return
-    narratives = tables.narratives.select("user_id", "feature")
+    narratives = tables.narratives.select("user_id", "feature", "text")
     known = narratives["feature"].unique().sort().to_list()
     if not known:
         raise DataError(
@@ -77,6 +77,10 @@ def check_data(config: TrainConfig, prepared: Path) -> None:
     narratives = narratives.with_columns(split_narratives(tables, config.split))
     for feature in told:
         of_feature = narratives.filter(narratives["feature"] == feature)
+        empty = len(of_feature)
+        of_feature = of_feature.filter(of_feature["text"].is_not_null())
+        if of_feature.is_empty():
+            raise DataError(f"feature={feature}: all {empty:,} narratives are null.{_why_null(config)}")
         for name, least in (("train", 1), ("validation", 1), ("test", 2)):
             if (count := of_feature.filter(of_feature["split"] == name)["user_id"].n_unique()) < least:
                 raise DataError(
@@ -84,6 +88,16 @@ def check_data(config: TrainConfig, prepared: Path) -> None:
                     f"{of_feature['user_id'].n_unique()} users in all, split {described(config.split)}. Use more users "
                     "or another split (split.*)."
                 )
+
+
+def _why_null(config: TrainConfig) -> str:
+    """What the user can do about a feature without texts."""
+    if config.narrator.name != "template":
+        return " Choose another feature, or data that have texts for it."
+    return (
+        " narrator=template gives a reason only if an earlier purchase has the same item, brand or category. Give the "
+        "items a brand or a category, or choose another feature, such as feature=product_endorsement."
+    )
 
 
 def _check_combinations(config: TrainConfig) -> None:

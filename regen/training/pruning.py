@@ -49,3 +49,14 @@ class SearchPruning(L.Callback):
         running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
         ours = [trial for trial in running if {f"{key}={value}" for key, value in trial.params.items()} <= overrides]
         return optuna.trial.Trial(study, ours[-1]._trial_id) if ours else None
+
+
+def end_interrupted_trials(storage: str | None, study_name: str) -> None:
+    """Marks the trials that an earlier, killed command left running as failed. Does nothing without such a study."""
+    import optuna
+
+    if storage is None or study_name not in {study.study_name for study in optuna.get_all_study_summaries(storage)}:
+        return
+    study = optuna.load_study(study_name=study_name, storage=storage)
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)

@@ -63,10 +63,36 @@ def test_points_may_be_dates(tables):
     assert points(tables, replace(TIME, validation_from=str(first), test_from=str(second))) == (first, second)
     with pytest.raises(ValueError, match="split.test_from=soon must be a date such as 2018-05-01"):
         points(tables, replace(TIME, test_from="soon"))
-    with pytest.raises(
-        ValueError, match="split.validation_from=2030-01-01 has to be before split.test_from=2020-01-01"
-    ):
+    with pytest.raises(ValueError, match=r"start at 2030-01-01 00:00:00 \(split.validation_from=2030-01-01, .* before"):
         points(tables, replace(TIME, validation_from="2030-01-01", test_from="2020-01-01"))
+
+
+def test_a_narrative_without_a_time_has_that_of_its_purchase(tables):
+    timeless = replace(tables, narratives=tables.narratives.with_columns(timestamp=pl.lit(None, dtype=pl.Int64)))
+    assert points(timeless, TIME) == points(tables, TIME)
+    assert split_narratives(timeless, TIME).equals(split_narratives(tables, TIME))
+
+
+def test_narratives_without_a_purchase_are_refused(tables):
+    about_users = replace(tables, narratives=tables.narratives.filter(pl.col("item_id").is_null()))
+    with pytest.raises(
+        DataError, match=r"split=time: 0 of \d+ narratives .*Use one of purchase_reason.*or split=users"
+    ):
+        points(about_users, TIME)
+
+
+def test_equal_times_are_refused_with_the_times_and_the_fix(tables):
+    one = pl.lit(1_519_948_800)
+    together = replace(
+        tables,
+        interactions=tables.interactions.with_columns(timestamp=one),
+        narratives=tables.narratives.with_columns(timestamp=pl.when(pl.col("item_id").is_not_null()).then(one)),
+    )
+    with pytest.raises(
+        ValueError, match=r"would start at 2018-03-02 00:00:00 \(split.validation_from=None, "
+    ) as caught:
+        points(together, TIME)
+    assert "purchases from 2018-03-02 00:00:00 to 2018-03-02 00:00:00. Set split.validation_from" in str(caught.value)
 
 
 def test_purchases_without_a_time_are_refused(tables):

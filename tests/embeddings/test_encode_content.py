@@ -246,3 +246,12 @@ def test_keys_tell_texts_apart():
     assert keys.shape == (4, 2)
     assert len({tuple(key) for key in keys.tolist()}) == 3
     assert text_keys([]).shape == (0, 2)
+
+
+@pytest.mark.usefixtures("no_sentence_encoder")
+def test_the_benchmark_of_encoding_runs(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    from encoding import speed
+
+    line = speed(interactions=80, rounds=1)
+    assert min(*line.ours, *line.usual) > 0

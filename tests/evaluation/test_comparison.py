@@ -344,7 +344,7 @@ def test_differences_are_over_the_users_that_both_have(tmp_path):
     assert difference.value == pytest.approx(100 * 0.1 / np.mean(shared))
     assert difference.users == 20
     assert "both vs cf: only the 20 users that both have, of 30 and 30." in block.caption()
-    assert "scored on different users (cf 30, both 30)" in block.caption()
+    assert "scored on different users (cf 30, both 30); each column is over its own." in block.caption()
 
 
 def test_no_user_in_common_is_a_dash_with_its_reason(tmp_path):

@@ -90,7 +90,7 @@ def test_what_cannot_be_diagnosed_is_named(small_config, tmp_path):
         diagnose(run.folder)
     for name in ("model.safetensors", "predictions.jsonl", "examples.parquet", "scores.json"):
         (run.folder / name).touch()
-    settings = {"fingerprint": "of other weights", "settings": plain(run.config.evaluation)}
+    settings = {"predictions": "of other weights", "settings": plain(run.config.evaluation)}
     (run.folder / "evaluation.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="scores were not made with its weights"):
         diagnose(run.folder)

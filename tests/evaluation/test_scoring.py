@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -43,9 +44,9 @@ def run_predictions(users, feature="f"):
 NARRATIVES = pl.DataFrame({"user_id": ["t0", "t1"], "feature": ["f", "f"], "text": ["the user likes ink", "other"]})
 
 
-def score(predictions, folder, **more):
+def score(predictions, folder, *, options=QUICK, **more):
     return score_run_files(
-        predictions, folder, train=NARRATIVES, validation=NARRATIVES, embed=embed, options=QUICK, **more
+        predictions, folder, train=NARRATIVES, validation=NARRATIVES, embed=embed, options=options, **more
     )
 
 
@@ -181,6 +182,19 @@ def test_the_constant_of_a_foreign_file_is_scored_on_the_rows_it_was_not_picked_
         assert examples.filter(pl.col("system") == system)["user_id"].to_list() == [str(i) for i in range(5, 41)]
     assert "over 36 of 40 rows" in scores["narrative"]["bleu"]["constant"]["note"]
     assert "over 36 of 40 rows" in scores_to_text(scores)
+    assert scores_to_text(scores).startswith("narrative, 40 users\n")
+
+
+def test_every_printed_row_has_a_name_for_people(tmp_path):
+    planted = pl.DataFrame(
+        {"user_id": [f"u{i}" for i in range(12)], "label": "mood", "value": "x", "forms": [["x"]] * 12}
+    )
+    own = replace(QUICK, own={"mine": lambda prediction, reference: 1.0})
+    rows = run_predictions(12).with_columns(category=pl.lit("Pens"), item_id=pl.col("user_id"))
+    text = scores_to_text(score(rows, tmp_path, planted=planted, options=own))
+    printed = [line.strip().split("  ")[0] for line in text.splitlines() if line.startswith("  ")]
+    assert {"Identification among all", "Item identification among all", "Recovery: mood", "mine"} <= set(printed)
+    assert not [name for name in printed if "_" in name]
 
 
 @pytest.mark.real_data

@@ -15,7 +15,7 @@ from regen.serving.decoding_thread import DecodingThread
 from regen.serving.recommendation_service import create_recommendation_app
 from regen.serving.recommender import Turn
 from regen.serving.recommender_backend import RecommenderBackend
-from regen.serving.server import serve
+from regen.serving.server import recommendation_service, serve
 
 pytestmark = pytest.mark.usefixtures("no_sentence_encoder")
 
@@ -191,6 +191,17 @@ def test_a_conversation_longer_than_a_row_is_written_alone(ask, talker, history)
     assert narrative.prefix + talker.max_new_tokens > backend.thread.length
     answer = ask({"history": history, "turns": turns, "narrative": True}).json()
     assert answer["narrative"] == talker.converse(history, turns=[Turn(**one) for one in turns]).narrative
+
+
+def test_the_weights_are_packed_and_the_answers_stay(cells, talker, history):
+    backend, _ = recommendation_service(compose([f"checkpoint={cells[1]}"], root="serve"), {})
+    packed = backend.recommender
+    forwards = [type(vars(layer).get("forward")).__name__ for layer in packed.soft_token_lm.lm.modules()]
+    assert forwards.count("PackedLinear") > 10
+    bare, served = (one.recommend(history, k=20) for one in (talker, packed))
+    assert [one.item_id for one in served] == [one.item_id for one in bare]
+    assert [one.score for one in served] == pytest.approx([one.score for one in bare], rel=1e-5, abs=1e-5)
+    assert packed.converse(history).narrative == talker.converse(history).narrative
 
 
 def test_serve_takes_the_folder_of_a_run(cells, caplog):

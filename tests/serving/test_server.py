@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
@@ -69,6 +70,19 @@ def test_the_weights_are_laid_out_for_this_machine(exported, precision):
     if precision == "int8":
         with pytest.raises(ValueError, match=r"backend=vllm .* precision=int8 cannot change\. Leave one"):
             server.build_backend(config("backend=vllm", "precision=int8"), model)
+
+
+def test_a_service_that_cannot_listen_leaves_the_callers_signals(exported):
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            with pytest.raises(ValueError, match="Take another port"):
+                server.serve(config(f"checkpoint={exported}", f"port={taken.getsockname()[1]}"))
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_run_is_served_like_its_export(finished):
