@@ -41,10 +41,10 @@ demo: setup ## The models of make grid side by side on a page in the browser; AR
 	$(BIN)/regen demo $(ARGS)
 
 test: setup ## The default tests: no network, under three minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 test-all: setup ## All tests, with the slow ones and those on ../shared/data
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "" $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "" $(ARGS)
 
 gpu: setup ## The tests for a GPU, then its benchmark: outputs/bench/gpu.md
 	$(BIN)/python -m pytest -q -m gpu tests/test_device.py

@@ -256,6 +256,7 @@ def test_a_task_ends_with_a_code_and_what_its_reader_needs(index: int, outcomes:
         assert message.strip().splitlines()[-1] == "Interrupted. The same command continues where it stopped."
 
 
+@pytest.mark.slow  # starts two worker processes
 def test_refusal_survives_a_worker_process(script: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     done = run(script, "train", "-m", "behave=refused", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2")

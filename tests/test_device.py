@@ -96,9 +96,9 @@ def test_checkpointed_gradients_are_the_same(small_config, tmp_path, monkeypatch
         return forward(self, *arguments, **options)
 
     monkeypatch.setattr(LlamaMLP, "forward", counted)
-    plain, loss = train_and_evaluate(small_config("tuning=lora", without="tuning"))
+    plain, loss = train_and_evaluate(small_config("tuning=lora", "score=false", without="tuning"))
     once = sum(calls)
-    options = ["training.gradient_checkpointing=true", f"paths.runs_dir={tmp_path}/checkpointed"]
+    options = ["score=false", "training.gradient_checkpointing=true", f"paths.runs_dir={tmp_path}/checkpointed"]
     folder, again = train_and_evaluate(small_config("tuning=lora", *options, without="tuning"))
     assert sum(calls) - once == 2 * once > 0
     assert again == pytest.approx(loss, rel=1e-5)
@@ -142,7 +142,7 @@ def test_adamw_is_fused_on_a_gpu_and_clips_in_mixed_precision(small_config, monk
     monkeypatch.setattr(
         torch.optim.AdamW, "__init__", lambda self, *a, **o: made.append(o.get("fused")) or adamw(self, *a, **o)
     )
-    options = ["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=0.1"]
+    options = ["score=false", "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=0.1"]
     _, loss = train_and_evaluate(small_config(*options))
     monkeypatch.setattr("regen.training.assembly.device_of", lambda accelerator: torch.device("cuda"))
     _, fused = train_and_evaluate(small_config(*options, "force=true"))

@@ -72,6 +72,7 @@ def grid(tmp_path_factory):
     return folder, done
 
 
+@pytest.mark.slow  # a grid in a process of its own
 def test_a_failed_cell_is_shown_and_the_others_are_kept(grid):
     folder, done = grid
     assert done.returncode == 1, done.stderr
@@ -94,6 +95,7 @@ def test_a_wrong_value_in_one_cell_is_refused_before_the_first_one(tmp_path):
     assert not list(tmp_path.glob("outputs/runs/*"))
 
 
+@pytest.mark.slow  # a process of its own that loads torch
 def test_columns_that_were_not_swept_are_refused_before_the_first_cell(tmp_path):
     done = command("train.py", tmp_path, "-m", "encoder=cf", "adapter.lr=0.01,0.02", "compare.columns=tuning")
     assert done.returncode == 2

@@ -100,6 +100,7 @@ def test_a_rater_whose_scores_do_not_follow_the_history_is_useless(judged, answe
     assert (row["equal"] == 20) == (answers is by_text)
 
 
+@pytest.mark.slow  # asks everything four times
 def test_an_interrupted_run_asks_no_control_twice(profiles, rater, rated, monkeypatch):
     """An answer costs 0.002 dollars; the money of the first run ends among the controls, which come last."""
     monkeypatch.setattr(bad_server, "good_answer", reads)

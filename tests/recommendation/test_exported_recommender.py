@@ -106,7 +106,10 @@ def test_it_converses_as_the_run_does(talker, telling):
         turns.append(Turn(reply.recommendations[0].item_id, critique))
 
 
-@pytest.mark.parametrize("encoder", ["cf", "content", "none", "random"])
+ALIKE = [pytest.param(encoder, marks=pytest.mark.slow) for encoder in ("cf", "content", "random")]
+
+
+@pytest.mark.parametrize("encoder", ["none", *ALIKE])
 def test_every_encoder_that_is_served_is_exported(encoder, tmp_path):
     task = "converse" if encoder == "none" else "recommend"
     folder = trained(tmp_path, f"task={task}", f"encoder={encoder}", "data.critiques=false")
