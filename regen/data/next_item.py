@@ -1,7 +1,7 @@
 """Examples of `task=recommend` (paper 4.1): a user's purchases, oldest first, and the next item after each."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from regen.data.splits import NAMES, split_of
 from regen.data.tables import NEXT_ITEM, DataError, Tables
 
 Vectors = Callable[..., Float[np.ndarray, "history dim"]]
+FULL_CATALOGUE = 200_000  # items; the loss of a training step is exact up to here, and sampled above
+NEGATIVES = 8192  # items drawn for each step with a sampled loss
 
 
 def purchase_sequences(
@@ -74,6 +76,8 @@ class NextItemBatch(Rows):
         prompt: Token ids before the history, the same in all rows.
         words: Token ids of the critique after each purchase.
         words_mask: True where `words` holds a token.
+        negatives: Catalogue rows of the items that a sampled loss compares with; None for the whole catalogue.
+        log_counts: Log of how often each of them is expected among the drawn (the logQ correction).
     """
 
     examples: Int[Tensor, " batch"]
@@ -85,6 +89,8 @@ class NextItemBatch(Rows):
     prompt: Int[Tensor, "batch prompt"]
     words: Int[Tensor, "batch history words"]
     words_mask: Bool[Tensor, "batch history words"]
+    negatives: Int[Tensor, " negatives"] | None = field(default=None, kw_only=True)
+    log_counts: Float[Tensor, " negatives"] | None = field(default=None, kw_only=True)
 
 
 class NextItemDataset(Dataset[int]):
@@ -103,6 +109,7 @@ class NextItemDataset(Dataset[int]):
         critiques: Critiques of the users.
         item_ids: Item id of each catalogue row; needed for critiques.
         fold: Cross-fitting fold of each training example; None outside of training.
+        drawn: Probability with which each item is drawn as a negative; None for an exact loss.
 
     Raises:
         DataError: If prompt and history do not fit into the LM's window.
@@ -122,11 +129,13 @@ class NextItemDataset(Dataset[int]):
         critiques: Critiques | None = None,
         item_ids: Sequence[str] = (),
         fold: Sequence[int] | None = None,
+        drawn: Float[np.ndarray, " items"] | None = None,
     ) -> None:
         self.examples, self.vectors, self.item_of, self.queries = list(examples), vectors, item_of, queries
         self.prompt = torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"])
         self.every, self.fold, self.draw = every, fold, EVALUATION_DRAW
         self.critiques = critiques
+        self.drawn, self.upto = drawn, None if drawn is None else np.cumsum(drawn)
         self.said = [
             [-1] * (len(one.rows) - 1)
             if critiques is None
@@ -178,7 +187,17 @@ class NextItemDataset(Dataset[int]):
             pad_rows(targets, -1, left=False)[0],
             self.prompt.expand(len(indices), -1),
             *self._words(indices, padded.shape[1]),
+            **self._negatives(indices),
         )
+
+    def _negatives(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Items drawn for a sampled loss. The same step draws the same items, also after a resume."""
+        if self.drawn is None or self.upto is None:
+            return {}
+        places = np.random.default_rng(list(indices)).random(NEGATIVES) * self.upto[-1]
+        rows = np.searchsorted(self.upto, places, side="right").clip(max=len(self.drawn) - 1)
+        counts = torch.from_numpy(np.log(NEGATIVES * self.drawn[rows]).astype(np.float32))
+        return {"negatives": torch.from_numpy(rows), "log_counts": counts}
 
     def _words(self, indices: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
         """Token ids of the critique after each purchase, and their mask."""
@@ -190,6 +209,11 @@ class NextItemDataset(Dataset[int]):
         """Prediction of the closed form after each purchase of one example."""
         said = None if self.critiques is None else self.critiques.vectors[self.said[index]]
         return self.queries(history, said, fold=None if self.fold is None else self.fold[index])
+
+
+def drawn_by_popularity(bought: Int[np.ndarray, " items"]) -> Float[np.ndarray, " items"]:
+    """Probability of each item to be a negative: in proportion to its purchases by training users, plus one."""
+    return np.asarray((bought + 1) / (bought + 1).sum())
 
 
 def history_vectors(example: Example, vectors: Vectors, *, draw: int) -> Float[np.ndarray, "history dim"]:

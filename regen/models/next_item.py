@@ -108,14 +108,36 @@ class NextItemLM(SoftTokenLM):
         return scores.scatter(1, bought, -torch.inf) if self.exclude_bought else scores
 
     def forward(self, batch: Any) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-        """Summed cross-entropy over the whole catalogue, and the number of ranked purchases."""
+        """Summed cross-entropy of the next items, and the number of ranked purchases."""
         return self.ranking_loss(self.queries(batch), batch), (batch.targets >= 0).sum()
 
     def ranking_loss(self, queries: Float[Tensor, "batch history in_dim"], batch: NextItemBatch) -> Float[Tensor, ""]:
-        """Summed cross-entropy of the next items over the whole catalogue."""
+        """Summed cross-entropy of the next items, over the whole catalogue or over the batch's negatives."""
         wanted = batch.targets >= 0
-        scores = self.scores(queries[wanted], bought_before(batch)[wanted])
-        return nn.functional.cross_entropy(scores, batch.targets[wanted], reduction="sum")
+        queries, bought, targets = queries[wanted], bought_before(batch)[wanted], batch.targets[wanted]
+        if batch.negatives is not None:
+            scores = self._sampled_scores(queries, bought, targets, batch)
+            targets = torch.zeros_like(targets)
+        else:
+            scores = self.scores(queries, bought)
+        return nn.functional.cross_entropy(scores, targets, reduction="sum")
+
+    def _sampled_scores(
+        self,
+        queries: Float[Tensor, "rows in_dim"],
+        bought: Int[Tensor, "rows history"],
+        targets: Int[Tensor, " rows"],
+        batch: NextItemBatch,
+    ) -> Float[Tensor, "rows candidates"]:
+        """Score of the target, then of the negatives with the logQ correction (Bengio and Senecal 2008)."""
+        drawn = batch.negatives
+        with torch.autocast(queries.device.type, enabled=False):
+            queries = queries.float()
+            right = (queries * self.items[targets]).sum(dim=1) + self.bias[targets]
+            others = torch.addmm(self.bias[drawn], queries, self.items[drawn].T) - batch.log_counts
+        known = torch.cat([targets[:, None], bought] if self.exclude_bought else [targets[:, None]], dim=1)
+        others = others.masked_fill((known[..., None] == drawn).any(dim=1), -torch.inf)
+        return torch.cat([right[:, None], others], dim=1)
 
 
 def bought_before(batch: NextItemBatch) -> Int[Tensor, "batch history history"]:

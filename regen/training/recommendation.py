@@ -19,9 +19,11 @@ from regen.data.critiques import Critiques
 from regen.data.datamodule import NarrativeDataModule
 from regen.data.histories import Example
 from regen.data.next_item import (
+    FULL_CATALOGUE,
     NextItemBatch,
     NextItemDataset,
     catalogue_rows,
+    drawn_by_popularity,
     history_vectors,
     purchase_sequences,
 )
@@ -109,9 +111,10 @@ def build_next_item_data(
         examples = told_purchases(tables, config.split, feature=about, **which)
     chosen = [examples["train"][at] for at in rng.permutation(len(examples["train"]))[: task.train_users]]
     make = _dataset_maker(config, lm, form, about, vectors=vectors, critiques=critiques, item_of=item_of, item_ids=ids)
+    drawn = drawn_by_popularity(bought) if len(ids) > FULL_CATALOGUE else None
     fold_of = dict(zip([one.user_id for one in train], folds, strict=True))
     splits = {
-        "train": make(chosen, every=True, fold=[fold_of[one.user_id] for one in chosen]),
+        "train": make(chosen, every=True, fold=[fold_of[one.user_id] for one in chosen], drawn=drawn),
         "validation": make(examples["validation"], every=False),
         "test": make(examples["test"], every=False),
     }

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from regen.config.schema import UsersSplit
-from regen.data.next_item import NextItemDataset, purchase_sequences
+from regen.data.next_item import NextItemDataset, drawn_by_popularity, purchase_sequences
 from regen.data.tables import INTERACTIONS, ITEMS, NARRATIVES, DataError, Tables
 from regen.embeddings.fusion import CFVectors
 from regen.models.adapter import LinearAdapter
 from regen.models.language_model import tune_fully
 from regen.models.next_item import NextItemLM, bought_before
+from regen.pipeline import load_folder, train_and_evaluate
 
 SPLIT = UsersSplit(validation=0.2, test=0.2, salt="")
 
@@ -152,6 +153,40 @@ def test_the_loss_is_the_cross_entropy_over_what_was_not_bought(model, dataset):
             found += 1
     assert (int(count), found) == (found, sum(len(data.items(row)) - 1 for row in range(5)))
     assert float(total) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("exclude", [True, False])
+def test_a_sampled_loss_has_the_mean_and_the_gradient_of_the_exact_one(model, dataset, exclude, monkeypatch):
+    """Over many draws; items that are bought often are drawn more often, and the correction makes up for it."""
+    read_something(model)
+    model.exclude_bought = exclude
+    exact, _ = model(dataset().collate(range(5)))
+    exact.backward()
+    expected = model.readout.weight.grad.clone()
+    model.zero_grad()
+    monkeypatch.setattr("regen.data.next_item.NEGATIVES", 20_000)
+    data = dataset(drawn=drawn_by_popularity(np.array([50, 0, 0, 3, 9, 1, 0, 20, 5, 0])))
+    batch = data.collate(range(5))
+    assert torch.equal(batch.negatives, data.collate(range(5)).negatives)
+    assert not torch.equal(batch.negatives, data.collate(range(1, 6)).negatives)
+    assert (batch.negatives == 0).float().mean() == pytest.approx(51 / 98, abs=0.02)
+    sampled, _ = model(batch)
+    sampled.backward()
+    assert float(sampled.detach()) == pytest.approx(float(exact.detach()), rel=0.02)
+    gap = (model.readout.weight.grad - expected).norm() / expected.norm()
+    assert gap < 0.05
+
+
+def test_a_large_catalogue_is_sampled_in_training_alone(small_config, monkeypatch):
+    monkeypatch.setattr("regen.training.recommendation.FULL_CATALOGUE", 100)
+    monkeypatch.setattr("regen.data.next_item.NEGATIVES", 64)
+    config = small_config("task=recommend", "task.decay=1.0", "task.ridge=0.1", "score=false")
+    folder, loss = train_and_evaluate(config)
+    assert np.isfinite(loss)
+    assert np.isfinite(loss)
+    splits = load_folder(folder).data.splits
+    assert splits["train"].collate([0]).negatives.shape == (64,)
+    assert splits["validation"].collate([0]).negatives is None
 
 
 @torch.no_grad()
