@@ -115,8 +115,8 @@ class NextItemLM(SoftTokenLM):
         """Summed cross-entropy of the next items, over the whole catalogue or over the batch's negatives."""
         wanted = batch.targets >= 0
         queries, bought, targets = queries[wanted], bought_before(batch)[wanted], batch.targets[wanted]
-        if batch.negatives is not None:
-            scores = self._sampled_scores(queries, bought, targets, batch)
+        if batch.negatives is not None and batch.log_counts is not None:
+            scores = self._sampled_scores(queries, bought, targets, batch.negatives, batch.log_counts)
             targets = torch.zeros_like(targets)
         else:
             scores = self.scores(queries, bought)
@@ -127,14 +127,14 @@ class NextItemLM(SoftTokenLM):
         queries: Float[Tensor, "rows in_dim"],
         bought: Int[Tensor, "rows history"],
         targets: Int[Tensor, " rows"],
-        batch: NextItemBatch,
+        drawn: Int[Tensor, " negatives"],
+        log_counts: Float[Tensor, " negatives"],
     ) -> Float[Tensor, "rows candidates"]:
         """Score of the target, then of the negatives with the logQ correction (Bengio and Senecal 2008)."""
-        drawn = batch.negatives
         with torch.autocast(queries.device.type, enabled=False):
             queries = queries.float()
             right = (queries * self.items[targets]).sum(dim=1) + self.bias[targets]
-            others = torch.addmm(self.bias[drawn], queries, self.items[drawn].T) - batch.log_counts
+            others = torch.addmm(self.bias[drawn], queries, self.items[drawn].T) - log_counts
         known = torch.cat([targets[:, None], bought] if self.exclude_bought else [targets[:, None]], dim=1)
         others = others.masked_fill((known[..., None] == drawn).any(dim=1), -torch.inf)
         return torch.cat([right[:, None], others], dim=1)
