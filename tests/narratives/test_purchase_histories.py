@@ -240,7 +240,7 @@ def test_hostile_reviews_change_neither_scores_nor_anything_of_others(shoppers, 
         root = tmp_path / name
         data = prepare(JsonlSource(folder=str(folder)), {}, root=root)
         data = narrate(OpenAINarrator(**parts), prepared=data, max_history=50, users=None, root=root)
-        options = {"draws": 1, "max_history": 50, "users": None, "max_cost": None}
+        options = {"draws": 1, "controls": 0.0, "max_history": 50, "users": None, "max_cost": None}
         rated = rate([Rater("a", **parts)], data=data, root=root, **options)
         return pl.read_parquet(data.path / "narratives.parquet"), pl.read_parquet(rated.path / "ratings.parquet")
 

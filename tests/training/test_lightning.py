@@ -132,7 +132,7 @@ def test_a_debugging_run_is_trained_and_scored_and_never_taken_for_a_finished_on
     assert train_and_evaluate(config)[0] == folder
     assert (folder / "scores.json").stat().st_mtime_ns > first, "it was reused"
     with (
-        pytest.raises(ValueError, match=r"made with trainer\.\w+=.*for debugging. Train it without"),
+        pytest.raises(ValueError, match=r"trained with trainer\.\w+=.*for debugging. Train it without"),
         opened_run(folder),
     ):
         pass
