@@ -80,7 +80,15 @@ def test_narrates_and_rates_and_asks_nothing_twice(at_server, gift_cards, tmp_pa
     assert all(prompt > 100 and completion > 0 for _, prompt, completion in asked)
 
     rater = Rater("smollm2", **at_server(120))
-    options = {"data": narrated, "draws": DRAWS, "max_history": 50, "users": None, "max_cost": None, "root": root}
+    options = {
+        "data": narrated,
+        "draws": DRAWS,
+        "controls": 0.0,
+        "max_history": 50,
+        "users": None,
+        "max_cost": None,
+        "root": root,
+    }
     rated = rate([rater], **options)
     ratings = pl.read_parquet(rated.path / "ratings.parquet")
     assert ratings["score"].is_between(1, 7).all()
