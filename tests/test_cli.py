@@ -270,3 +270,13 @@ def test_an_error_of_a_sweeper_is_not_taken_for_a_wrong_option() -> None:
     error = ValueError("No trials are completed yet.")
     arguments = ["-m", "--config-dir", "mine", "search=ridge"]
     assert explain(error, config_name="train", config_dir=REPOSITORY / "conf", arguments=arguments) == str(error)
+
+
+def test_the_command_without_a_config_shows_its_help_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from regen.commands import llm_server
+
+    monkeypatch.setattr(sys, "argv", ["llm_server", "--help"])
+    llm_server.run()
+    assert "[max_model_len=4096]" in capsys.readouterr().out

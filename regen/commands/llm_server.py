@@ -44,6 +44,9 @@ class Settings:
 
 def run() -> None:
     """Checks the settings, prints the server's address, and runs the server."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        sys.stdout.write(__doc__ or "")
+        return
     try:
         settings = cast(Settings, OmegaConf.to_object(OmegaConf.merge(Settings, OmegaConf.from_cli())))
     except OmegaConfBaseException as error:
