@@ -207,11 +207,15 @@ def _shown_block(block: Block) -> ShownBlock:
             for metric in metrics
         ]
 
-    leading = block.leading_rows
-    folded = [metric for metric in block.rows if metric not in leading]
     answers = [_beats(block, "cf"), _beats(block, "content"), *_loses_nothing(block), _reads(block)]
     return ShownBlock(
-        block, answers, " ".join(reading(block)), _caution(block), rows(leading), rows(folded), dot_plots(block)
+        block,
+        answers,
+        " ".join(reading(block)),
+        _caution(block),
+        rows(block.leading_rows),
+        rows(block.folded_rows),
+        dot_plots(block),
     )
 
 

@@ -106,7 +106,11 @@ class Block:
     def rows(self) -> list[Metric]:
         """The metrics that are rows of a table; the share of empty texts is one only if a model wrote empty texts."""
         rows = [metric for name, metric in self.metrics.items() if name in METRICS or metric.columns[0].startswith(OWN)]
-        return [metric for metric in rows if metric.name != "empty" or any(v > 0 for v in self._model_values(metric))]
+        return [
+            metric
+            for metric in rows
+            if metric.name != "empty" or any(v > 0 for v in self.model_values(metric).values())
+        ]
 
     @property
     def leading_rows(self) -> list[Metric]:
@@ -115,17 +119,27 @@ class Block:
         return leading or self.rows
 
     @property
+    def folded_rows(self) -> list[Metric]:
+        """The other rows."""
+        leading = self.leading_rows
+        return [metric for metric in self.rows if metric not in leading]
+
+    @property
     def headline(self) -> Metric | None:
         """The metric to read the block by; None if no model has a value of any of `HEADLINES`."""
         for metric in (self.metrics[name] for name in HEADLINES if name in self.metrics):
-            if self._model_values(metric):
+            if self.model_values(metric):
                 return metric
         return None
 
-    def _model_values(self, metric: Metric) -> list[float]:
-        """The values of a metric that are defined, one per model."""
-        estimates = [column.estimate(metric) for column in self.models]
-        return [one.value for one in estimates if isinstance(one, Estimate) and not math.isnan(one.value)]
+    def model_values(self, metric: Metric) -> dict[str, float]:
+        """The values of a metric that are defined, by model."""
+        estimates = {column.name: column.estimate(metric) for column in self.models}
+        return {
+            name: one.value
+            for name, one in estimates.items()
+            if isinstance(one, Estimate) and not math.isnan(one.value)
+        }
 
     def chances(self) -> str:
         """A sentence with the score of a constant text, for metrics with a chance level; empty otherwise."""

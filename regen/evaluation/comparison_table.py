@@ -187,9 +187,8 @@ def _markdown_block(block: Block) -> str:
         lines += markdown_table(_values_as_rows(block))
     else:
         heads = [f"{column.label} ({column.caveat})" if column.caveat else column.label for column in block.columns]
-        leading = block.leading_rows
-        lines += [" ".join(reading(block)), "", *_metric_rows(block, heads, leading)]
-        if folded := [metric for metric in block.rows if metric not in leading]:
+        lines += [" ".join(reading(block)), "", *_metric_rows(block, heads, block.leading_rows)]
+        if folded := block.folded_rows:
             more = _metric_rows(block, heads, folded)
             lines += ["", f"<details><summary>{_named(folded)}</summary>", "", *more, "", "</details>"]
         if costs := block.costs():
@@ -229,7 +228,7 @@ def _terminal_block(block: Block, *, every: bool) -> str:
     panels = [_panel(labels, panel) for panel in _panels(labels, columns)]
     if costs := block.costs():
         panels += _terminal_panels(costs)
-    if folded := [metric for metric in block.rows if metric not in metrics]:
+    if not every and (folded := block.folded_rows):
         panels.append(fill(f"Not shown here: {_named(folded)}.", WIDTH))
     return "\n\n".join([block.title, *panels, fill(" ".join([block.caption(), *block.estimate_notes(metrics)]), WIDTH)])
 

@@ -23,9 +23,7 @@ def reading(block: Block) -> list[str]:
 
 def _ranked(block: Block, metric: Metric) -> list[tuple[str, float]]:
     """Models with a value, the best one first."""
-    estimates = [(column.name, column.estimate(metric)) for column in block.models]
-    values = [(name, e.value) for name, e in estimates if isinstance(e, Estimate) and not math.isnan(e.value)]
-    return sorted(values, key=lambda pair: -pair[1])
+    return sorted(block.model_values(metric).items(), key=lambda pair: -pair[1])
 
 
 def _order(block: Block, focus: list[Metric]) -> str:

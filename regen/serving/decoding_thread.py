@@ -14,7 +14,7 @@ from regen.data.batch import Rows
 from regen.generation.native_decoder import NativeDecoder, greedy_decoder
 from regen.generation.row_decoder import RowDecoder, Token, row_bytes
 from regen.models.soft_token_lm import SoftTokenLM
-from regen.serving.backend import BackendError
+from regen.serving.backend import Backend, BackendError, Row
 
 logger = logging.getLogger(__name__)
 TOGETHER = 8  # the most rows that enter, or calls that are made, between two steps; other rows wait for them
@@ -206,3 +206,20 @@ def _checked(result: Any) -> Any:
     if isinstance(result, BackendError):
         raise result
     return result
+
+
+class ThreadedBackend(Backend[Row]):
+    """A backend that decodes in a thread of this process; the thread lives as long as the backend is open."""
+
+    thread: DecodingThread
+
+    async def __aenter__(self) -> Self:
+        await self.thread.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.thread.__aexit__()
+        await super().__aexit__()
+
+    async def check(self) -> None:
+        self.thread.check()

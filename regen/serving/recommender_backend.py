@@ -2,10 +2,8 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Self
 
-from regen.serving.backend import Backend
-from regen.serving.decoding_thread import DecodingThread
+from regen.serving.decoding_thread import DecodingThread, ThreadedBackend
 from regen.serving.interactions import History
 from regen.serving.recommender import PreparedNarrative, Recommendation, Recommender, Turn
 from regen.serving.turns import PreparedTurns
@@ -13,7 +11,7 @@ from regen.serving.turns import PreparedTurns
 CRITIQUE_TOKENS = 256  # of all turns, for which a row has room; a conversation with more is written alone
 
 
-class RecommenderBackend(Backend[PreparedNarrative]):
+class RecommenderBackend(ThreadedBackend[PreparedNarrative]):
     """Ranks several waiting requests in one forward pass, and decodes all narratives together.
 
     Args:
@@ -32,17 +30,6 @@ class RecommenderBackend(Backend[PreparedNarrative]):
             length=recommender.longest_row(critique_tokens=CRITIQUE_TOKENS),
             stop_ids=recommender.stop_ids,
         )
-
-    async def __aenter__(self) -> Self:
-        await self.thread.__aenter__()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.thread.__aexit__()
-        await super().__aexit__()
-
-    async def check(self) -> None:
-        self.thread.check()
 
     async def prepare(self, history: History, critique: str | None, turns: Sequence[Turn]) -> PreparedTurns:
         """`Recommender.prepare` in the encoding thread.

@@ -1,15 +1,14 @@
 """The backend inside this process."""
 
 from collections.abc import AsyncGenerator
-from typing import Self
 
 from regen.generation.prepared import Prepared
 from regen.serving.backend import NarrativeBackend
-from regen.serving.decoding_thread import DecodingThread
+from regen.serving.decoding_thread import DecodingThread, ThreadedBackend
 from regen.serving.model import NarrativeModel
 
 
-class TransformersBackend(NarrativeBackend):
+class TransformersBackend(ThreadedBackend[Prepared], NarrativeBackend):
     """Decodes in a thread of this process.
 
     Args:
@@ -27,17 +26,6 @@ class TransformersBackend(NarrativeBackend):
             length=model.longest_row,
             stop_ids=model.decoding.stop_ids,
         )
-
-    async def __aenter__(self) -> Self:
-        await self.thread.__aenter__()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.thread.__aexit__()
-        await super().__aexit__()
-
-    async def check(self) -> None:
-        self.thread.check()
 
     def _tokens(self, prepared: Prepared) -> AsyncGenerator[int, None]:
         return self.thread.tokens(prepared, limit=self.model.decoding.limit(prepared))
