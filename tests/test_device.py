@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,19 @@ def test_sentence_encoders_compute_where_the_run_does(small_config, monkeypatch)
         train_and_evaluate(small_config())
     assert [device.type for device in seen] == ["cpu"]
     assert str(encoding_device()) == "cuda:1"
+
+
+@pytest.mark.parametrize(("command", "options"), [("serve", ["checkpoint=nothing"]), ("demo", [])])
+def test_service_and_demo_encode_on_their_device(command, options, monkeypatch, logs_as_they_were):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    seen = []
+    serve = {"serve": "regen.serving.server.serve", "demo": "regen.serving.demo.serve.serve"}[command]
+    monkeypatch.setattr(serve, lambda *arguments, **named: seen.append(encoding_device().type))
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr(sys, "argv", [command, *options, f"device={device}"])
+        import_module(f"regen.commands.{command}").run()
+    assert seen == ["cpu", "cuda"]
 
 
 def test_adamw_is_fused_on_a_gpu_and_clips_in_mixed_precision(small_config, monkeypatch):

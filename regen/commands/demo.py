@@ -8,6 +8,8 @@ from regen.config.schema import DemoConfig
 
 @main("demo")
 def run(config: DemoConfig) -> None:
+    from regen.runtime.device import encoding_on
+
     try:
         from regen.serving.demo.serve import serve
     except ModuleNotFoundError as error:
@@ -16,4 +18,5 @@ def run(config: DemoConfig) -> None:
     def ready(address: str) -> None:
         print(f"Open {address} (Ctrl-C ends it).", flush=True)  # noqa: T201
 
-    serve(Path(config.runs), device=str(config.device), host=config.host, port=config.port, ready=ready)
+    with encoding_on(config.device):
+        serve(Path(config.runs), device=str(config.device), host=config.host, port=config.port, ready=ready)
