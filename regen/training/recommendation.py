@@ -1,7 +1,7 @@
 """Builds data and model of a run that ranks items (`task=recommend` and `task=converse`) from its config."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,8 @@ def build_next_item_data(
 def _fitted_on(config: TrainConfig, inputs: Inputs) -> str:
     """Fingerprint of everything that decides the closed form."""
     settings = {name: plain(getattr(config, name)) for name in ("task", "data", "encoder", "seed")}
-    return fingerprint({**settings, "split": identity.split(plain(config.split)), "inputs": inputs.fingerprints()})
+    settings |= {"split": identity.split(plain(config.split)), "version": identity.CLOSED_FORM_VERSION}
+    return fingerprint({**settings, "inputs": inputs.fingerprints()})
 
 
 def _kept_form(
@@ -195,24 +196,31 @@ def _fitted_form(
     """Fits the closed form on the training users.
 
     Where the config leaves `task.decay` or `task.ridge` open, the value with the best mean reciprocal rank of the
-    validation users is chosen.
+    validation users is chosen. They also decide whether the last purchase is read apart from the mean.
     """
     unseen = [read(one) for one in sequences["validation"]]
     histories, targets = [(history, said) for history, said, _ in unseen], np.array([rows[-1] for *_, rows in unseen])
     excluded = [item_of[one.rows[:-1]] if task.exclude_bought else item_of[:0] for one in sequences["validation"]]
-    found = []
-    for decay in tqdm(DECAYS if task.decay is None else [task.decay], desc="closed form", leave=False):
-        form = ClosedForm(items, bought, decay=decay, ridge=RIDGES[0], item_ridge=task.item_ridge)
-        form.fit(map(read, sequences["train"]), folds)
-        for ridge in RIDGES if task.ridge is None else [task.ridge]:
-            other = form.with_ridge(ridge)
-            found.append((other.calibrate(histories, targets, excluded), other))
-    quality, best = max(found, key=lambda one: one[0])
+
+    def best(decays: Sequence[float], *, last_apart: bool) -> tuple[float, ClosedForm]:
+        found = []
+        for decay in decays:
+            options = {"decay": decay, "item_ridge": task.item_ridge, "last_apart": last_apart}
+            form = ClosedForm(items, bought, ridge=RIDGES[0], **options)
+            form.fit(map(read, tqdm(sequences["train"], desc="closed form", unit="user", leave=False)), folds)
+            for ridge in RIDGES if task.ridge is None else [task.ridge]:
+                other = form.with_ridge(ridge)
+                found.append((other.calibrate(histories, targets, excluded), other))
+        return max(found, key=lambda one: one[0])
+
+    of_mean = best(DECAYS if task.decay is None else [task.decay], last_apart=False)
+    quality, form = max(of_mean, best([of_mean[1].decay], last_apart=True), key=lambda one: one[0])
     logger.info(
-        "closed form: decay %g, ridge %g, popularity %.2g: mean reciprocal rank %.4f on %s validation users",
-        *(best.decay, best.ridge, best.popularity, quality, f"{len(unseen):,}"),
+        "closed form: decay %g, ridge %g, popularity %.2g%s: mean reciprocal rank %.4f on %s validation users",
+        *(form.decay, form.ridge, form.popularity, ", last purchase apart" if form.last_apart else "", quality),
+        f"{len(unseen):,}",
     )
-    return best
+    return form
 
 
 def build_next_item_model(config: TrainConfig, data: NextItemData, lm: LanguageModel, *, start: bool) -> NextItemLM:

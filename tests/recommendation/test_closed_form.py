@@ -38,6 +38,22 @@ def test_it_finds_a_rule_that_is_linear():
         assert scores[-1].argmax() == targets[-1]
 
 
+def test_the_last_purchase_can_be_read_apart_from_the_mean():
+    """Two purchases in an order: the mean is the same for both orders, the next item is not."""
+    vectors = np.eye(4, dtype=np.float32)
+    orders = {(0, 1): 2, (1, 0): 3}
+    histories = [(vectors[list(order)], None, np.array([order[1], item])) for order, item in orders.items()] * 30
+    scores = {
+        last: [
+            fitted(vectors, histories, [0, 1] * 30, decay=1.0, last_apart=last).queries(vectors[list(order)])[-1]
+            for order in orders
+        ]
+        for last in (False, True)
+    }
+    assert np.allclose(*scores[False])
+    assert [int(query[2:].argmax()) + 2 for query in scores[True]] == list(orders.values())
+
+
 def test_a_fold_is_the_fit_without_its_users():
     vectors, histories = world(30)
     folds = [0, 1, 2] * 10
@@ -107,10 +123,10 @@ def test_what_was_said_tells_items_apart_that_a_history_does_not():
     assert silent.max() < 0.5
 
 
-@pytest.mark.parametrize("folds", [True, False])
-def test_a_file_keeps_everything_that_queries_need(tmp_path, folds):
+@pytest.mark.parametrize(("folds", "last_apart"), [(True, False), (False, True)])
+def test_a_file_keeps_everything_that_queries_need(tmp_path, folds, last_apart):
     vectors, histories = world(30)
-    form = fitted(vectors, histories, [0, 1, 2] * 10)
+    form = fitted(vectors, histories, [0, 1, 2] * 10, last_apart=last_apart)
     form.scale, form.said_scale, form.popularity = 0.3, 0.7, 0.01
     write_closed_form(form, tmp_path / "form", folds=folds, made_from="a")
     read = read_closed_form(tmp_path / "form", vectors, form.bought, made_from="a")
