@@ -10,10 +10,10 @@ MAX_MODEL_LEN ?= 4096
 MODEL ?=
 PAPER := table1 controls adapters xrec
 
-.PHONY: gpu help setup baselines grid paper train evaluate demo test test-all lint types docs bench llm-server serve clean
+.PHONY: gpu help setup baselines baselines-env grid paper train evaluate demo test test-all lint types docs bench llm-server serve clean
 
 help: ## Show this help
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(INSTALLED) ## Make .venv with the pinned, tested set of packages
 
@@ -66,8 +66,10 @@ types: setup ## A strict type check of regen/
 bench: setup ## Speed against the usual loop and the limit, as one table; ARGS="only=training growth=false"
 	$(BIN)/python benchmarks/table.py $(ARGS)
 
-baselines: .venv-baselines/installed ## SASRec (RecTools) on the data of the newest task=recommend: outputs/baselines/sasrec.jsonl
-	.venv-baselines/bin/python benchmarks/sasrec.py $(ARGS)
+baselines: .venv-baselines/installed ## SASRec (RecTools), tuned on the data of the newest task=recommend; ARGS=outputs/data/baselines-…
+	PYTHONPATH=. .venv-baselines/bin/python benchmarks/sasrec.py $(ARGS)
+
+baselines-env: .venv-baselines/installed ## The environment of RecTools, which cf=sasrec needs
 
 .venv-baselines/installed: Makefile
 	test -x .venv-baselines/bin/python || $(PYTHON) -m venv .venv-baselines

@@ -10,6 +10,8 @@ import polars as pl
 import pytest
 from small import SMALL
 
+from regen.embeddings.cf import normalized_factors
+
 REPOSITORY = Path(__file__).parent.parent
 
 EXTENSION = REPOSITORY / "examples" / "extension"
@@ -40,6 +42,17 @@ def test_it_imports_only_public_modules():
         if line.startswith("from regen")
     }
     assert imported == PUBLIC
+
+
+def test_its_cf_model_that_reads_sequences_puts_items_with_the_same_next_one_together(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXTENSION))
+    from my_regen.next_purchase import NextPurchase
+
+    rows = pl.DataFrame({"user_id": ["a", "a", "b", "b", "c", "c"], "item": [0, 2, 1, 2, 3, 4], "rating": [5.0] * 6})
+    vectors = normalized_factors(NextPurchase(factors=2), rows, alpha=0.0, items=6)
+    assert vectors.shape == (6, 2)
+    assert vectors[0] == pytest.approx(vectors[1], abs=1e-6)
+    assert vectors[0] @ vectors[3] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.slow  # three commands that load torch, one of which trains

@@ -160,7 +160,11 @@ def test_an_adapter_of_newer_code_is_another_run(config, monkeypatch):
 
 @pytest.mark.parametrize("library", ["implicit", "sentence-transformers", "transformers"])
 def test_libraries_of_a_stage_are_in_its_request(library):
-    requests = [identity.cf("", {}, {}), identity.content("", {}), identity.segment({}, "")]
+    requests = [
+        identity.cf("", {"model": {"_target_": "regen.embeddings.cf.ALS"}}, {}),
+        identity.content("", {}),
+        identity.segment({}, ""),
+    ]
     assert any(library in request["libraries"] for request in requests)
 
 

@@ -41,6 +41,8 @@ REFUSED = [  # overrides, and what the message says
     (["lm=hf", "lm.pretrained=./nowhere"], "lm.pretrained=./nowhere: nothing to load there"),
     (["tuning=qlora", "trainer=fsdp"], "tuning=qlora and trainer=fsdp: layers in 4 bits cannot be split"),
     (["trainer.accelerator=gpu"], "this machine has 0 CUDA devices. .* Use fewer, or trainer=cpu"),
+    (["cf=sasrec", "cf.model.python=nowhere"], "cf=sasrec: nowhere is no Python with RecTools"),
+    (["cf=sasrec", "cf.model.factors=5"], "cf.model.factors=5: SASRec has 2 attention heads"),
     (["logger=wandb"], "not logged in to Weights & Biases. Run `wandb login`"),
 ]  # fmt: skip
 

@@ -1,13 +1,13 @@
 """Collaborative filtering: item factors from purchases (paper 4.2, CF encoder)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
 import scipy.sparse as sp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 
 @runtime_checkable
@@ -18,6 +18,29 @@ class ItemFactorizer(Protocol):
 
     def fit_items(self, confidence: sp.csr_matrix) -> Float[np.ndarray, "items factors"]:
         """Fits item factors to a users x items matrix of confidences."""
+
+
+@runtime_checkable
+class SequenceFactorizer(Protocol):
+    """A CF model that reads purchases in their order and gives each item a vector."""
+
+    factors: int
+
+    def fit_sequences(
+        self, sequences: Sequence[Int[np.ndarray, " _"]], *, items: int
+    ) -> Float[np.ndarray, "items factors"]:
+        """Fits item factors to the purchases of users.
+
+        Args:
+            sequences: The items that each user bought, oldest first. An item is its row in `items.parquet`.
+            items: Number of items in the catalogue.
+
+        Returns:
+            A row per item. Rows of items that are in no sequence are ignored.
+        """
+
+
+CFModel = ItemFactorizer | SequenceFactorizer
 
 
 @dataclass(kw_only=True)
@@ -96,25 +119,50 @@ def confidence_matrix(interactions: pl.DataFrame, *, alpha: float, items: int) -
     return sp.csr_matrix((weight.astype(np.float32), (users, interactions["item"].to_numpy())), shape=shape)
 
 
-def normalized_factors(model: ItemFactorizer, confidence: sp.csr_matrix) -> Float[np.ndarray, "items factors"]:
+def item_sequences(interactions: pl.DataFrame) -> list[Int[np.ndarray, " _"]]:
+    """The items that each user bought, in the order of the rows.
+
+    Args:
+        interactions: Columns `user_id` and `item` (row of the item in `items.parquet`), sorted by time for each user.
+    """
+    return [items.to_numpy() for items in interactions.group_by("user_id", maintain_order=True).agg("item")["item"]]
+
+
+def normalized_factors(
+    model: CFModel, interactions: pl.DataFrame, *, alpha: float, items: int
+) -> Float[np.ndarray, "items factors"]:
     """Item factors divided by their mean L2 norm (paper 4.2), which keeps popularity in the norm.
 
-    Items without training interactions get a zero vector and are excluded from the mean.
+    Items without training interactions get a zero vector. Zero vectors are excluded from the mean.
+
+    Args:
+        model: A model that reads confidences or sequences.
+        interactions: Columns `user_id`, `item` and `rating`, sorted by time for each user.
+        alpha: What the highest rating adds to a confidence.
+        items: Number of items in the catalogue.
 
     Raises:
-        ValueError: If there is no interaction to fit on, or the factors are zero or not finite.
+        ValueError: If there is no interaction to fit on, or the factors are zero, not finite or of another shape.
     """
-    if confidence.nnz == 0:
+    if interactions.is_empty():
         raise ValueError("CF has nothing to fit on: no training user has an interaction without a narrative about it.")
-    factors = model.fit_items(confidence)
-    fitted = np.asarray(confidence.getnnz(axis=0) > 0)
-    if not np.isfinite(factors).all() or not factors[fitted].any():
+    if isinstance(model, SequenceFactorizer):
+        factors = model.fit_sequences(item_sequences(interactions), items=items)
+    else:
+        factors = model.fit_items(confidence_matrix(interactions, alpha=alpha, items=items))
+    if factors.shape != (items, model.factors):
+        raise ValueError(
+            f"{type(model).__name__} gave CF factors of shape {factors.shape}. It has to return {items:,} items x "
+            f"{model.factors} factors, as its attribute `factors` says."
+        )
+    factors[np.bincount(interactions["item"], minlength=items) == 0] = 0
+    norms = np.linalg.norm(factors, axis=1)
+    if not np.isfinite(factors).all() or not norms.any():
         raise ValueError(
             "CF gave factors that are zero or not finite. Lower cf.alpha, or change cf.model: more regularization, or "
             "a lower learning rate if it has one."
         )
-    factors[~fitted] = 0
-    return factors / np.linalg.norm(factors[fitted], axis=1).mean()
+    return factors / norms[norms > 0].mean()
 
 
 def _fit(model: Callable[..., Any], confidence: sp.csr_matrix, **options: Any) -> Float[np.ndarray, "items factors"]:

@@ -13,7 +13,7 @@ from regen.config.schema import Split
 from regen.data.prepare import item_rows, load_tables
 from regen.data.splits import fitted_interactions
 from regen.data.tables import Tables
-from regen.embeddings.cf import ItemFactorizer, confidence_matrix, normalized_factors
+from regen.embeddings.cf import CFModel, normalized_factors
 from regen.embeddings.fusion import CFVectors
 from regen.storage import identity
 from regen.storage.artefacts import Artefact, build
@@ -26,13 +26,13 @@ def cf_interactions(tables: Tables, split: Split) -> pl.DataFrame:
     removes the pairs with an explanation from the graph.
 
     Returns:
-        Columns `user_id`, `item` (row in `items`), `rating`.
+        Columns `user_id`, `item` (row in `items`), `rating`; a user's rows in their order of time.
     """
     narrated = tables.narratives.filter(pl.col("item_id").is_not_null()).select("user_id", "item_id").unique()
     return (
         tables.interactions.with_columns(item_rows(tables).alias("item"))
         .filter(fitted_interactions(tables, split))
-        .join(narrated, on=["user_id", "item_id"], how="anti")
+        .join(narrated, on=["user_id", "item_id"], how="anti", maintain_order="left")
         .select("user_id", "item", "rating")
     )
 
@@ -48,7 +48,7 @@ class CFPart:
         split: Selects the training users.
     """
 
-    model: ItemFactorizer
+    model: CFModel
     config: Mapping[str, Any]
     alpha: float
     split: Split
@@ -60,11 +60,10 @@ class CFPart:
         def make(folder: Path) -> dict[str, int]:
             tables = load_tables(prepared.path, texts=False)
             interactions = cf_interactions(tables, self.split)
-            confidence = confidence_matrix(interactions, alpha=self.alpha, items=len(tables.items))
-            vectors = normalized_factors(self.model, confidence)
+            vectors = normalized_factors(self.model, interactions, alpha=self.alpha, items=len(tables.items))
             np.save(folder / "vectors.npy", vectors)
             return {
-                "users": confidence.shape[0],
+                "users": interactions["user_id"].n_unique(),
                 "items": len(vectors),
                 "items_without_factors": int((~vectors.any(axis=1)).sum()),
                 "interactions": len(interactions),

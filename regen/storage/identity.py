@@ -77,7 +77,10 @@ def narrated(prepared: str, narrator: Mapping[str, Any], *, max_history: int, us
 
 def cf(prepared: str, model: Mapping[str, Any], split: Mapping[str, Any]) -> Request:
     """CF vectors: the settings of the factorization and the split, see `split`."""
-    return _request("cf", {**model, "split": split}, {"prepared": prepared}, libraries=("implicit",))
+    node = {**model, "model": _without(model["model"], "python")}  # where SASRec is trained does not change it
+    if (version := _version_of(model["model"]["_target_"])) > 1:
+        node["version"] = version
+    return _request("cf", {**node, "split": split}, {"prepared": prepared}, libraries=("implicit",))
 
 
 def split(node: Mapping[str, Any]) -> dict[str, Any]:

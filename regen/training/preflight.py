@@ -12,11 +12,12 @@ from typing import Any
 from hydra.utils import get_class
 
 from regen.config.objects import Component
-from regen.config.schema import SHARDED, TrainConfig
+from regen.config.schema import SHARDED, EncodeConfig, TrainConfig
 from regen.data.prepare import load_tables
 from regen.data.splits import check_shares, described, split_narratives
 from regen.data.tables import ITEM_FEATURES, NEXT_ITEM, DataError
 from regen.embeddings.parts import CONTROLS, OURS, TEXT
+from regen.embeddings.sasrec import SASRec, check_environment
 from regen.generation.checks import check_decoding, check_option_names
 
 FOUR_BITS = 0.52  # bytes of a 4-bit weight with its share of the scales
@@ -42,6 +43,17 @@ def check_config(config: TrainConfig) -> None:
     _check_machine(config)
     _check_generation(config)
     _check_language_model(config)
+
+
+def check_cf(config: EncodeConfig) -> None:
+    """Checks that the CF model of a config can be fitted here.
+
+    Raises:
+        ValueError: If a setting is wrong, or the environment of SASRec is missing.
+    """
+    model = config.cf.model.build()
+    if isinstance(model, SASRec):
+        check_environment(model.python)
 
 
 def check_data(config: TrainConfig, prepared: Path) -> None:
@@ -168,6 +180,8 @@ def _check_task(config: TrainConfig) -> None:
 
 
 def _check_packages(config: TrainConfig) -> None:
+    if "cf" in config.encoder.parts:
+        check_cf(config)
     loggers = config.logger.values()
     for node in (*loggers, config.engine, config.optimizer, config.tuning):
         package, extra = EXTRAS.get(node.target, (None, None))

@@ -3,14 +3,14 @@
 import numpy as np
 import polars as pl
 import pytest
-import scipy.sparse as sp
+from cf_worlds import factors_of_two_circles, purchases
 
 from regen.config.schema import UsersSplit
 from regen.data.histories import Example, build_examples
 from regen.data.prepare import load_tables
 from regen.data.splits import split_of
 from regen.embeddings import content, fusion
-from regen.embeddings.cf import ALS, BPR, confidence_matrix, normalized_factors
+from regen.embeddings.cf import ALS, BPR, confidence_matrix, item_sequences, normalized_factors
 from regen.embeddings.encode import cf_interactions, load_cf
 from regen.embeddings.encode_content import load_content
 from regen.pipeline import encoded_artefacts, prepared_artefact
@@ -55,8 +55,8 @@ def test_cf_vectors_do_not_change_with_what_test_users_buy(small_config, prepare
     vectors = []
     for interactions in (tables.interactions, other):
         seen = cf_interactions(type(tables)(tables.items, interactions, tables.narratives), SPLIT)
-        confidence = confidence_matrix(seen, alpha=10.0, items=len(tables.items))
-        vectors.append(normalized_factors(ALS(factors=8, regularization=0.1, iterations=3, seed=0), confidence))
+        model = ALS(factors=8, regularization=0.1, iterations=3, seed=0)
+        vectors.append(normalized_factors(model, seen, alpha=10.0, items=len(tables.items)))
     assert not tables.interactions.equals(other)
     assert np.array_equal(*vectors)
     assert cfg.split.test == 0.2
@@ -71,26 +71,14 @@ def test_cf_vectors_do_not_change_with_what_test_users_buy(small_config, prepare
     ids=["als", "bpr"],
 )
 def test_factors_of_two_circles_of_buyers(model):
-    rng = np.random.default_rng(0)
-    dense = np.zeros((60, 21), dtype=np.float32)  # users of even number buy even items; nobody buys item 20
-    for user in range(60):
-        dense[user, rng.choice(np.arange(user % 2, 20, 2), 6, replace=False)] = 1
-    vectors = normalized_factors(model, sp.csr_matrix(dense))
-    assert vectors.shape == (21, 8)
-    assert not vectors[20].any()
-    assert np.linalg.norm(vectors[:20], axis=1).mean() == pytest.approx(1, rel=1e-4)
-    unit = vectors[:20] / np.linalg.norm(vectors[:20], axis=1, keepdims=True)
-    alike = unit @ unit.T
-    even = np.arange(20) % 2 == 0
-    assert alike[np.ix_(even, even)].mean() > alike[np.ix_(even, ~even)].mean() + 0.3
-    assert np.array_equal(vectors, normalized_factors(model, sp.csr_matrix(dense)))  # a seed repeats
+    factors_of_two_circles(model)
 
 
 def test_popularity_survives_in_the_norm():
     rng = np.random.default_rng(0)
     bought = rng.random((200, 20)) < np.linspace(0.02, 0.6, 20)
     vectors = normalized_factors(
-        ALS(factors=8, regularization=0.1, iterations=10, seed=0), sp.csr_matrix(bought.astype(np.float32))
+        ALS(factors=8, regularization=0.1, iterations=10, seed=0), purchases(bought), alpha=0.0, items=20
     )
     norms = np.linalg.norm(vectors, axis=1)
     assert np.corrcoef(norms, bought.sum(axis=0))[0, 1] > 0.5
@@ -105,14 +93,52 @@ def test_confidence_grows_with_the_rating_and_null_counts_as_full():
 def test_factors_that_are_not_finite_are_refused(monkeypatch):
     monkeypatch.setattr(ALS, "fit_items", lambda self, confidence: np.full((confidence.shape[1], 2), np.nan))
     with pytest.raises(ValueError, match="CF gave factors that are zero or not finite. Lower cf.alpha"):
-        normalized_factors(ALS(factors=2, regularization=0.1, iterations=1, seed=0), sp.csr_matrix(np.ones((2, 3))))
+        normalized_factors(
+            ALS(factors=2, regularization=0.1, iterations=1, seed=0), purchases(np.ones((2, 3))), alpha=0.0, items=3
+        )
 
 
 def test_cf_without_interactions_is_an_error():
     with pytest.raises(ValueError, match="CF has nothing to fit on"):
         normalized_factors(
-            ALS(factors=4, regularization=0.1, iterations=1, seed=0), sp.csr_matrix((0, 5), dtype=np.float32)
+            ALS(factors=4, regularization=0.1, iterations=1, seed=0), purchases(np.zeros((0, 5))), alpha=0.0, items=5
         )
+
+
+def test_factors_of_another_shape_are_refused(monkeypatch):
+    monkeypatch.setattr(ALS, "fit_items", lambda self, confidence: np.ones((3, 5)))
+    model = ALS(factors=2, regularization=0.1, iterations=1, seed=0)
+    with pytest.raises(ValueError, match=r"ALS gave CF factors of shape \(3, 5\). .* 3 items x 2 factors"):
+        normalized_factors(model, purchases(np.ones((2, 3))), alpha=0.0, items=3)
+
+
+def test_a_model_may_read_purchases_in_their_order(small_config, prepared, monkeypatch):
+    """Only those of training users that no narrative is about, as for the other models."""
+    read = {}
+
+    def fit_sequences(self, sequences, *, items):
+        read["sequences"] = [bought.tolist() for bought in sequences]
+        return np.ones((items, 4), dtype=np.float32)
+
+    monkeypatch.setattr("regen.embeddings.sasrec.SASRec.fit_sequences", fit_sequences)
+    config = small_config("cf=sasrec", "cf.model.factors=4", without="cf.")
+    made = encoded_artefacts(config, ("cf",), prepared)["cf"]
+    tables = load_tables(prepared.path)
+    seen = cf_interactions(tables, SPLIT)
+    at = tables.interactions.with_row_index("row").join(
+        tables.items.with_row_index("item").select(pl.col("item").cast(pl.Int64), "item_id"), on="item_id"
+    )
+    in_time = seen.join(at, on=["user_id", "item"], how="left").sort("row").group_by("user_id", maintain_order=True)
+    assert read["sequences"] == in_time.agg("item")["item"].to_list()
+    vectors = load_cf(made, tables).vectors
+    bought = np.isin(np.arange(len(vectors)), seen["item"].to_numpy())
+    assert np.allclose(vectors[bought], 0.5)
+    assert not vectors[~bought].any()
+
+
+def test_item_sequences_keep_the_order_of_the_rows():
+    rows = pl.DataFrame({"user_id": ["b", "b", "b", "a"], "item": [2, 0, 2, 1]})
+    assert [items.tolist() for items in item_sequences(rows)] == [[2, 0, 2], [1]]
 
 
 class Counting:

@@ -32,6 +32,15 @@ class BPR(ALS):
 
 
 @dataclass
+class SASRec(Target):
+    factors: int = number(2, 65_536, "width of the CF vectors")
+    dropout: float = number(0, 0.99, "share of activations that are dropped")
+    epochs: int = number(1, 100_000, "passes over the sequences")
+    seed: int = random_seed()
+    python: str = MISSING
+
+
+@dataclass
 class CF(Settings):
     name: str = MISSING
     alpha: float = number(0, 1_000_000, "confidence added by the best rating")
