@@ -105,6 +105,60 @@ class BPR:
         )
 
 
+@dataclass(kw_only=True)
+class PPMI:
+    """Items that are bought close to each other are alike: what item2vec learns, without sampling.
+
+    Counts purchases of two items at most `window` apart in one history, takes the positive pointwise mutual information
+    of the counts, and factorises it by a truncated SVD. Skip-gram with negative sampling factorises such a matrix, too
+    (Levy and Goldberg 2014).
+
+    Args:
+        factors: Width of the item vectors.
+        window: Purchases on each side that count as close.
+        decay: How much less each further purchase counts than the one before it.
+        seed: Seed of the SVD's start vector.
+    """
+
+    factors: int
+    window: int
+    decay: float
+    seed: int
+
+    def fit_sequences(
+        self, sequences: Sequence[Int[np.ndarray, " _"]], *, items: int
+    ) -> Float[np.ndarray, "items factors"]:
+        from scipy.sparse.linalg import svds
+
+        close = positive_information(self._counts(sequences, items))
+        size = min(self.factors, items - 1)  # at most, for this SVD
+        vectors = np.zeros((items, self.factors), dtype=np.float32)
+        if close.nnz and size > 0:
+            start = np.random.default_rng(self.seed).normal(size=items)
+            left, values, _ = svds(close, k=size, v0=start)
+            vectors[:, :size] = left * np.sqrt(values)
+        return vectors
+
+    def _counts(self, sequences: Sequence[Int[np.ndarray, " _"]], items: int) -> sp.csr_matrix:
+        """How often two items are close, in both orders; items x items."""
+        counts = sp.csr_matrix((items, items))
+        for apart in range(1, self.window + 1):
+            pairs = [(one[:-apart], one[apart:]) for one in sequences if len(one) > apart]
+            if pairs:
+                earlier, later = (np.concatenate(side) for side in zip(*pairs, strict=True))
+                weight = np.full(len(earlier), self.decay ** (apart - 1))
+                counts += sp.csr_matrix((weight, (earlier, later)), shape=counts.shape)
+        return counts + counts.T
+
+
+def positive_information(counts: sp.csr_matrix) -> sp.csr_matrix:
+    """Positive pointwise mutual information of a symmetric matrix of counts: max(0, log(n_ij n / (n_i n_j)))."""
+    found = counts.tocoo()
+    total = np.asarray(counts.sum(axis=1)).ravel()
+    values = np.log(found.data * total.sum() / (total[found.row] * total[found.col]))
+    return sp.csr_matrix((np.maximum(values, 0), (found.row, found.col)), shape=counts.shape)
+
+
 def confidence_matrix(interactions: pl.DataFrame, *, alpha: float, items: int) -> sp.csr_matrix:
     """Users x items matrix of confidences c = 1 + alpha * rating / 5. A missing rating counts as 5.
 

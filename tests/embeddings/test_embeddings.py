@@ -10,7 +10,15 @@ from regen.data.histories import Example, build_examples
 from regen.data.prepare import load_tables
 from regen.data.splits import split_of
 from regen.embeddings import content, fusion
-from regen.embeddings.cf import ALS, BPR, confidence_matrix, item_sequences, normalized_factors
+from regen.embeddings.cf import (
+    ALS,
+    BPR,
+    PPMI,
+    confidence_matrix,
+    item_sequences,
+    normalized_factors,
+    positive_information,
+)
 from regen.embeddings.encode import cf_interactions, load_cf
 from regen.embeddings.encode_content import load_content
 from regen.pipeline import encoded_artefacts, prepared_artefact
@@ -67,11 +75,31 @@ def test_cf_vectors_do_not_change_with_what_test_users_buy(small_config, prepare
     [
         ALS(factors=8, regularization=0.1, iterations=10, seed=0),
         BPR(factors=8, learning_rate=0.1, regularization=0.01, iterations=60, seed=0),
+        PPMI(factors=8, window=3, decay=0.7, seed=0),
     ],
-    ids=["als", "bpr"],
+    ids=["als", "bpr", "ppmi"],
 )
 def test_factors_of_two_circles_of_buyers(model):
     factors_of_two_circles(model)
+
+
+def test_mutual_information_is_that_of_a_hand():
+    """Histories 0 1 0 and 2 3: items 0 and 1 are neighbours twice, 2 and 3 once; 0 is two apart from itself once."""
+    model = PPMI(factors=2, window=2, decay=0.5, seed=0)
+    counts = model._counts([np.array([0, 1, 0]), np.array([2, 3])], 4)
+    expected = [[1, 2, 0, 0], [2, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]]  # 0.5 in both orders makes 1
+    assert counts.toarray().tolist() == expected
+    found = positive_information(counts).toarray()
+    assert found[0, 1] == pytest.approx(np.log(2 * 7 / (3 * 2)))
+    assert found[2, 3] == pytest.approx(np.log(1 * 7 / (1 * 1)))
+    assert found[0, 0] == 0  # log(1 * 7 / 9) is negative
+
+
+@pytest.mark.parametrize("sequences", [[np.array([0])], [np.array([0, 1]), np.array([1, 0])]], ids=["alone", "pair"])
+def test_few_items_have_few_dimensions(sequences):
+    vectors = PPMI(factors=5, window=3, decay=0.7, seed=0).fit_sequences(sequences, items=2)
+    assert vectors.shape == (2, 5)
+    assert np.count_nonzero(vectors.any(axis=0)) == len(sequences) - 1
 
 
 def test_popularity_survives_in_the_norm():

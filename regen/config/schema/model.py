@@ -32,6 +32,14 @@ class BPR(ALS):
 
 
 @dataclass
+class PPMI(Target):
+    factors: int = number(1, 65_536, "width of the CF vectors")
+    window: int = number(1, 1_000, "purchases on each side that count as close")
+    decay: float = number(0, 1, "weight of a purchase relative to a closer one", above=True)
+    seed: int = random_seed()
+
+
+@dataclass
 class SASRec(Target):
     factors: int = number(2, 65_536, "width of the CF vectors")
     dropout: float = number(0, 0.99, "share of activations that are dropped")
