@@ -49,7 +49,6 @@ HOSTILE = [
     "source=jsonl",
     "split.test=0.4",
     "cf.model.factors=4",
-    "cf.model.iterations=2",
     "lm=tiny",
     "lm.width=32",
     "tuning=full",

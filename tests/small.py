@@ -13,7 +13,6 @@ SMALL = [
     "source.narrated_users=80",
     "source.items=200",
     "cf.model.factors=16",
-    "cf.model.iterations=3",
     "lm=tiny",
     "lm.width=32",
     "tuning=full",

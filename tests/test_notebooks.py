@@ -14,7 +14,7 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
 SMALL = ["source.users=150", "source.narrated_users=40", "source.items=60", "source.purchases=4", "cf.model.factors=8"]
-SMALL += ["cf.model.iterations=3", "encoder=both", "lm=tiny", "lm.width=32", "tuning=full", "trainer.max_steps=3"]
+SMALL += ["encoder=both", "lm=tiny", "lm.width=32", "tuning=full", "trainer.max_steps=3"]
 SMALL += ["training.batch_size=2", "trainer.enable_progress_bar=false", "evaluation.generation.max_new_tokens=3"]
 
 

@@ -74,7 +74,6 @@ def test_each_recommender_comes_near_to_its_own_ceiling(small_config):
         "source.users=6000",
         "source.items=1200",
         "cf.model.factors=64",
-        "cf.model.iterations=10",
         "source.needs=8",
     ]
 

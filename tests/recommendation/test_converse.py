@@ -91,10 +91,10 @@ def test_the_narrative_reads_the_item_and_padding_changes_nothing(built):
     with torch.no_grad():
         together = float(module.model(train.collate([0, 1, 2, 3]))[0])
         alone = sum(float(module.model(train.collate([row]))[0]) for row in range(4))
-        assert together == pytest.approx(alone, rel=1e-4)
+        assert together == pytest.approx(alone, rel=1e-6)
         other = train.collate([0, 1, 2, 3])
         other.item = other.item + 1
-        assert float(module.model(other)[0]) != pytest.approx(together, rel=1e-4)
+        assert float(module.model(other)[0]) != pytest.approx(together, rel=1e-5)
 
 
 def test_without_vectors_the_item_says_nothing(small_config):
