@@ -67,7 +67,7 @@ def _refuse_to_narrate(config: RateConfig) -> None:
     """Checks that narratives of an endpoint exist, because rating must not pay for new ones."""
     from regen.commands.narrate import estimate_of
     from regen.narratives.choices import build_narrator
-    from regen.narratives.narrate import OpenAINarrator
+    from regen.narratives.narrators import OpenAINarrator
 
     if config.run is not None or config.narrator.name != "openai":
         return

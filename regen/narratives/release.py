@@ -13,7 +13,7 @@ from regen.data.grounding import ungrounded_shares
 from regen.data.prepare import load_tables
 from regen.data.tables import INTERACTIONS, ITEMS, DataError, Tables, nearest, with_columns_of
 from regen.narratives.agreement import agreement
-from regen.narratives.narrate import NARRATED
+from regen.narratives.narrators import NARRATED
 from regen.narratives.rate import RATINGS
 from regen.narratives.rater_checks import CONTROLLED, CONTROLS, LARGEST_P, rating_cautions, told_apart
 from regen.narratives.raters import LEVELS

@@ -69,9 +69,9 @@ def prepared(source: Mapping[str, Any], files: Mapping[str, Path]) -> Request:
     return _request("prepared", config, {role: file_hash(path) for role, path in files.items()}, version=2)
 
 
-def narrated(prepared: str, narrator: Mapping[str, Any], *, max_history: int, users: int | None) -> Request:
-    """Stage `narrate`: the users that are written about, and the recipe of the narrator."""
-    return _request("narrated", {"max_history": max_history, "users": users, **narrator}, {"prepared": prepared})
+def narrated(prepared: str, narrator: Mapping[str, Any], **limits: float | None) -> Request:
+    """Stage `narrate`: the recipe of the narrator, and the limits of what it writes about."""
+    return _request("narrated", {**limits, **narrator}, {"prepared": prepared})
 
 
 def cf(prepared: str, model: Mapping[str, Any], split: Mapping[str, Any]) -> Request:

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from regen.data.tables import FEATURES, DataError
 from regen.narratives.agreement import agreement, final_score, stage_confidence
 from regen.narratives.histories import Purchase, UserHistory
-from regen.narratives.narrate import TemplateNarrator, narrate
+from regen.narratives.narrate import narrate
+from regen.narratives.narrators import TemplateNarrator
 from regen.narratives.prompts import HistoryLimits
 from regen.narratives.rate import RATINGS, Subject, subjects
 from regen.narratives.raters import ATTRIBUTES, JUDGED_FEATURES, LEVELS, answer_model

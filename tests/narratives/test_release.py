@@ -22,7 +22,8 @@ from regen.data.splits import split_of
 from regen.data.tables import DataError
 from regen.narratives import release as release_module
 from regen.narratives.endpoint import Endpoint, Sampling
-from regen.narratives.narrate import NARRATED, TemplateNarrator, narrate
+from regen.narratives.narrate import narrate
+from regen.narratives.narrators import NARRATED, TemplateNarrator
 from regen.narratives.prompts import HistoryLimits
 from regen.narratives.rate import rate
 from regen.narratives.raters import Rater
