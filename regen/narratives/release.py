@@ -126,6 +126,8 @@ def _ratings(folder: Path, data: Artefact) -> pl.DataFrame:
         raise DataError(
             f"ratings={folder}: written before raters were checked. Run regen rate again; answers are kept."
         )
-    if rated.manifest["inputs"]["references"] != data.manifest["files"]["narratives.parquet"]["sha256"]:
-        raise DataError(f"ratings={folder}: the narratives were written again since. Run regen rate again.")
+    for name, table in (("references", "narratives"), ("critiques", "critiques")):
+        now = data.manifest["files"].get(f"{table}.parquet", {}).get("sha256")
+        if rated.manifest["inputs"].get(name) != now:
+            raise DataError(f"ratings={folder}: the {table} were written again since. Run regen rate again.")
     return pl.read_parquet(folder / "ratings.parquet", glob=False)

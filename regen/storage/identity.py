@@ -119,7 +119,13 @@ def segment(encoder: Mapping[str, Any], texts: str) -> Request:
 
 
 def rated(
-    data: str, references: str, raters: Mapping[str, Any], *, written: str | None, **limits: float | None
+    data: str,
+    references: str,
+    raters: Mapping[str, Any],
+    *,
+    written: str | None,
+    critiques: str | None,
+    **limits: float | None,
 ) -> Request:
     """Stage `rate`: the raters, the texts that they rate, and the limits.
 
@@ -128,9 +134,10 @@ def rated(
         references: Hash of the reference narratives.
         raters: Recipe of each rater.
         written: Hash of a run's narratives, if those are rated instead of the references.
+        critiques: Hash of the critiques, if there are any to rate.
         limits: Numbers of draws, users and purchases, and the share of controls.
     """
-    inputs = {"data": data, "references": references, **({} if written is None else {"written": written})}
+    inputs = _given({"data": data, "references": references, "written": written, "critiques": critiques})
     return _request("rated", {**limits, "raters": raters}, inputs, libraries=("krippendorff",))
 
 

@@ -20,9 +20,10 @@ from regen.narratives.histories import CLOSE, OPEN, Purchase, UserHistory, histo
 from regen.narratives.narrate import narrate
 from regen.narratives.narrators import PROMPTS, OpenAINarrator
 from regen.narratives.prompts import HistoryLimits
-from regen.narratives.rate import Subject, rate
+from regen.narratives.rate import rate
 from regen.narratives.raters import JUDGED_FEATURES, LEVELS, Rater
 from regen.narratives.report import RunLimits
+from regen.narratives.subjects import Subject
 
 DAY = 86_400
 WIDE = {"text_characters": 2000, "characters": 200_000}

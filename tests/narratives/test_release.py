@@ -207,7 +207,7 @@ def test_the_card_says_how_many_narratives_are_grounded_and_how_far_raters_agree
 def test_the_card_says_whether_raters_read_the_histories(released):
     card = (released.folder / "README.md").read_text()
     assert cells(card, "a", "6") == ["a", "6", "0", "6", "0", "4", "4", "1"]
-    assert "**Caution.** a: 15 of 15 attributes have one score for all users" in card
+    assert "**Caution.** a: 18 of 18 attributes have one score for all users" in card
     assert "**Caution.** a: veracity is higher for the genuine history than for another user's in 0 of 6" in card
     none = pl.read_parquet(released.rated.path / "controls.parquet").clear()
     assert release_card._controls(none).startswith("No control narrative was rated")
@@ -269,6 +269,15 @@ def test_ratings_of_other_data_are_refused(released, tmp_path):
     with pytest.raises(DataError, match=f"ratings={released.of_a_model.path}: these rate what a model wrote"):
         release(released.data, folder=tmp_path / "release", ratings=released.of_a_model.path, **known(released.data))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("table", ["narratives", "critiques"])
+def test_ratings_of_texts_that_were_written_again_are_refused(released, tmp_path, table):
+    files = released.data.manifest["files"]
+    files = files | {f"{table}.parquet": {"sha256": "0" * 64}}
+    data = replace(released.data, manifest={**released.data.manifest, "files": files})
+    with pytest.raises(DataError, match=f"the {table} were written again since. Run regen rate again"):
+        release(data, folder=tmp_path / "release", ratings=released.rated.path, **known(data))
 
 
 def test_ratings_without_a_check_of_the_raters_are_refused(released, tmp_path):
