@@ -52,6 +52,7 @@ def data_artefact(config: schema.NarratedConfig, *, force: bool = False) -> Arte
         prepared=prepared,
         max_history=config.narrator.max_history,
         users=config.narrator.users,
+        shared_category=config.narrator.shared_category,
         root=Path(config.paths.data_dir),
         force=force,
     )
@@ -253,7 +254,8 @@ def plan(config: schema.TrainConfig) -> Plan:
         from regen.narratives.choices import build_narrator
 
         about, recipe = config.narrator, build_narrator(config).recipe()
-        request = identity.narrated(_fingerprint(data), recipe, max_history=about.max_history, users=about.users)
+        limits = {"max_history": about.max_history, "users": about.users, "shared_category": about.shared_category}
+        request = identity.narrated(_fingerprint(data), recipe, **limits)
         data = expected_folder(root, **request)
         stages.append(PlannedArtefact("narrate", data))
     parts: dict[str, Part | CritiquePart] = {

@@ -7,14 +7,14 @@ from regen.config.command_line import main
 from regen.config.schema import NarrateConfig, NarratedConfig
 
 if TYPE_CHECKING:
-    from regen.narratives.narrate import OpenAINarrator
+    from regen.narratives.narrators import OpenAINarrator
 
 
 @main("narrate")
 def run(config: NarrateConfig) -> None:
     from regen.commands.prepare import counts_table
     from regen.narratives.choices import build_narrator
-    from regen.narratives.narrate import OpenAINarrator
+    from regen.narratives.narrators import OpenAINarrator
     from regen.pipeline import data_artefact
 
     narrator = build_narrator(config)
@@ -30,12 +30,17 @@ def run(config: NarrateConfig) -> None:
 
 def estimate_of(narrator: "OpenAINarrator", config: NarratedConfig) -> Mapping[str, float | int | None]:
     """Requests that a narrator would send for the data of a config, and their cost."""
-    from regen.narratives.narrate import estimate, histories_of
+    from regen.narratives.narrate import estimate, work_of
     from regen.pipeline import prepared_artefact
 
     about = config.narrator
-    histories, _ = histories_of(prepared_artefact(config), max_history=about.max_history, users=about.users)
-    requests = narrator.requests(histories)
+    work = work_of(
+        prepared_artefact(config),
+        max_history=about.max_history,
+        users=about.users,
+        shared_category=about.shared_category,
+    )
+    requests = narrator.requests(work)
     return estimate(requests, endpoint=narrator.endpoint, ledger=narrator.ledger, limits=narrator.run_limits)
 
 

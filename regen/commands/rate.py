@@ -19,8 +19,9 @@ def run(config: RateConfig) -> None:
     from regen.commands.narrate import estimate_table
     from regen.narratives.choices import build_raters
     from regen.narratives.narrate import estimate
-    from regen.narratives.rate import controls_of, rate, requests_of, subjects
+    from regen.narratives.rate import rate
     from regen.narratives.rater_checks import rating_cautions, told_apart
+    from regen.narratives.subjects import controls_of, requests_of, subjects
     from regen.pipeline import HISTORY, data_artefact
 
     _refuse_to_narrate(config)
@@ -67,7 +68,7 @@ def _refuse_to_narrate(config: RateConfig) -> None:
     """Checks that narratives of an endpoint exist, because rating must not pay for new ones."""
     from regen.commands.narrate import estimate_of
     from regen.narratives.choices import build_narrator
-    from regen.narratives.narrate import OpenAINarrator
+    from regen.narratives.narrators import OpenAINarrator
 
     if config.run is not None or config.narrator.name != "openai":
         return

@@ -14,9 +14,9 @@ def run(config: SideBySideConfig) -> None:
 
     from regen.commands.rate import written_by
     from regen.narratives.choices import build_raters
-    from regen.narratives.rate import subjects
     from regen.narratives.rater_checks import pair_cautions
     from regen.narratives.side_by_side import Pair, compare_side_by_side
+    from regen.narratives.subjects import subjects
     from regen.pipeline import HISTORY
 
     (data, a), (other, b) = written_by(Path(config.a)), written_by(Path(config.b))

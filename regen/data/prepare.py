@@ -46,9 +46,9 @@ def load_tables(folder: Path, *, texts: bool = True) -> Tables:
 
     Args:
         folder: Folder of the artefact.
-        texts: Whether to read descriptions, reviews and narratives, which are most of a table's size.
+        texts: Whether to read descriptions, reviews, narratives and critiques, which are most of a table's size.
     """
-    planted = folder / "planted.parquet"
+    planted, critiques = folder / "planted.parquet", folder / "critiques.parquet"
     long = () if texts else ("description", "review_title", "review_text", "text")
 
     def read(name: str) -> pl.DataFrame:
@@ -61,6 +61,7 @@ def load_tables(folder: Path, *, texts: bool = True) -> Tables:
         interactions=read("interactions"),
         narratives=read("narratives"),
         planted=pl.read_parquet(planted, glob=False) if planted.exists() else None,
+        critiques=pl.read_parquet(critiques, glob=False) if texts and critiques.exists() else None,
     )
 
 

@@ -1,6 +1,7 @@
 """Source `regen_release`: the published REGEN data set, one user with history and narratives per line (paper 3).
 
-The field names of the release are not documented, so `conf/source/regen_release.yaml` maps them. A mapped name that
+A folder that `regen release` wrote is read as well, see `release_folder`; it needs no mapping. The field names of the
+published release are not documented, so `conf/source/regen_release.yaml` maps them. A mapped name that
 does not occur is an error that lists the names in the file.
 """
 
@@ -13,6 +14,7 @@ import polars as pl
 
 from regen.data.cleaning import parse_prices, unreadable
 from regen.data.json_lines import JsonLines, whole_lines
+from regen.data.release_folder import read_release, release_files
 from regen.data.source import TablesSource
 from regen.data.tables import (
     FEATURES,
@@ -40,7 +42,8 @@ class ReleaseSource(TablesSource):
     """Reads one vertical of the release.
 
     Args:
-        path: The file, plain or gzipped.
+        path: The file, plain or gzipped; or a folder of `regen release`, for which `fields` and `max_rating` do not
+            matter.
         fields: Dotted names in the file, null for a value that the file does not have. `user_id`, `history` and
             `narratives` are names in the line, the others are names in an element of the history.
         on_bad_row: `error` stops at an unusable row, `skip` drops and counts it.
@@ -69,11 +72,14 @@ class ReleaseSource(TablesSource):
                 raise ValueError(f"source.fields.{name} cannot be null.")
 
     def files(self) -> dict[str, Path]:
-        """The file of the vertical."""
+        """The file of the vertical, or the files of the folder."""
+        if self.path.is_dir():
+            return release_files(self.path)
         if not self.path.is_file():
             raise DataError(
                 f"{self.path}: no such file. Download the release from Kaggle (googleai/"
-                "regen-reviews-enhanced-with-generative-narratives) and set source.path to the file of the vertical."
+                "regen-reviews-enhanced-with-generative-narratives) and set source.path to the file of the vertical, "
+                "or to a folder of regen release."
             )
         return {"release": self.path}
 
@@ -83,6 +89,8 @@ class ReleaseSource(TablesSource):
         Raises:
             DataError: If a mapped name does not occur, or a row is unusable.
         """
+        if self.path.is_dir():
+            return read_release(self.path, on_bad_row=self.on_bad_row)
         self._check_names()
         lines = JsonLines(self.path, _schema(self._paths()))
         users = pl.concat([pl.DataFrame(schema=lines.schema), *lines.chunks()])

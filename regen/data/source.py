@@ -16,6 +16,8 @@ class Source(Protocol):
     def write(self, folder: Path) -> dict[str, int]:
         """Writes validated and sorted `items.parquet`, `interactions.parquet` and `narratives.parquet`.
 
+        A source with critiques also writes `critiques.parquet`.
+
         Returns:
             Row counts: `<table>.read`, `<table>.kept`, `<table>.dropped.<reason>`, and others specific to the source.
         """
@@ -36,4 +38,6 @@ class TablesSource(ABC):
         tables.narratives.sort(NARRATIVE_KEY).write_parquet(folder / "narratives.parquet")
         if tables.planted is not None:
             tables.planted.write_parquet(folder / "planted.parquet")
+        if tables.critiques is not None:
+            tables.critiques.write_parquet(folder / "critiques.parquet")
         return counts

@@ -61,6 +61,17 @@ NARRATIVES = pl.Schema(
 NARRATIVE_KEY = ("user_id", "feature", "item_id", "timestamp")
 """Columns that identify a narrative."""
 
+CRITIQUES = pl.Schema(
+    {
+        "user_id": pl.String(),
+        "from_item_id": pl.String(),
+        "to_item_id": pl.String(),
+        "timestamp": pl.Int64(),
+        "text": pl.String(),
+    }
+)
+"""What a user could say about the first of two adjacent purchases to be led to the second one."""
+
 PLANTED = pl.Schema({"user_id": pl.String(), "label": pl.String(), "value": pl.String(), "forms": pl.List(pl.String())})
 
 MAX_RATING = 5.0
@@ -84,12 +95,15 @@ class Tables:
             a text about the user.
         planted: Facts that synthetic narratives should name, with the columns of `PLANTED`. `forms` are the lowercase
             words that count as naming the value.
+        critiques: Critiques by a narrator or of the source, with the columns of `CRITIQUES` and possibly their origin.
+            None if nobody wrote any; then rules write them when a run needs them.
     """
 
     items: pl.DataFrame
     interactions: pl.DataFrame
     narratives: pl.DataFrame
     planted: pl.DataFrame | None = None
+    critiques: pl.DataFrame | None = None
 
 
 def sort_interactions(interactions: pl.DataFrame) -> pl.DataFrame:

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from regen.data.tables import (
+    CRITIQUES,
     FEATURES,
     INTERACTIONS,
     ITEMS,
@@ -33,7 +34,7 @@ def validate(
     add_missing_items: bool = False,
     max_rating: float = MAX_RATING,
 ) -> tuple[Tables, dict[str, int]]:
-    """Checks the three tables, drops helper columns and sorts the rows.
+    """Checks the tables, drops helper columns and sorts the rows.
 
     Times and ratings may be texts. Ratings are scaled to a maximum of 5.
 
@@ -74,13 +75,18 @@ def validate(
         judge.counts |= times_in_units(name, rows["time_unit"])
     if zeros := int(interactions["rating_of_zero"].sum()):
         judge.counts["interactions.rating_of_zero"] = zeros
+    critiques = tables.critiques
+    if critiques is not None:
+        critiques = _check_critiques(judge.open("critiques", critiques, CRITIQUES), interactions, judge)
     checked = Tables(
         items=items.select(ITEMS.names()).sort("item_id"),
         interactions=sort_interactions(interactions).select(INTERACTIONS.names()),
         narratives=narratives.select(NARRATIVES.names()).sort(NARRATIVE_KEY),
         planted=tables.planted,
+        critiques=critiques,
     )
     kept = {"items": checked.items, "interactions": checked.interactions, "narratives": checked.narratives}
+    kept |= {} if critiques is None else {"critiques": critiques}
     return checked, judge.counts | {f"{name}.kept": table.height for name, table in kept.items()}
 
 
@@ -260,6 +266,23 @@ def _check_narratives(narratives: pl.DataFrame, interactions: pl.DataFrame, judg
         says="repeat user, feature and interaction of another one",
         fix=lambda row: f"It is the {row['feature']} of user {row['user_id']!r}.",
     )
+
+
+def _check_critiques(critiques: pl.DataFrame, interactions: pl.DataFrame, judge: _Judge) -> pl.DataFrame:
+    reject = partial(judge.reject, "critiques")
+    rows = reject(critiques, pl.col("text").is_null(), reason="no_text", says="have no 'text'")
+    bought = interactions.select("user_id", "item_id").unique()
+    for item in ("from_item_id", "to_item_id"):
+        known = bought.rename({"item_id": item}).with_columns(known=True)
+        rows = reject(
+            rows.join(known, on=["user_id", item], how="left", maintain_order="left"),
+            pl.col("known").is_null(),
+            reason=f"unknown_{item}",
+            says=f"have a {item!r} that their user did not buy",
+        ).drop("known")
+    rows = rows.sort(CRITIQUES.names(), maintain_order=True)
+    rows = reject(rows, _repeats("user_id", "to_item_id"), reason="repeated", says="lead a user to an item once more")
+    return rows.select(CRITIQUES.names()).sort("user_id", "timestamp", "to_item_id")
 
 
 def _mark_existing(narratives: pl.DataFrame, interactions: pl.DataFrame) -> pl.DataFrame:

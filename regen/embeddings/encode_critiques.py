@@ -27,7 +27,7 @@ class CritiquePart:
     Attributes:
         pretrained: As for `embed_texts`.
         batch_size: As for `embed_texts`.
-        shared: As for `regen.data.critiques.critique`.
+        shared: As for `regen.data.critiques.critiques_of`.
     """
 
     pretrained: str

@@ -46,7 +46,7 @@ def ceilings(
         test: The test users.
         items: The catalogue, with texts.
         item_of: Row in the catalogue of each interaction's item.
-        critiques: Whether users give critiques; if not, only the reader of CF exists.
+        critiques: Whether users give critiques by the rules; if not, only the reader of CF exists.
         exclude_bought: Whether bought items are excluded from the candidates.
     """
     number = {item: at for at, item in enumerate(truth.item_ids)}

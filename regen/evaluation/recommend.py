@@ -150,7 +150,7 @@ def ranking_parts(predictions: pl.DataFrame, loaded: LoadedRun) -> pl.DataFrame:
             test.examples,
             load_tables(run.inputs.prepared.path).items,
             test.item_of,
-            critiques=run.config.data.critiques,
+            critiques=run.config.data.critiques and run.config.narrator.name != "openai",
             exclude_bought=exclude,
         )
     return pl.concat(parts, how="diagonal").fill_null(0.0)

@@ -6,7 +6,7 @@ from typing import Any
 
 from regen.config import schema
 from regen.narratives.endpoint import Endpoint, Price, Sampling
-from regen.narratives.narrate import Narrator, OpenAINarrator, TemplateNarrator
+from regen.narratives.narrators import Narrator, OpenAINarrator, TemplateNarrator
 from regen.narratives.prompts import HistoryLimits
 from regen.narratives.raters import Rater
 from regen.narratives.report import RunLimits

@@ -71,13 +71,18 @@ class UserHistory:
         return replace(self, purchases=(*kept, self.final.without_review()))
 
 
+def draw_users(ids: pl.Series, users: int) -> list[str]:
+    """Draws users by a hash of their ids, so a larger number adds users."""
+    return sorted(ids.unique().to_list(), key=lambda user: hashlib.sha256(user.encode()).digest())[:users]
+
+
 def user_histories(tables: Tables, *, max_history: int, users: int | None = None) -> Iterator[UserHistory]:
     """Yields the histories of all users who bought an item with a title, by user id.
 
     Args:
         tables: Prepared tables.
         max_history: Maximum number of purchases, the latest ones.
-        users: Maximum number of users, None for all. A hash of their ids draws them, so a larger number adds users.
+        users: Maximum number of users, None for all; see `draw_users`.
 
     Raises:
         ValueError: If a number is below 1.
@@ -88,9 +93,7 @@ def user_histories(tables: Tables, *, max_history: int, users: int | None = None
     items = tables.items.filter(pl.col("title").is_not_null()).select("item_id", *columns)
     bought = tables.interactions.join(items.select("item_id"), on="item_id", how="semi", maintain_order="left")
     if users is not None:
-        ids = bought["user_id"].unique().to_list()
-        chosen = sorted(ids, key=lambda user: hashlib.sha256(user.encode()).digest())[:users]
-        bought = bought.filter(pl.col("user_id").is_in(chosen))
+        bought = bought.filter(pl.col("user_id").is_in(draw_users(bought["user_id"], users)))
     latest = bought.group_by("user_id", maintain_order=True).tail(max_history)
     details = {row[0]: row[1:] for row in items.iter_rows()}
     for (user,), rows in latest.group_by("user_id", maintain_order=True):

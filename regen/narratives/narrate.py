@@ -1,169 +1,28 @@
-"""Stage `narrate`: writes the six features of every user, by LM or templates (paper 3.2, appendices B and F)."""
+"""Stage `narrate`: lets a narrator write the six features of every user, and critiques (paper 3.2)."""
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import polars as pl
 
+from regen.data.critiques import Pairs, pairs_of
 from regen.data.prepare import load_tables
-from regen.data.tables import FEATURES, ITEM_FEATURES, NARRATIVE_KEY, NARRATIVES, DataError
-from regen.narratives import answers, template
-from regen.narratives.ask_shards import ask
+from regen.data.tables import FEATURES, NARRATIVE_KEY, DataError
+from regen.narratives.critiques import WRITTEN_CRITIQUES
 from regen.narratives.endpoint import CHARACTERS_PER_TOKEN, Endpoint
-from regen.narratives.histories import UserHistory, user_histories
+from regen.narratives.histories import UserHistory, draw_users, user_histories
 from regen.narratives.ledger import Ledger
-from regen.narratives.prompts import HistoryLimits, Prompt, Request
-from regen.narratives.report import RunLimits, check_report, write_failures
-from regen.runtime.shards import HERE, Engine
+from regen.narratives.narrators import NARRATED, Narrator, Work
+from regen.narratives.prompts import Request
+from regen.narratives.report import RunLimits, write_failures
 from regen.storage import identity
 from regen.storage.artefacts import Artefact, build
 
-NARRATED = pl.Schema(
-    {
-        **NARRATIVES,
-        "narrator": pl.String(),
-        "model": pl.String(),
-        "prompt": pl.String(),
-        "sampling": pl.String(),
-        "written": pl.String(),
-    }
-)
-"""A narrative and its origin: narrator, model, prompt and its hash, sampling settings as JSON, UTC time."""
 QUOTE_WORDS = 8  # a narrative with this many words in a row of a review quotes it
-
-PROMPTS = {
-    "reasons": Prompt("reasons", answers.ReasonsAndSummaries, examples=True),
-    "endorsement": Prompt("endorsement", answers.Endorsement),
-}
-
-Histories = Callable[[], Iterator[UserHistory]]
-
-
-@dataclass
-class Written:
-    """Output of a narrator: rows of `NARRATED`, failures (user, prompt, reason) and counts."""
-
-    rows: list[dict[str, Any]]
-    failures: list[tuple[str, str, str]]
-    counts: dict[str, int]
-
-
-class Narrator(Protocol):
-    """Writes reference narratives."""
-
-    def recipe(self) -> dict[str, Any]:
-        """Everything that determines the narratives."""
-
-    def write(self, histories: Histories, total: int) -> Written:
-        """Writes the narratives of all histories."""
-
-
-class TemplateNarrator:
-    """Writes by fixed rules, without a language model; see `regen.narratives.template`."""
-
-    def recipe(self) -> dict[str, Any]:
-        """The version of the rules."""
-        return {"narrator": "template", "version": template.VERSION}
-
-    def write(self, histories: Histories, total: int) -> Written:
-        """One row per user and feature."""
-        origin = {"narrator": "template", "model": f"template {template.VERSION}"}
-        rows = [
-            _row(history, feature, text, **origin)
-            for history in histories()
-            for feature, text in template.narrate(history).items()
-        ]
-        return Written(rows, [], {})
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenAINarrator:
-    """Writes with a language model at an OpenAI-compatible endpoint, with two requests per user.
-
-    Attributes:
-        endpoint: The language model.
-        ledger: File that stores the answers.
-        request_limits: Maximum length of a history in a request.
-        run_limits: Limits of concurrency, rates, attempts and cost.
-        engine: Sends the requests from this process or from a cluster.
-    """
-
-    endpoint: Endpoint
-    ledger: Path
-    request_limits: HistoryLimits
-    run_limits: RunLimits
-    engine: Engine = field(default_factory=lambda: HERE)
-
-    def recipe(self) -> dict[str, Any]:
-        """Endpoint, model, sampling, prompts and limits of the history."""
-        return {
-            "narrator": "openai",
-            **self.endpoint.settings(),
-            **vars(self.request_limits),
-            "prompts": {name: prompt.hash for name, prompt in PROMPTS.items()},
-        }
-
-    def requests(self, histories: Histories) -> Iterator[Request]:
-        """Two requests per history. The one for the endorsement does not contain the final review."""
-        for history in histories():
-            yield PROMPTS["reasons"].request(history, self.request_limits)
-            yield PROMPTS["endorsement"].request(history.without_final_review(), self.request_limits)
-
-    def write(self, histories: Histories, total: int) -> Written:
-        """Sends the requests without an answer in the ledger, then collects all answers.
-
-        Raises:
-            ValueError: If `max_cost` would be exceeded, or all requests failed.
-        """
-        with Ledger(self.ledger) as ledger:
-            report = ask(
-                lambda: self.requests(histories),
-                total=2 * total,
-                endpoint=self.endpoint,
-                ledger=ledger,
-                limits=self.run_limits,
-                name="narrate",
-                engine=self.engine,
-            )
-            check_report(report, self.run_limits)
-            rows = [row for history in histories() for row in self._rows(history, ledger)]
-        counts = {f"requests.{name}": count for name, count in sorted(report.counts.items())}
-        return Written(rows, report.failures, counts)
-
-    def _rows(self, history: UserHistory, ledger: Ledger) -> Iterator[dict[str, Any]]:
-        settings = self.endpoint.settings()
-        for request in self.requests(lambda: iter([history])):
-            found = ledger.answer(request.key(settings))
-            if found is None:
-                continue
-            origin = {
-                "narrator": "openai",
-                "model": found.model,
-                "prompt": f"{request.prompt} {PROMPTS[request.prompt].hash}",
-                "sampling": json.dumps(vars(self.endpoint.sampling), sort_keys=True),
-                "written": found.created,
-            }
-            for feature, text in request.answer.model_validate_json(found.text).model_dump().items():
-                yield _row(history, feature, text, **origin)
-
-
-def _row(history: UserHistory, feature: str, text: str | None, **origin: str) -> dict[str, Any]:
-    about = history.final if feature in ITEM_FEATURES else None
-    return {
-        **dict.fromkeys(NARRATED.names()),
-        "user_id": history.user_id,
-        "feature": feature,
-        "item_id": about.item_id if about else None,
-        "timestamp": about.timestamp if about else None,
-        "text": text,
-        **origin,
-    }
 
 
 def narrate(
@@ -173,28 +32,32 @@ def narrate(
     max_history: int,
     users: int | None,
     root: Path,
+    shared_category: float | None = None,
     force: bool = False,
 ) -> Artefact:
-    """Builds or reuses a data set with the narratives of a narrator.
+    """Builds or reuses a data set with the narratives and critiques of a narrator.
 
-    The artefact has the prepared items and interactions and the new narratives, so it can replace prepared data.
+    The artefact has the prepared items and interactions and the new texts, so it can replace prepared data.
     `failures.parquet` lists the requests without an answer.
 
     Args:
-        narrator: Writes the narratives.
-        prepared: The prepared data. Their own narratives are not copied.
-        max_history: Maximum number of purchases the narrator reads, the latest ones.
+        narrator: Writes the texts.
+        prepared: The prepared data. Their own narratives and critiques are not copied.
+        max_history: Maximum number of purchases the narrator reads, and of critiques per user, the latest ones.
         users: Maximum number of users, None for all.
         root: Folder of the artefacts.
+        shared_category: Two adjacent purchases have a critique if they share this much of their category path, see
+            `pairs_of`; None for no critiques.
         force: Build again. Answers in the ledger are still reused.
 
     Raises:
         DataError: If no user bought an item with a title.
     """
-    histories, total = histories_of(prepared, max_history=max_history, users=users)
+    limits = {"max_history": max_history, "users": users, "shared_category": shared_category}
+    work = work_of(prepared, max_history=max_history, users=users, shared_category=shared_category)
 
     def make(folder: Path) -> dict[str, int]:
-        written = narrator.write(histories, total)
+        written = narrator.write(work)
         frame = pl.DataFrame(written.rows, schema=NARRATED, orient="row").sort(NARRATIVE_KEY)
         for name in ("items", "interactions"):
             _link(prepared.path / f"{name}.parquet", folder / f"{name}.parquet")
@@ -202,21 +65,31 @@ def narrate(
         write_failures(written.failures, folder)
         reviews = load_tables(prepared.path).interactions
         return {
-            "users": total,
+            "users": work.users,
             "narratives": len(frame),
             "narratives.null": frame["text"].null_count(),
             "narratives.quoting_a_review": count_quotes(frame, reviews),
             "failures": len(written.failures),
             **{f"narratives.{feature}": int((frame["feature"] == feature).sum()) for feature in FEATURES},
+            **_write_critiques(written.critiques, work.pairs, folder),
             **written.counts,
         }
 
-    request = identity.narrated(prepared.fingerprint, narrator.recipe(), max_history=max_history, users=users)
+    request = identity.narrated(prepared.fingerprint, narrator.recipe(), **limits)
     return build(**request, root=root, make=make, force=force)
 
 
-def histories_of(prepared: Artefact, *, max_history: int, users: int | None) -> tuple[Histories, int]:
-    """A function that iterates over the histories of a prepared data set, and their number.
+def _write_critiques(texts: list[dict[str, Any]], pairs: Pairs | None, folder: Path) -> dict[str, int]:
+    """Writes `critiques.parquet` and returns its counts; nothing without pairs."""
+    if pairs is None:
+        return {}
+    frame = pairs.with_texts(texts, WRITTEN_CRITIQUES)
+    frame.write_parquet(folder / "critiques.parquet")
+    return {"pairs": len(pairs.rows), "critiques": len(frame), "critiques.distinct": len(texts)}
+
+
+def work_of(prepared: Artefact, *, max_history: int, users: int | None, shared_category: float | None) -> Work:
+    """What there is to write about a prepared data set; arguments as for `narrate`.
 
     Raises:
         DataError: If there is no history.
@@ -227,10 +100,15 @@ def histories_of(prepared: Artefact, *, max_history: int, users: int | None) -> 
         return user_histories(tables, max_history=max_history, users=users)
 
     titled = tables.items.filter(pl.col("title").is_not_null()).select("item_id")
-    total = tables.interactions.join(titled, on="item_id", how="semi")["user_id"].n_unique()
+    buyers = tables.interactions.join(titled, on="item_id", how="semi")["user_id"]
+    total = buyers.n_unique()
     if not total:
         raise DataError(f"{prepared.path}: nobody bought an item with a title, so there is nobody to write about.")
-    return histories, total if users is None else min(users, total)
+    pairs = None
+    if shared_category is not None:
+        chosen = None if users is None else draw_users(buyers, users)
+        pairs = pairs_of(tables, shared=shared_category, users=chosen, most=max_history)
+    return Work(histories, total if users is None else min(users, total), pairs)
 
 
 def estimate(

@@ -17,7 +17,8 @@ from regen.storage.fingerprints import fingerprint
 
 FOLDER = Path(__file__).parent / "prompts"
 VERSION = 1  # increase it when the same template gives another request
-_LEFT_OUT = ("title", "description", "default", "minLength")  # some endpoints refuse them; answers are checked here
+# Some endpoints refuse these parts of a schema; answers are checked here.
+_LEFT_OUT = ("title", "description", "default", "minLength", "maxLength")
 _USER = "\n=== user ===\n"
 
 
@@ -50,6 +51,7 @@ class Request:
         draw: Number of this answer among several independent answers to the same question.
         messages: Chat messages.
         answer: Schema of the answer.
+        unnamed: Title that the answer must not name, if any.
     """
 
     user_id: str
@@ -57,6 +59,16 @@ class Request:
     draw: int
     messages: tuple[Mapping[str, str], ...]
     answer: type[BaseModel]
+    unnamed: str | None = None
+
+    def read(self, text: str) -> BaseModel:
+        """Parses and checks an answer.
+
+        Raises:
+            ValidationError: If it does not fit the schema, or names what it must not.
+        """
+        context = None if self.unnamed is None else {"unnamed": self.unnamed}
+        return self.answer.model_validate_json(text, context=context)
 
     def key(self, settings: Mapping[str, Any]) -> str:
         """SHA-256 of everything that determines the answer: endpoint, model, sampling, messages, schema and draw."""

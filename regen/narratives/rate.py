@@ -1,24 +1,18 @@
-"""Stage `rate`: language models judge the narratives of every user (paper 3.3, appendices B and G)."""
+"""Stage `rate`: language models judge the narratives and a critique of every user (paper 3.3, appendices B and G)."""
 
-import hashlib
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from regen.data.prepare import load_tables
-from regen.data.tables import DataError
 from regen.narratives.agreement import agreement, final_score, stage_confidence
-from regen.narratives.histories import UserHistory, fenced, user_histories
 from regen.narratives.ledger import Ledger
-from regen.narratives.prompts import HistoryLimits, Request
 from regen.narratives.rater_checks import CONTROLLED, CONTROLS
 from regen.narratives.raters import ATTRIBUTES, JUDGED_FEATURES, LEVELS, Rater, answer_model, ask_raters, prompt_of
 from regen.narratives.report import write_failures
+from regen.narratives.subjects import Control, Subject, controls_of, requests_of, subjects
 from regen.runtime.shards import HERE, Engine
 from regen.storage import identity
 from regen.storage.artefacts import Artefact, build
@@ -40,138 +34,6 @@ RATINGS = pl.Schema(
     }
 )
 """A judgement: final score 1 to 7, its draws, the confidence of the stage, rater, model and prompt."""
-FEWEST_CONTROLS, MOST_CONTROLS = 20, 100
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A user with the narratives to judge.
-
-    Attributes:
-        history: The user's purchases.
-        narratives: Text of each feature.
-        about: The item that the text of a feature is about, for features about one item.
-    """
-
-    history: UserHistory
-    narratives: Mapping[str, str | None]
-    about: Mapping[str, str] = field(default_factory=dict)
-
-    def stages(self) -> Iterator[str]:
-        """The stage of the history, and those whose features have a text."""
-        for stage, features in JUDGED_FEATURES.items():
-            if not features or (any(self.narratives.get(name) for name in features) and self.told(stage)):
-                yield stage
-
-    def told(self, stage: str) -> UserHistory | None:
-        """The history up to the item that the stage's texts are about; None if the user did not buy it."""
-        items = [self.about[feature] for feature in JUDGED_FEATURES[stage] if feature in self.about]
-        return self.history.ending_with(items[0]) if items else self.history
-
-    def request(self, stage: str, limits: HistoryLimits, draw: int) -> Request:
-        """The request for one draw of one stage. It has no texts or scores of other stages."""
-        texts = {feature: self.narratives.get(feature) for feature in JUDGED_FEATURES[stage]}
-        values = {"narratives": fenced(texts)} if texts else {}
-        history = self.told(stage)
-        assert history is not None  # `stages` skips such a stage
-        return prompt_of(stage).request(history, limits, draw=draw, **values)
-
-
-def subjects(
-    data: Artefact, *, max_history: int, users: int | None, narratives: pl.DataFrame | None = None
-) -> list[Subject]:
-    """Users with their narratives. If a user has several texts of a feature, the first one is used.
-
-    Args:
-        data: Prepared or narrated data.
-        max_history: Maximum number of purchases, the latest ones.
-        users: Maximum number of users, drawn by a hash of their id; None for all.
-        narratives: Texts to judge instead of those in `data` (`user_id`, `feature`, `item_id`, `text`).
-
-    Raises:
-        DataError: If there are no narratives.
-    """
-    tables = load_tables(data.path)
-    narratives = tables.narratives if narratives is None else narratives
-    if narratives.is_empty():
-        raise DataError(f"{data.path} has no narratives to rate. Choose what writes them: narrator=template or openai.")
-    texts: dict[str, dict[str, str | None]] = {}
-    about: dict[str, dict[str, str]] = {}
-    for user, feature, item, text in narratives.select("user_id", "feature", "item_id", "text").iter_rows():
-        if feature in texts.setdefault(user, {}):
-            continue
-        texts[user][feature] = text
-        if item is not None:
-            about.setdefault(user, {})[feature] = item
-    narrated = replace(tables, interactions=tables.interactions.filter(pl.col("user_id").is_in(list(texts))))
-    histories = user_histories(narrated, max_history=max_history, users=users)
-    return [Subject(history, texts[history.user_id], about.get(history.user_id, {})) for history in histories]
-
-
-@dataclass(frozen=True)
-class Control:
-    """A narrative that a rater also judges with the history of another user.
-
-    Attributes:
-        subject: The user that the narrative is about.
-        stage: The stage that judges it.
-        other: The user whose history is shown instead.
-    """
-
-    subject: Subject
-    stage: str
-    other: Subject
-
-    def requests(self, limits: HistoryLimits) -> tuple[Request, Request]:
-        """The requests with the genuine history, which is also the first draw, and with the other user's."""
-        history = self.other.told(self.stage) or self.other.history
-        shuffled = Subject(replace(history, user_id=self.subject.history.user_id), self.subject.narratives)
-        control = shuffled.request(self.stage, limits, draw=0)
-        genuine = self.subject.request(self.stage, limits, draw=0)
-        return genuine, replace(control, prompt=f"{control.prompt} control")
-
-
-def controls_of(people: Sequence[Subject], share: float) -> list[Control]:
-    """Draws control narratives, at most one per user. The user and the stage follow from a hash of the user id.
-
-    The other history has no item of the genuine one, if there is such a history. Nearly all controls stay the same
-    when users are added, so their answers are in the ledger already.
-
-    Args:
-        people: All users whose narratives are rated.
-        share: Share of users with a control, but at least 20 users and at most 100; 0 for none.
-    """
-    if share == 0 or len(people) < 2:
-        return []
-    drawn = sorted(people, key=lambda subject: _digest(subject.history.user_id))
-    count = min(max(math.ceil(share * len(drawn)), FEWEST_CONTROLS), MOST_CONTROLS)
-    controls: list[Control] = []
-    for at, subject in enumerate(drawn):
-        stages = [stage for stage in subject.stages() if CONTROLLED in ATTRIBUTES[stage]]
-        if stages and len(controls) < count:
-            others, items = [*drawn[at + 1 :], *drawn[:at]], _items(subject)
-            other = next((other for other in others if items.isdisjoint(_items(other))), others[0])
-            stage = stages[_digest(subject.history.user_id)[-1] % len(stages)]
-            controls.append(Control(subject, stage, other))
-    return controls
-
-
-def _digest(user: str) -> bytes:
-    return hashlib.sha256(user.encode()).digest()
-
-
-def _items(subject: Subject) -> set[str]:
-    return {purchase.item_id for purchase in subject.history.purchases}
-
-
-def requests_of(rater: Rater, people: Sequence[Subject], draws: int, controls: Sequence[Control]) -> Iterator[Request]:
-    """Yields the requests for all draws of all stages of all users, then those of the controls."""
-    for subject in people:
-        for stage in subject.stages():
-            for draw in range(draws):
-                yield subject.request(stage, rater.request_limits, draw)
-    for control in controls:
-        yield control.requests(rater.request_limits)[1]
 
 
 def rate(
@@ -189,6 +51,8 @@ def rate(
     engine: Engine = HERE,
 ) -> Artefact:
     """Builds or reuses the ratings of a narrated data set, or of a model's texts about its users.
+
+    The data set's critiques are rated as well, the latest one of each user.
 
     Writes `ratings.parquet`, `agreement.parquet` (between raters, and between the draws of each one),
     `controls.parquet` (see `rater_checks`) and `failures.parquet`.
@@ -247,14 +111,17 @@ def rate(
             **dict(sorted(counts.items())),
         }
 
-    written = None
+    written, files = None, data.manifest["files"]
+    critiques = files["critiques.parquet"]["sha256"] if "critiques.parquet" in files else None
     if narratives is not None:
+        critiques = None  # of the data, not of the model
         written = fingerprint({"rows": narratives.select("user_id", "feature", "text").rows()})
     request = identity.rated(
         data.fingerprint,
-        data.manifest["files"]["narratives.parquet"]["sha256"],
+        files["narratives.parquet"]["sha256"],
         {rater.name: rater.recipe() for rater in raters},
         written=written,
+        critiques=critiques,
         draws=draws,
         max_history=max_history,
         users=users,

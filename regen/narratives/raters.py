@@ -19,19 +19,22 @@ LEVELS = ("very low", "low", "rather low", "medium", "rather high", "high", "ver
 """The seven-point scale. A score is the position of a level, 1 to 7."""
 Level = Literal["very low", "low", "rather low", "medium", "rather high", "high", "very high"]
 
+CRITIQUE = "critique"
 JUDGED = ("veracity", "grounding", "clarity", "foresight", "personalization")
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "user_richness": ("user_richness",),
     "purchase_reason": JUDGED,
     "user_summary": tuple(name for name in JUDGED if name != "foresight"),
     "product_endorsement": JUDGED,
+    CRITIQUE: ("veracity", "grounding", "clarity"),
 }
-"""Attributes to judge in each of the four stages. Each stage is a separate request (paper 3.3)."""
+"""Attributes to judge in each stage. Each stage is a separate request (paper 3.3)."""
 JUDGED_FEATURES: dict[str, tuple[str, ...]] = {
     "user_richness": (),
     "purchase_reason": ("purchase_reason", "purchase_reason_explanation"),
     "user_summary": ("brief_user_summary", "long_user_summary", "user_profile"),
     "product_endorsement": ("product_endorsement",),
+    CRITIQUE: (CRITIQUE,),
 }
 
 

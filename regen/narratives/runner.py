@@ -224,7 +224,7 @@ class _Run:
             problem, outcome = _RefusedError(f"refused: {reply.refusal[:200]}"), "refused"
         else:
             try:
-                request.answer.model_validate_json(reply.text)
+                request.read(reply.text)
             except ValidationError as error:
                 problem, outcome = _UselessError(_what_is_wrong(error, reply)), "invalid"
         most_prompt, most_completion = self._most_tokens(request)

@@ -58,7 +58,7 @@ def model_card(spec: Spec, scores: Mapping[str, Mapping[str, Any]], closed_form:
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    from regen.narratives.release import SOURCES  # imports `datasets`, which loading an export does not need
+    from regen.narratives.release_card import SOURCES  # loading an export does not need its libraries
 
     source = spec.data["source"].split(".")[-2]
     source = "amazon2018" if source == "amazon" else source

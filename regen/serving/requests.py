@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model, model_validator
 from pydantic.config import JsonDict
 
+from regen.data.critiques import LONGEST
 from regen.serving.interactions import MOST, Interaction
 
 MOST_NARRATIVES = 32  # in one request
 MOST_PURCHASES = 1_000  # in one history; models read far fewer
 MOST_TURNS = 50  # in one conversation
 MOST_RECOMMENDED = 100  # items in one answer
-LONGEST = 500  # characters of a critique
 OF_USER, OF_HISTORY = "of_user", "of_history"  # tags of the two kinds of narratives, which pydantic puts into errors
 IDENTIFIER = 200  # characters of an id or a query
 _SOMETHING = r"[^\s\x00-\x1f\x7f-\x9f]"  # a character that is neither white space nor control

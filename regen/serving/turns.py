@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regen.data.batch import pad_rows
+from regen.data.critiques import LONGEST
 from regen.data.next_item import NextItemBatch
 from regen.data.tables import NEXT_ITEM
 from regen.embeddings.content import embed_texts
@@ -18,7 +19,6 @@ from regen.models.closed_form import ClosedForm
 from regen.serving.history_encoder import HistoryEncoder
 from regen.serving.interactions import History, Interaction, RequestError, read_history, shown
 from regen.serving.items import Items
-from regen.serving.requests import LONGEST
 from regen.serving.spec import Spec
 
 

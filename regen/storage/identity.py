@@ -70,9 +70,9 @@ def prepared(source: Mapping[str, Any], files: Mapping[str, Path]) -> Request:
     return _request("prepared", config, {role: file_hash(path) for role, path in files.items()}, version=2)
 
 
-def narrated(prepared: str, narrator: Mapping[str, Any], *, max_history: int, users: int | None) -> Request:
-    """Stage `narrate`: the users that are written about, and the recipe of the narrator."""
-    return _request("narrated", {"max_history": max_history, "users": users, **narrator}, {"prepared": prepared})
+def narrated(prepared: str, narrator: Mapping[str, Any], **limits: float | None) -> Request:
+    """Stage `narrate`: the recipe of the narrator, and the limits of what it writes about."""
+    return _request("narrated", {**limits, **narrator}, {"prepared": prepared})
 
 
 def cf(prepared: str, model: Mapping[str, Any], split: Mapping[str, Any]) -> Request:
@@ -123,7 +123,13 @@ def segment(encoder: Mapping[str, Any], texts: str) -> Request:
 
 
 def rated(
-    data: str, references: str, raters: Mapping[str, Any], *, written: str | None, **limits: float | None
+    data: str,
+    references: str,
+    raters: Mapping[str, Any],
+    *,
+    written: str | None,
+    critiques: str | None,
+    **limits: float | None,
 ) -> Request:
     """Stage `rate`: the raters, the texts that they rate, and the limits.
 
@@ -132,9 +138,10 @@ def rated(
         references: Hash of the reference narratives.
         raters: Recipe of each rater.
         written: Hash of a run's narratives, if those are rated instead of the references.
+        critiques: Hash of the critiques, if there are any to rate.
         limits: Numbers of draws, users and purchases, and the share of controls.
     """
-    inputs = {"data": data, "references": references, **({} if written is None else {"written": written})}
+    inputs = _given({"data": data, "references": references, "written": written, "critiques": critiques})
     return _request("rated", {**limits, "raters": raters}, inputs, libraries=("krippendorff",))
 
 

@@ -15,7 +15,7 @@ from regen.config.schema import CONF, Endpoint
 from regen.narratives import answers, prompts
 from regen.narratives.choices import endpoint_parts
 from regen.narratives.histories import CLOSE, OPEN, Purchase, UserHistory
-from regen.narratives.narrate import PROMPTS
+from regen.narratives.narrators import PROMPTS
 from regen.narratives.prompts import HistoryLimits, Prompt, flat_schema
 from regen.narratives.raters import ATTRIBUTES, LEVELS, prompt_of
 
@@ -63,6 +63,7 @@ def folder(tmp_path, monkeypatch):
         ("reasons.md", "You study", "You watch", {"reasons"}),
         ("reasons.md", "$history\n", "$history\n\n", {"reasons"}),
         ("endorsement.md", "three to five", "two", {"endorsement"}),
+        ("critique.md", "25 words", "20 words", {"critique"}),
         ("rate_user_summary.md", "partly specific", "half specific", {"rate_user_summary"}),
         ("examples.yaml", "price: 14.5", "price: 15.5", {"reasons"}),
         ("examples.yaml", "The customer wanted", "They wanted", {"reasons"}),
@@ -72,7 +73,7 @@ def folder(tmp_path, monkeypatch):
 def test_the_hash_of_a_prompt_changes_with_its_files_only(folder, file, old, new, changes):
     before = {prompt.name: prompt.hash for prompt in ALL}
     asked_before = {prompt.name: asked(prompt).messages for prompt in ALL}
-    assert len(set(before.values())) == 6
+    assert len(set(before.values())) == len(ALL)
     folder(file, old, new)
     assert {prompt.name for prompt in ALL if prompt.hash != before[prompt.name]} == changes
     assert {prompt.name for prompt in ALL if asked(prompt).messages != asked_before[prompt.name]} == changes
@@ -133,7 +134,7 @@ def test_properties_that_are_called_title_or_description_stay():
 @pytest.mark.parametrize("prompt", ALL, ids=lambda prompt: prompt.name)
 def test_instructions_name_the_keys_of_the_answer_and_no_others(prompt):
     system = asked(prompt).messages[0]["content"]
-    keys = set(re.findall(r'"([a-z]+_[a-z_]+|veracity|grounding|clarity|foresight|personalization)"', system))
+    keys = set(re.findall(r'"([a-z]+_[a-z_]+|critique|veracity|grounding|clarity|foresight|personalization)"', system))
     assert keys - {"final_item"} == set(prompt.answer.model_fields)
     if prompt.name.startswith("rate_"):
         assert ", ".join(f'"{level}"' for level in LEVELS) in system

@@ -17,11 +17,13 @@ from regen.data.tables import INTERACTIONS, ITEMS, NARRATIVES, Tables, sort_inte
 from regen.narratives import runner
 from regen.narratives.endpoint import Endpoint, Sampling
 from regen.narratives.histories import CLOSE, OPEN, Purchase, UserHistory, history_text, user_histories
-from regen.narratives.narrate import PROMPTS, OpenAINarrator, narrate
+from regen.narratives.narrate import narrate
+from regen.narratives.narrators import PROMPTS, OpenAINarrator
 from regen.narratives.prompts import HistoryLimits
-from regen.narratives.rate import Subject, rate
+from regen.narratives.rate import rate
 from regen.narratives.raters import JUDGED_FEATURES, LEVELS, Rater
 from regen.narratives.report import RunLimits
+from regen.narratives.subjects import Subject
 
 DAY = 86_400
 WIDE = {"text_characters": 2000, "characters": 200_000}

@@ -1,4 +1,4 @@
-"""Judgements: four stages that do not know of each other, every draw kept, a final score and how far judges agree."""
+"""Judgements: stages that do not know of each other, every draw kept, a final score and how far judges agree."""
 
 import json
 import math
@@ -16,12 +16,15 @@ from pydantic import ValidationError
 from regen.data.tables import FEATURES, DataError
 from regen.narratives.agreement import agreement, final_score, stage_confidence
 from regen.narratives.histories import Purchase, UserHistory
-from regen.narratives.narrate import TemplateNarrator, narrate
+from regen.narratives.narrate import narrate
+from regen.narratives.narrators import TemplateNarrator
 from regen.narratives.prompts import HistoryLimits
-from regen.narratives.rate import RATINGS, Subject, subjects
+from regen.narratives.rate import RATINGS
 from regen.narratives.raters import ATTRIBUTES, JUDGED_FEATURES, LEVELS, answer_model
+from regen.narratives.subjects import Subject, subjects
 
-STAGES = ["user_richness", "purchase_reason", "user_summary", "product_endorsement"]
+STAGES = ["user_richness", "purchase_reason", "user_summary", "product_endorsement", "critique"]
+TEXTS = (*FEATURES, "critique")
 WIDE = HistoryLimits(text_characters=2000, characters=100_000)
 ROWS = 15  # judgements of a user with all narratives
 GOOD_ANSWER = bad_server.good_answer
@@ -137,8 +140,9 @@ def test_two_raters_who_judged_different_users_do_not_compare():
 def subject(**narratives):
     empty = dict.fromkeys(Purchase.__dataclass_fields__)
     bought = [Purchase(**empty | {"item_id": f"i{at}", "title": f"Thing {at}"}) for at in range(3)]
-    texts = {feature: f"zq {feature}." for feature in FEATURES}
-    return Subject(UserHistory("u1", tuple(bought)), texts | narratives)
+    texts = {feature: f"zq {feature}." for feature in TEXTS}
+    pair = UserHistory("u1", tuple(bought[:2]))
+    return Subject(UserHistory("u1", tuple(bought)), texts | narratives, pair=pair)
 
 
 def test_no_request_holds_the_texts_or_attributes_of_another_stage():
@@ -149,7 +153,7 @@ def test_no_request_holds_the_texts_or_attributes_of_another_stage():
         request = one.request(stage, WIDE, draw=0)
         assert [message["role"] for message in request.messages] == ["system", "user"]
         content = "\n".join(message["content"] for message in request.messages)
-        held = {feature for feature in FEATURES if f"zq {feature}." in content}
+        held = {feature for feature in TEXTS if f"zq {feature}." in content}
         assert held == set(JUDGED_FEATURES[stage])
         named = {name for name in sum(ATTRIBUTES.values(), ()) if f'"{name}"' in content}
         assert named == set(ATTRIBUTES[stage])
@@ -163,10 +167,11 @@ def test_no_request_holds_the_texts_or_attributes_of_another_stage():
         ({}, STAGES),
         ({"purchase_reason": None}, STAGES),
         ({"purchase_reason": None, "purchase_reason_explanation": None}, ["user_richness", *STAGES[2:]]),
-        ({"product_endorsement": None}, STAGES[:3]),
-        ({"product_endorsement": ""}, STAGES[:3]),
+        ({"product_endorsement": None}, [*STAGES[:3], "critique"]),
+        ({"product_endorsement": "", "critique": None}, STAGES[:3]),
         ({"long_user_summary": None, "user_profile": None}, STAGES),
-        (dict.fromkeys(FEATURES), ["user_richness"]),
+        (dict.fromkeys(FEATURES), ["user_richness", "critique"]),
+        (dict.fromkeys(TEXTS), ["user_richness"]),
     ],
     ids=str,
 )
@@ -195,7 +200,7 @@ def test_a_stage_without_a_text_is_not_asked(narratives, stages):
 def test_whatever_a_narrative_says_stays_inside_its_line(stage, text):
     content, calm = [
         one.request(stage, WIDE, draw=0).messages[-1]["content"]
-        for one in (subject(**dict.fromkeys(FEATURES, text)), subject())
+        for one in (subject(**dict.fromkeys(TEXTS, text)), subject())
     ]
     for mark in ("<history>", "</history>", "<narratives>", "</narratives>"):
         assert content.count(mark) == 1

@@ -9,9 +9,9 @@ from narratives.bad_server import BadServer
 from scipy.stats import binomtest
 
 from regen.narratives.histories import Purchase, UserHistory
-from regen.narratives.rate import Subject, controls_of
 from regen.narratives.rater_checks import CONTROLS, rating_cautions, sign_test, told_apart
 from regen.narratives.raters import LEVELS
+from regen.narratives.subjects import Subject, controls_of
 
 GOOD_ANSWER = bad_server.good_answer
 USERS = 24

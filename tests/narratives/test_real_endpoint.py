@@ -10,7 +10,8 @@ import pytest
 from regen.data.amazon import AmazonSource
 from regen.data.prepare import prepare
 from regen.narratives.endpoint import Endpoint, Sampling
-from regen.narratives.narrate import OpenAINarrator, narrate
+from regen.narratives.narrate import narrate
+from regen.narratives.narrators import OpenAINarrator
 from regen.narratives.prompts import HistoryLimits
 from regen.narratives.rate import rate
 from regen.narratives.raters import ATTRIBUTES, Rater

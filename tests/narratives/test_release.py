@@ -18,15 +18,17 @@ from regen.data.amazon import AmazonSource
 from regen.data.grounding import ungrounded_shares
 from regen.data.jsonl import JsonlSource
 from regen.data.prepare import load_tables, prepare
+from regen.data.splits import NAMES as SPLITS
 from regen.data.splits import split_of
 from regen.data.tables import DataError
-from regen.narratives import release as release_module
+from regen.narratives import release_card
 from regen.narratives.endpoint import Endpoint, Sampling
-from regen.narratives.narrate import NARRATED, TemplateNarrator, narrate
+from regen.narratives.narrate import narrate
+from regen.narratives.narrators import NARRATED, TemplateNarrator
 from regen.narratives.prompts import HistoryLimits
 from regen.narratives.rate import rate
 from regen.narratives.raters import Rater
-from regen.narratives.release import FEATURES, SPLITS, release
+from regen.narratives.release import FEATURES, release
 from regen.narratives.report import RunLimits
 
 USERS, DAY = 30, 86_400
@@ -53,7 +55,7 @@ def write_amazon(folder):
             "asin": f"B{item}",
             "title": f"Gift box {item}",
             "category": ["Gifts", "Boxes"],
-            "brand": "Ax",
+            "brand": ("Ax", "Orchid")[item % 2],
             "price": "$5.00",
         }
         for item in range(9)
@@ -84,9 +86,8 @@ def released(tmp_path_factory):
         reviews=str(reviews), metadata=str(metadata), folder=None, max_history=50, collapse_copies=True
     )
     root = tmp_path / "data"
-    data = narrate(
-        TemplateNarrator(), prepared=prepare(source, {}, root=root), max_history=50, users=USERS - 2, root=root
-    )
+    options = {"max_history": 50, "users": USERS - 2, "shared_category": 0.5, "root": root}
+    data = narrate(TemplateNarrator(), prepared=prepare(source, {}, root=root), **options)
     sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=100, seed=0)
     with BadServer(["none"]) as server:
         endpoint = Endpoint(model="m", base_url=server.url, api_key_env="NO_KEY", sampling=sampling, timeout=60.0)
@@ -133,6 +134,9 @@ def test_every_row_is_released_once_and_no_user_is_in_two_splits(released):
         assert {split_of[user] for user in frame["user_id"]} <= {name.rpartition("/")[2]}
     whole = pl.concat(files[f"narratives/{split}"] for split in SPLITS).sort(NARRATED.names())
     assert whole.equals(pl.read_parquet(released.data.path / "narratives.parquet").sort(NARRATED.names()))
+    critiques = pl.concat(files[f"critiques/{split}"] for split in SPLITS)
+    assert critiques.sort(pl.all()).equals(pl.read_parquet(released.data.path / "critiques.parquet").sort(pl.all()))
+    assert len(critiques) > USERS
     ratings = pl.concat(files[f"ratings/{split}"] for split in SPLITS)
     assert ratings.sort(pl.all()).equals(pl.read_parquet(released.rated.path / "ratings.parquet").sort(pl.all()))
 
@@ -151,7 +155,7 @@ def test_histories_are_whole_and_oldest_first(released):
 def test_names_of_reviewers_are_in_no_file(released):
     assert NAMES[0] in gzip.decompress(released.reviews.read_bytes()).decode()
     files = [path for path in released.folder.rglob("*") if path.is_file()]
-    assert len(files) == 10
+    assert len(files) == 13
     texts = [json.dumps(frame.to_dicts()) for frame in rows_of(released.folder).values()]
     texts += [path.read_bytes().decode("latin-1") for path in files]
     assert all("Zacharias" not in text and "reviewerName" not in text for text in texts)
@@ -176,6 +180,8 @@ def test_the_card_says_what_is_in_it(released):
         assert cells(card, name)[1:] == [f"{len(files[f'{name}/{split}']):,}" for split in SPLITS]
     model = released.data.manifest["config"]["version"]
     assert cells(card, "purchase_reason") == ["purchase_reason", "template", f"template {model}", "", "", "28", "0"]
+    critiques = sum(len(files[f"critiques/{split}"]) for split in SPLITS)
+    assert cells(card, "critique") == ["critique", "template", "rules 1", "", "", str(critiques), "0"]
     shares = cells(card, "a", "user_summary", "veracity")[3:]
     assert shares == ["0", "0", "0", "100", "0", "0", "0", "4.0"]
     assert f"`{released.data.fingerprint}`" in card
@@ -189,7 +195,7 @@ def test_the_card_says_how_many_narratives_are_grounded_and_how_far_raters_agree
     assert "One rater judged once" in card
     twice = pl.read_parquet(released.rated.path / "ratings.parquet").with_columns(draws=pl.col("draws").list.head(1))
     more = pl.concat([twice, twice.with_columns(rater=pl.lit("b"))])
-    assert cells(release_module._agreement(more), "a and b", "user_summary", "veracity")[3:] == ["6", "", "1.00"]
+    assert cells(release_card._agreement(more), "a and b", "user_summary", "veracity")[3:] == ["6", "", "1.00"]
     grounding = card.split("## Are the narratives grounded?")[1].split("##")[0]
     assert "| purchase_reason | 28 | 0.0 |" in grounding
     tables = load_tables(released.data.path)
@@ -201,10 +207,10 @@ def test_the_card_says_how_many_narratives_are_grounded_and_how_far_raters_agree
 def test_the_card_says_whether_raters_read_the_histories(released):
     card = (released.folder / "README.md").read_text()
     assert cells(card, "a", "6") == ["a", "6", "0", "6", "0", "4", "4", "1"]
-    assert "**Caution.** a: 15 of 15 attributes have one score for all users" in card
+    assert "**Caution.** a: 18 of 18 attributes have one score for all users" in card
     assert "**Caution.** a: veracity is higher for the genuine history than for another user's in 0 of 6" in card
     none = pl.read_parquet(released.rated.path / "controls.parquet").clear()
-    assert release_module._controls(none).startswith("No control narrative was rated")
+    assert release_card._controls(none).startswith("No control narrative was rated")
 
 
 def test_the_card_names_models_prompts_and_sampling(released):
@@ -212,19 +218,20 @@ def test_the_card_names_models_prompts_and_sampling(released):
     more = {"narrator": "openai", "model": "m-1", "prompt": "reasons 0123456789ab", "sampling": '{"seed": 0}'}
     profile = pl.col("feature") == "user_profile"
     frame = written.with_columns(pl.when(profile).then(pl.lit(text)).alias(name) for name, text in more.items())
-    card = release_module._narrators(frame)
+    card = release_card._narrators(frame)
     assert cells(card, "user_profile") == ["user_profile", *more.values(), "28", "0"]
 
 
 def test_without_ratings_there_are_none(released, tmp_path):
     folder = release(released.data, folder=tmp_path / "release", **known(released.data) | {"source": "elsewhere"})
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "histories", "narratives"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "critiques", "histories", "narratives"]
     card = (folder / "README.md").read_text()
     assert "## Ratings" not in card
     assert "Unknown" in card
     assert [one["config_name"] for one in yaml.safe_load(card.split("---\n")[1])["configs"]] == [
         "histories",
         "narratives",
+        "critiques",
     ]
 
 
@@ -239,13 +246,15 @@ def test_a_split_without_users_does_not_keep_the_others_from_loading(released, t
 
 def test_narratives_of_a_source_have_no_narrator(shoppers, tmp_path):
     folder = shoppers(10)
-    row = {"user_id": "u0003", "feature": "user_profile", "text": "Calm buyer"}
+    row = {"user_id": "u0003", "feature": "user_profile", "text": "Calm buyer"}  # and no critiques
     (folder / "narratives.jsonl").write_text(json.dumps(row) + "\n")
     data = prepare(JsonlSource(folder=str(folder)), {}, root=tmp_path / "data")
     made = release(data, folder=tmp_path / "release", **known(data) | {"source": "jsonl", "licence": "cc-by-4.0"})
     (found,) = pl.concat(frame for name, frame in rows_of(made).items() if name.startswith("narratives")).to_dicts()
     assert found == dict.fromkeys(NARRATED.names()) | row
     card = (made / "README.md").read_text()
+    assert "critiques" not in {path.name for path in made.iterdir()}
+    assert "## Who wrote the critiques" not in card
     assert cells(card, "user_profile", "the source")[-2:] == ["1", "0"]
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "cc-by-4.0"
 
@@ -260,6 +269,15 @@ def test_ratings_of_other_data_are_refused(released, tmp_path):
     with pytest.raises(DataError, match=f"ratings={released.of_a_model.path}: these rate what a model wrote"):
         release(released.data, folder=tmp_path / "release", ratings=released.of_a_model.path, **known(released.data))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("table", ["narratives", "critiques"])
+def test_ratings_of_texts_that_were_written_again_are_refused(released, tmp_path, table):
+    files = released.data.manifest["files"]
+    files = files | {f"{table}.parquet": {"sha256": "0" * 64}}
+    data = replace(released.data, manifest={**released.data.manifest, "files": files})
+    with pytest.raises(DataError, match=f"the {table} were written again since. Run regen rate again"):
+        release(data, folder=tmp_path / "release", ratings=released.rated.path, **known(data))
 
 
 def test_ratings_without_a_check_of_the_raters_are_refused(released, tmp_path):
@@ -294,7 +312,7 @@ def test_force_replaces_no_folder_that_is_no_release(released, tmp_path):
 def test_a_release_that_breaks_off_leaves_the_old_one_and_nothing_else(released, tmp_path, monkeypatch):
     folder = release(released.data, folder=tmp_path / "release", **known(released.data))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    monkeypatch.setattr(release_module, "_card", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("regen.narratives.release.release_card", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         release(released.data, folder=folder, force=True, **known(released.data))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

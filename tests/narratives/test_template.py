@@ -7,10 +7,11 @@ from dataclasses import replace
 import polars as pl
 import pytest
 
-from regen.data.tables import FEATURES
+from regen.data.tables import FEATURES, ITEM_FEATURES
 from regen.narratives import template
 from regen.narratives.histories import Purchase, UserHistory
-from regen.narratives.narrate import ITEM_FEATURES, NARRATED, TemplateNarrator, narrate
+from regen.narratives.narrate import narrate
+from regen.narratives.narrators import NARRATED, TemplateNarrator
 
 DAY = 86_400
 

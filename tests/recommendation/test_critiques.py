@@ -1,9 +1,12 @@
 """What a user could say about one purchase that leads to the next one."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from narratives.bad_server import BadServer
 from small import quick_embeddings
 from test_next_item import SPLIT, tables
 
@@ -12,7 +15,7 @@ from regen.data.next_item import NextItemDataset, purchase_sequences
 from regen.embeddings.encode_critiques import load_critiques
 from regen.models.adapter import LinearAdapter
 from regen.models.next_item import NextItemLM
-from regen.pipeline import critique_part, plan, prepared_artefact, train_and_evaluate
+from regen.pipeline import critique_part, data_artefact, plan, prepared_artefact, train_and_evaluate
 
 PEN = {"item_id": "p", "title": "Acme pen, blue", "category": "Office > Writing > Pen", "brand": "Acme", "price": 10.0}
 
@@ -56,9 +59,11 @@ def test_items_that_differ_in_nothing_have_none():
 
 @pytest.mark.parametrize(("shared", "has_one"), [(0.0, True), (0.6, True), (0.7, False)])
 def test_purchases_have_to_share_enough_of_their_category(shared, has_one):
-    near = other(brand="Orchid", category="Office > Writing > Pencil")
-    assert (critique(PEN, near, shared=shared) is not None) == has_one
-    assert critique(PEN, other(brand="Orchid", category=None), shared=0.1) is None
+    of = tables({"u": [0, 1, 2]}, ["red pen", "blue pencil", "green pad"])
+    categories = pl.Series("category", ["Office > Writing > Pen", "Office > Writing > Pencil", None])
+    of = replace(of, items=of.items.with_columns(categories))
+    found = critiques_of(of, shared=shared)["to_item_id"].to_list()
+    assert found == ["i1"] * has_one + ["i2"] * (shared == 0)
 
 
 def test_every_pair_of_adjacent_purchases_has_one():
@@ -144,6 +149,18 @@ def test_critiques_are_an_artefact(small_config):
     loaded = load_critiques(made)
     assert len(loaded.vectors) == len(loaded.texts) + 1
     assert not loaded.vectors[loaded.rows("nobody", ["i1"])].any()
+
+
+def test_a_run_reads_the_critiques_of_its_narrator(small_config):
+    with BadServer(["none"]) as server:
+        openai = ["narrator=openai", "narrator.model=m", f"narrator.base_url={server.url}", "narrator.users=9"]
+        cfg = small_config("task=recommend", "data.critiques=true", *openai, "narrator.shared_category=0")
+        data = data_artefact(cfg)
+        with quick_embeddings():
+            loaded = load_critiques(critique_part(cfg).encode(data, root=data.path.parent))
+    assert all(text.startswith("critique of nobody ") for text in loaded.texts)
+    assert len({user for user, _ in loaded.row_of}) == 9
+    assert [stage.folder for stage in plan(cfg).artefacts if stage.stage == "narrate"] == [data.path]
 
 
 def test_critiques_belong_to_recommending(small_config):

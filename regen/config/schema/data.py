@@ -154,6 +154,7 @@ class Narrator(Settings):
 class WritingNarrator(Narrator):
     max_history: int = number(1, 100_000, "latest purchases of a user")
     users: int | None = number(1, 1_000_000_000, "users to write about", default=None)
+    shared_category: float | None = number(0, 1, "part of two category paths", default=None)
 
 
 @dataclass

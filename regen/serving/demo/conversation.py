@@ -10,12 +10,12 @@ from fastapi.responses import FileResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import Field
 
-from regen.data.critiques import critique, named
+from regen.data.critiques import LONGEST, critique, named
 from regen.serving import RequestError
 from regen.serving.demo.app import PAGE, add_users, new_app, streamed
 from regen.serving.demo.narrated_users import NarratedUsers
 from regen.serving.recommender import NOTHING_LEFT, Recommender, Turn
-from regen.serving.requests import LONGEST, MOST_PURCHASES, MOST_TURNS, Sent, SentTurn
+from regen.serving.requests import MOST_PURCHASES, MOST_TURNS, Sent, SentTurn
 
 SHOWN = 5  # items in a turn
 CONSIDERED = 50  # items ranked first, from which critiques are suggested
