@@ -57,8 +57,8 @@ def _check_given(config: EvaluateConfig) -> None:
         raise ValueError(
             f"Give one of run=, runs= and predictions=, or runs= and predictions= for one table; got {got}."
         )
-    if config.diagnose and given != ["run"]:
-        raise ValueError(f"diagnose=true takes run=FOLDER, because it generates new texts; got {given[0]}=.")
+    if config.diagnose and (given not in (["run"], ["runs"]) or config.against or config.recommendations):
+        raise ValueError(f"diagnose=true takes run=FOLDER or runs=FOLDER alone; got {got}.")
 
 
 def _evaluate_again(folder: Path, config: EvaluateConfig) -> None:
@@ -102,6 +102,17 @@ def _compare_folder(folder: Path, config: EvaluateConfig) -> None:
     if theirs is not None:
         cells += cells_beside(cells, theirs, compared_key(cells, columns.key), note=note)
     compare_cells(cells, folder, columns, config.evaluation, every=config.all)
+    if config.diagnose:
+        _show_slices(cells, folder, columns, config.evaluation)
+
+
+def _show_slices(cells: "list[Cell]", folder: Path, columns: "Columns", evaluation: Evaluation) -> None:
+    """Writes and prints where the runs differ."""
+    from regen.evaluation.comparison_slices import slices_of, write_slices
+
+    sections = slices_of(cells, columns=columns, resamples=evaluation.resamples, seed=evaluation.seed)
+    path = write_slices(sections, folder)
+    _show(f"\n{path.read_text(encoding='utf-8')}\n{path}")
 
 
 def _folder_of_scores(path: Path) -> Path:

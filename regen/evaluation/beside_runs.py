@@ -6,17 +6,11 @@ from pathlib import Path
 
 import polars as pl
 
-from regen.config.objects import read_run_config
-from regen.config.schema import TrainConfig
 from regen.data.grounding import brand_names, history_texts
-from regen.data.histories import build_examples
-from regen.data.prepare import load_tables
-from regen.data.tables import Tables
-from regen.evaluation.comparison_cells import read_record
 from regen.evaluation.evaluate import PREDICTIONS
 from regen.evaluation.prediction_files import read_predictions
+from regen.evaluation.run_data import RunData, read_run_data
 from regen.evaluation.text_metrics import KEYS
-from regen.training.run import started_in
 
 _SCHEMA = pl.Schema(dict.fromkeys([*KEYS, "reference"], pl.String()))
 
@@ -98,11 +92,10 @@ def _test_narratives(runs: Sequence[Path]) -> tuple[pl.DataFrame, set[str], str]
         rows = read_predictions(folder / PREDICTIONS).select(_SCHEMA.names())
         new = rows.join(known, on=_SCHEMA.names(), how="anti", nulls_equal=True, maintain_order="left")
         known = pl.concat([known, new])
-        if not new.is_empty() and (data := _data_of(folder)) is not None:
-            tables = load_tables(data)
-            brands |= brand_names(tables.items)
-            new, size = _with_histories(new, tables, read_run_config(folder))
-            sizes.add(size)
+        if not new.is_empty() and (data := read_run_data(folder)) is not None:
+            brands |= brand_names(data.tables.items)
+            sizes.add(data.training)
+            new = _with_histories(new, data)
         parts.append(new)
     told = pl.concat(parts, how="diagonal")
     if "history" in told.columns and told["history"].null_count():
@@ -113,26 +106,13 @@ def _test_narratives(runs: Sequence[Path]) -> tuple[pl.DataFrame, set[str], str]
     return told, brands, f"These runs have {trained} training narratives; the other system has its own."
 
 
-def _with_histories(rows: pl.DataFrame, tables: Tables, config: TrainConfig) -> tuple[pl.DataFrame, int]:
-    """Adds the columns `category` and `history` to test narratives; also counts the training narratives."""
-    withhold = dict.fromkeys(config.feature, False)  # a text may speak of any review of the history
-    examples = build_examples(tables, withhold=withhold, max_history=config.data.max_history, split=config.split)
-    tests = [example for example in examples if example.split == "test"]
-    keys = [(one.user_id, one.feature, one.item_id, one.text) for one in tests]
+def _with_histories(rows: pl.DataFrame, data: RunData) -> pl.DataFrame:
+    """Adds the columns `category` and `history` to test narratives."""
+    keys = [(one.user_id, one.feature, one.item_id, one.text) for one in data.tests]
     histories = pl.DataFrame(keys, schema=_SCHEMA, orient="row").with_columns(
-        history=pl.Series(history_texts(tables, [one.rows for one in tests]), dtype=pl.String)
+        history=pl.Series(history_texts(data.tables, [one.rows for one in data.tests]), dtype=pl.String)
     )
     found = histories.unique(_SCHEMA.names(), keep="first")
     told = rows.join(found, on=_SCHEMA.names(), how="left", nulls_equal=True, maintain_order="left")
-    of_item = tables.items.select("item_id", "category")
-    told = told.join(of_item, on="item_id", how="left", maintain_order="left")
-    return told, sum(example.split == "train" for example in examples)
-
-
-def _data_of(folder: Path) -> Path | None:
-    """The prepared tables of a run; None if they are not on this machine, or if the run does not narrate."""
-    config = read_run_config(folder)
-    if config.task.name != "narrate":
-        return None
-    root = started_in(folder.resolve()) / config.paths.data_dir
-    return next(root.glob(f"*-{read_record(folder)['inputs']['prepared']}"), None)
+    of_item = data.tables.items.select("item_id", "category")
+    return told.join(of_item, on="item_id", how="left", maintain_order="left")
