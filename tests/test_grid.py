@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from small import SMALL
 
 from regen.commands.evaluate import evaluate_from_config
-from regen.commands.grid import GridTable
+from regen.commands.grid import GridTable, _warn_of_idle_overrides
 from regen.config.objects import typed
 from regen.config.registration import register
 from regen.config.schema import CONF
@@ -322,6 +322,12 @@ def test_a_sweep_over_several_processes_is_refused(tmp_path):
     done = command("train.py", tmp_path, "-m", "encoder=cf", "trainer=ddp")
     assert done.returncode != 0
     assert "Sweep single-device jobs" in done.stderr
+
+
+@pytest.mark.parametrize(("encoder", "warned"), [("cf", True), ("content", False), ("item_text", False)])
+def test_content_has_an_effect_where_a_part_reads_its_settings(encoder, warned, small_config, caplog):
+    _warn_of_idle_overrides(small_config(f"encoder={encoder}"), ["content=sentence_t5"])
+    assert ("content has no effect" in caplog.text) == warned
 
 
 @pytest.mark.slow  # a process of its own that loads torch

@@ -14,6 +14,10 @@ from regen.config.schema import EvaluateConfig, Evaluation
 if TYPE_CHECKING:
     from regen.evaluation.comparison import Cell, Columns, Comparison
 
+ALONE = (
+    "Not scored without the data behind the texts: ungrounded names and numbers, and identification among items. With "
+    "runs=FOLDER of the same data they are."
+)
 SIDE = "runs"  # the setting by which the table of `against=` tells its two sides apart
 
 
@@ -29,13 +33,14 @@ def evaluate_from_config(config: EvaluateConfig) -> None:
         ValueError: If none or several of them are given, or another setting does not fit them.
     """
     _check_given(config)
-    theirs = None if config.predictions is None else _scored_predictions(Path(config.predictions), config.evaluation)
     if config.run is not None:
         _evaluate_again(Path(config.run), config)
-    elif config.runs is not None and config.against is not None:
+    elif config.runs is None:
+        _score_predictions(config)
+    elif config.against is not None:
         compare_sides(config.runs, config.against, config.evaluation, every=config.all)
-    elif config.runs is not None:
-        _compare_folder(Path(config.runs), theirs, config)
+    else:
+        _compare_folder(Path(config.runs), config)
 
 
 def _check_given(config: EvaluateConfig) -> None:
@@ -45,12 +50,15 @@ def _check_given(config: EvaluateConfig) -> None:
         value = getattr(config, name)
         if value is not None and given != ["runs"]:
             raise ValueError(f"{name}={value} takes runs=FOLDER alone; got {got}.")
+    beside = config.predictions or config.recommendations
+    if config.note is not None and (config.runs is None or beside is None):
+        raise ValueError(f"note={config.note!r} is about the file of runs=FOLDER predictions=FILE or recommendations=.")
     if len(given) != 1 and given != ["runs", "predictions"]:
         raise ValueError(
             f"Give one of run=, runs= and predictions=, or runs= and predictions= for one table; got {got}."
         )
-    if config.diagnose and given != ["run"]:
-        raise ValueError(f"diagnose=true takes run=FOLDER, because it generates new texts; got {given[0]}=.")
+    if config.diagnose and (given not in (["run"], ["runs"]) or config.against or config.recommendations):
+        raise ValueError(f"diagnose=true takes run=FOLDER or runs=FOLDER alone; got {got}.")
 
 
 def _evaluate_again(folder: Path, config: EvaluateConfig) -> None:
@@ -76,14 +84,8 @@ def _evaluate_again(folder: Path, config: EvaluateConfig) -> None:
         _show(f"\n{report.read_text(encoding='utf-8')}\n{report}")
 
 
-def _compare_folder(folder: Path, theirs: Path | None, config: EvaluateConfig) -> None:
-    """Compares the runs in a folder, and another system beside them.
-
-    Args:
-        folder: Folder of a grid or of runs.
-        theirs: Folder of the scores of another system's narratives.
-        config: The command's settings.
-    """
+def _compare_folder(folder: Path, config: EvaluateConfig) -> None:
+    """Compares the runs in a folder, and another system beside them."""
     from regen.evaluation.cells import cells_beside, grid_cells, run_cells
     from regen.evaluation.comparison import Columns, compared_key
 
@@ -91,27 +93,58 @@ def _compare_folder(folder: Path, theirs: Path | None, config: EvaluateConfig) -
     if not cells:
         raise FileNotFoundError(f"runs={folder}: neither the folder of a grid nor one that holds runs.")
     columns = Columns(config.columns, config.reference)
+    theirs, note = None, config.note or ""
     if config.recommendations is not None:
         theirs = _scored_recommendations(Path(config.recommendations), cells, config.evaluation)
+    elif config.predictions is not None:
+        theirs, joined = _scored_beside(Path(config.predictions), cells, config.evaluation)
+        note = " ".join(filter(None, [joined, note]))
     if theirs is not None:
-        cells += cells_beside(cells, theirs, compared_key(cells, columns.key))
+        cells += cells_beside(cells, theirs, compared_key(cells, columns.key), note=note)
     compare_cells(cells, folder, columns, config.evaluation, every=config.all)
+    if config.diagnose:
+        _show_slices(cells, folder, columns, config.evaluation)
+
+
+def _show_slices(cells: "list[Cell]", folder: Path, columns: "Columns", evaluation: Evaluation) -> None:
+    """Writes and prints where the runs differ."""
+    from regen.evaluation.comparison_slices import slices_of, write_slices
+
+    sections = slices_of(cells, columns=columns, resamples=evaluation.resamples, seed=evaluation.seed)
+    path = write_slices(sections, folder)
+    _show(f"\n{path.read_text(encoding='utf-8')}\n{path}")
 
 
 def _folder_of_scores(path: Path) -> Path:
-    """Folder for the scores of another system's file."""
-    return Path("outputs/predictions") / path.name.split(".")[0]
+    """Folder for the scores of another system's file: the file's name, or its folder's for a `predictions.jsonl`."""
+    name = path.name.split(".")[0]
+    return Path("outputs/predictions") / (path.resolve().parent.name if name == "predictions" else name)
 
 
-def _scored_predictions(path: Path, evaluation: Evaluation) -> Path:
-    """Scores another system's narratives and prints the scores; returns their folder."""
+def _score_predictions(config: EvaluateConfig) -> None:
+    """Scores another system's narratives and prints the scores."""
     from regen.evaluation.evaluate import embedder, options
-    from regen.evaluation.scoring import SCORES, score_predictions_file, scores_to_text
+    from regen.evaluation.prediction_files import read_predictions
+    from regen.evaluation.scoring import SCORES, score_predictions, scores_to_text
+
+    path, evaluation = Path(str(config.predictions)), config.evaluation
+    theirs = _folder_of_scores(path)
+    rows = read_predictions(path)
+    scores = score_predictions(rows, theirs, embed=embedder(evaluation), options=options(evaluation))
+    _show(f"{scores_to_text(scores)}\n{ALONE}\n{theirs / SCORES}")
+
+
+def _scored_beside(path: Path, cells: "list[Cell]", evaluation: Evaluation) -> tuple[Path, str]:
+    """Scores another system's narratives of the runs' test users; returns the folder of the scores and a note."""
+    from regen.evaluation.beside_runs import join_with_runs
+    from regen.evaluation.evaluate import embedder, options
+    from regen.evaluation.scoring import score_predictions
 
     theirs = _folder_of_scores(path)
-    scores = score_predictions_file(path, theirs, embed=embedder(evaluation), options=options(evaluation))
-    _show(f"{scores_to_text(scores)}\n{theirs / SCORES}")
-    return theirs
+    joined = join_with_runs(path, [cell.folder for cell in cells if cell.error is None])
+    scoring = replace(options(evaluation), brands=joined.brands)
+    score_predictions(joined.predictions, theirs, embed=embedder(evaluation), options=scoring)
+    return theirs, joined.note
 
 
 def _scored_recommendations(path: Path, cells: "list[Cell]", evaluation: Evaluation) -> Path:

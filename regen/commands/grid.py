@@ -218,7 +218,7 @@ def _warn_of_idle_overrides(config: TrainConfig, overrides: list[str]) -> None:
         "vertical": not any(word in locations for word in names if word),
         "adapter": config.encoder.name == "text",
         "cf": "cf" not in config.encoder.parts,
-        "content": "content" not in config.encoder.parts,
+        "content": all(isinstance(part, str) and part != "content" for part in config.encoder.parts),
     }
     for key in keys:
         group = key.split(".")[0].split("@")[0]

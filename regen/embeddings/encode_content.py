@@ -108,15 +108,17 @@ class ContentPart:
 
 @dataclass(frozen=True)
 class ItemContentPart:
-    """Sentence embeddings of item texts without reviews, for `task=recommend`; a `Part`.
+    """Sentence embeddings of item texts without reviews, for `task=recommend` and `encoder=item_text`; a `Part`.
 
     Attributes:
         pretrained: As for `embed_texts`.
         batch_size: As for `embed_texts`.
+        name: Name of the part in the config; it changes nothing.
     """
 
     pretrained: str
     batch_size: int
+    name: str = "content"
 
     def request(self, prepared: str) -> identity.Request:
         return identity.item_content(prepared, identity.sentence_encoder(self.pretrained))

@@ -31,13 +31,14 @@ def run_cells(*folders: Path) -> list[Cell]:
     return _cells([(path.parent, yaml.safe_load(path.read_text(encoding="utf-8")), None) for path in configs])
 
 
-def cells_beside(cells: list[Cell], folder: Path, key: str) -> list[Cell]:
+def cells_beside(cells: list[Cell], folder: Path, key: str, *, note: str = "") -> list[Cell]:
     """Cells for another system: one in every block of a table, with the folder's name as the name of its column.
 
     Args:
         cells: The cells of the table.
         folder: The folder with the system's scores.
         key: The setting whose values are the columns.
+        note: What the caption says about the system.
 
     Raises:
         ValueError: If the system and the table have no feature in common.
@@ -56,7 +57,7 @@ def cells_beside(cells: list[Cell], folder: Path, key: str) -> list[Cell]:
     for cell in blocks.values():
         encoder = folder.name if key == ENCODER else cell.encoder
         settings = {**cell.settings, "feature": ",".join(theirs)} | ({} if key == ENCODER else {key: folder.name})
-        found.append(Cell(folder, encoder, 0, settings))
+        found.append(Cell(folder, encoder, 0, settings, note=note))
     return found
 
 

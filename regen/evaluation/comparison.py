@@ -9,12 +9,12 @@ from functools import cache, partial
 
 from regen.evaluation.comparison_blocks import Block, Column
 from regen.evaluation.comparison_builder import BlockBuilder, Contrast
-from regen.evaluation.comparison_cells import ENCODER, Cell, grouped, load, varying_settings
+from regen.evaluation.comparison_cells import ENCODER, Cell, Run, grouped, load, varying_settings
 from regen.evaluation.comparison_table import Comparison
 from regen.evaluation.scoring import EXAMPLES
 from regen.evaluation.statistics import Bootstrap, Estimate, holm
 
-__all__ = ["ENCODERS", "Cell", "Columns", "Comparison", "compare", "compared_key"]
+__all__ = ["ENCODERS", "Cell", "Columns", "Comparison", "compare", "compare_runs", "compared_key"]
 
 ENCODERS = ("cf", "content", "both", "text", "none", "random", "noise")
 """The order of columns; other encoders follow in alphabetical order."""
@@ -52,12 +52,19 @@ def compare(cells: Sequence[Cell], *, columns: Columns = Columns(), resamples: i
     """
     if not cells:
         raise ValueError("there is no run to compare: 0 cells. Give a folder that contains run folders.")
+    return compare_runs([load(cell) for cell in cells], columns=columns, resamples=resamples, seed=seed)
+
+
+def compare_runs(
+    runs: Sequence[Run], *, columns: Columns = Columns(), resamples: int = 2000, seed: int = 0
+) -> Comparison:
+    """Compares runs that are in memory; see `compare`."""
+    cells = [run.cell for run in runs]
     key = compared_key(cells, columns.key)
     values = _in_order(key, list(dict.fromkeys(cell.value(key) for cell in cells)))
     contrast = _contrast(cells, key, values, columns.reference)
     varying = varying_settings(cells)
     beside = [name for name in varying if name != key]
-    runs = [load(cell) for cell in cells]
     bootstrap_of = cache(partial(Bootstrap, resamples=resamples, seed=seed))  # the same users share their draws
     blocks = [
         BlockBuilder(feature, members, bootstrap_of, key, values, contrast).build(dict(settings))

@@ -118,6 +118,8 @@ class BlockBuilder:
         records = [run.record for of in self.runs.values() for run in of.values()]
         if splits := sorted({str(record["split"]) for record in records if record.get("split")}):
             self.notes.append(f"Split: {'; '.join(splits)}.")
+        noted = {name: run.cell.note for name, of in self.runs.items() for run in of.values() if run.cell.note}
+        self.notes += [f"{name}: {note}" for name, note in noted.items()]
         return Block(self.feature, settings, self.metrics, columns, users, self.notes)
 
     def _pool(self, name: str, system: str) -> _Pool | None:

@@ -34,6 +34,7 @@ class Cell:
             (comma-separated if the run was trained on several).
         error: the error of a failed cell, else None.
         parts: the parts of the encoder, for instance cf and content.
+        note: what the caption says about another system's file; empty for a run.
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class Cell:
     settings: dict[str, str]
     error: str | None = None
     parts: tuple[str, ...] = ()
+    note: str = ""
 
     def value(self, key: str) -> str:
         """The value of a setting, the encoder among them."""

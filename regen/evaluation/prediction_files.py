@@ -14,12 +14,16 @@ import polars as pl
 SCHEMA = dict.fromkeys(("user_id", "feature", "item_id", "prediction", "reference"), pl.String)
 
 
-def read_predictions(path: Path) -> pl.DataFrame:
+def read_predictions(path: Path, *, named: bool = True) -> pl.DataFrame:
     """Reads a `.jsonl` or `.jsonl.gz` file of predictions and references.
 
     Every line is an object with `prediction` and `reference`. Either all lines or none have `user_id`; without it each
     row counts as one user, named by its number from 1. `feature` (default "narrative") and `item_id` are optional.
     Blank lines are skipped.
+
+    Args:
+        path: The file.
+        named: False leaves `user_id` and `feature` null where the file does not give them.
 
     Returns:
         Columns `user_id, feature, item_id, prediction, reference`, all strings, in the file's order.
@@ -38,14 +42,22 @@ def read_predictions(path: Path) -> pl.DataFrame:
             raise ValueError(f"{where}: this line {state} 'user_id', unlike the first; give it on all or none.")
         rows.append(
             {
-                "user_id": _identifier(record, "user_id", where) if with_users else str(len(rows) + 1),
-                "feature": _text(record, "feature", where) if "feature" in record else "narrative",
+                "user_id": _identifier(record, "user_id", where)
+                if with_users
+                else str(len(rows) + 1)
+                if named
+                else None,
+                "feature": _text(record, "feature", where) if "feature" in record else "narrative" if named else None,
                 "item_id": None if record.get("item_id") is None else _identifier(record, "item_id", where),
                 "prediction": _text(record, "prediction", where),
                 "reference": _text(record, "reference", where, may_be_blank=False),
             }
         )
-    return pl.DataFrame(rows, schema=SCHEMA)
+    found = pl.DataFrame(rows, schema=SCHEMA)
+    if not named:
+        return found
+    number = pl.int_range(1, pl.len() + 1).cast(pl.String)
+    return found.with_columns(pl.col("user_id").fill_null(number), pl.col("feature").fill_null("narrative"))
 
 
 def read_recommendations(path: Path) -> dict[str, list[str]]:

@@ -14,7 +14,6 @@ import polars as pl
 from tqdm import tqdm
 
 from regen.evaluation.controls import best_constant, constant, shuffled
-from regen.evaluation.prediction_files import read_predictions
 from regen.evaluation.similarity import Embed
 from regen.evaluation.statistics import Bootstrap, Estimate
 from regen.evaluation.text_metrics import OwnMetric, check_predictions, display_of, metrics_for, score_examples
@@ -90,8 +89,8 @@ def with_floors(
     return systems
 
 
-def score_predictions_file(
-    path: Path, folder: Path, *, embed: Embed | None, options: ScoringOptions = ScoringOptions()
+def score_predictions(
+    predictions: pl.DataFrame, folder: Path, *, embed: Embed | None, options: ScoringOptions = ScoringOptions()
 ) -> Scores:
     """Scores another system's predictions, with the floors that its file allows.
 
@@ -99,18 +98,17 @@ def score_predictions_file(
     users and scored on the other users. Compare it with `model_rest`, the system's scores on these other users.
 
     Args:
-        path: a file for `read_predictions`.
+        predictions: from `read_predictions` or `regen.evaluation.beside_runs`.
         folder: folder for `examples.parquet` and `scores.json`; created if absent.
         embed: sentence embeddings for similarity and identification; None skips these metrics.
         options: stemmer, resamples and seed.
     """
-    predictions = read_predictions(path)
     systems = _with_shuffled(predictions, options)
     rests, constants, notes = [], [], {}
     for feature, rows in predictions.group_by("feature", maintain_order=True):
         users = rows["user_id"].unique(maintain_order=True)
         if len(users) < 2:
-            log.warning("%s: feature %s has one user; the constant floor needs two.", path, feature[0])
+            log.warning("Feature %s has one user; the constant floor needs two.", feature[0])
             continue
         pickers = users.head(max(1, int(_PICK_SHARE * len(users))))
         picked, rest = (rows.filter(pl.col("user_id").is_in(pickers.to_list()) == chosen) for chosen in (True, False))

@@ -80,19 +80,8 @@ def slice_scores(
     """
     if buckets < 1:
         raise ValueError(f"buckets={buckets}; at least 1 is needed.")
-    keys = [*KEYS, _OCCURRENCE]
-    rows = _numbered(examples, "system", *KEYS)
-    known = _numbered(attributes, *KEYS)
+    joined, known = _with_attributes(examples, attributes)
     names = [name for name in attributes.columns if name not in KEYS]
-    joined = rows.join(
-        known.with_columns(pl.lit(True).alias("known")), on=keys, how="left", nulls_equal=True, maintain_order="left"
-    )
-    if lacking := joined["known"].null_count():
-        user = joined.filter(pl.col("known").is_null())["user_id"][0]
-        raise ValueError(
-            f"{lacking:,} of {joined.height:,} scored rows have no attributes; the first is user {user!r}'s. Take both "
-            "from the same run."
-        )
     metrics = [metric for name, metric in metrics_for(examples.columns).items() if name not in _NOT_OF_A_SLICE]
     parts = []
     for (feature,), of_feature in joined.group_by(["feature"], maintain_order=True):
@@ -105,6 +94,34 @@ def slice_scores(
             parts.append(estimate_table(cut, metrics, by=by, resamples=resamples, seed=seed))
     kinds = pl.Schema(dict.fromkeys(("feature", "attribute", "bucket", "system"), pl.String()))
     return pl.concat([pl.DataFrame(schema={**kinds, **ESTIMATES}), *parts])
+
+
+def in_buckets(
+    examples: pl.DataFrame, attributes: pl.DataFrame, name: str, *, buckets: int = 4
+) -> dict[str, pl.DataFrame]:
+    """The examples of one feature in each bucket of one attribute, lowest first; arguments as for `slice_scores`."""
+    joined, known = _with_attributes(examples, attributes)
+    own = known.filter(pl.col("feature").is_in(examples["feature"].unique().implode()))
+    place, labels = _buckets(own[name], joined[name], buckets)
+    return {labels[at]: examples.filter(pl.Series(place == at)) for at in sorted(labels)}
+
+
+def _with_attributes(examples: pl.DataFrame, attributes: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Examples with their attributes, and numbered attributes.
+
+    Raises:
+        ValueError: when an example has none.
+    """
+    rows, known = _numbered(examples, "system", *KEYS), _numbered(attributes, *KEYS)
+    marked = known.with_columns(pl.lit(True).alias("known"))
+    joined = rows.join(marked, on=[*KEYS, _OCCURRENCE], how="left", nulls_equal=True, maintain_order="left")
+    if lacking := joined["known"].null_count():
+        user = joined.filter(pl.col("known").is_null())["user_id"][0]
+        raise ValueError(
+            f"{lacking:,} of {joined.height:,} scored rows have no attributes; the first is user {user!r}'s. Take both "
+            "from the same run."
+        )
+    return joined, known
 
 
 def _numbered(frame: pl.DataFrame, *keys: str) -> pl.DataFrame:

@@ -83,8 +83,8 @@ def test_swapped_examples_become_a_dataset_as_the_run_had_it(small_config, tmp_p
 def test_what_cannot_be_diagnosed_is_named(small_config, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
         diagnose(tmp_path)
-    with pytest.raises(ValueError, match="diagnose=true takes run=FOLDER.* got runs="):
-        evaluate_from_config(evaluated(f"runs={tmp_path}", "diagnose=true"))
+    with pytest.raises(ValueError, match="diagnose=true takes run=FOLDER or runs=FOLDER alone; got predictions"):
+        evaluate_from_config(evaluated("predictions=theirs.jsonl", "diagnose=true"))
     run = open_run(small_config(*TINY))
     with pytest.raises(FileNotFoundError, match="not trained and evaluated yet"):
         diagnose(run.folder)

@@ -9,7 +9,8 @@ import pytest
 
 from regen.evaluation.controls import shuffled
 from regen.evaluation.identification import chance
-from regen.evaluation.scoring import ScoringOptions, score_predictions_file
+from regen.evaluation.prediction_files import read_predictions
+from regen.evaluation.scoring import ScoringOptions, score_predictions
 from regen.evaluation.text_metrics import METRICS, metrics_for, score_examples
 
 USERS = 60
@@ -139,7 +140,7 @@ def test_published_predictions_of_xrec_are_apart_from_shuffled_and_constant_ones
     with gzip.open(real_data / "xrec_amazon" / "predictions.jsonl.gz", "rt") as lines:
         path = tmp_path / "some.jsonl"
         path.write_text("".join(itertools.islice(lines, 600)))
-    scores = score_predictions_file(path, tmp_path, embed=embed_texts, options=QUICK)["narrative"]
+    scores = score_predictions(read_predictions(path), tmp_path, embed=embed_texts, options=QUICK)["narrative"]
     for name, at_chance in (("identified_10", 0.1), ("identified_50", 0.02)):
         model, others, constant = (scores[name][system] for system in ("model", "shuffled", "constant"))
         assert model["low"] > 3 * at_chance

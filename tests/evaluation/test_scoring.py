@@ -12,7 +12,7 @@ import sacrebleu
 from regen.evaluation.prediction_files import read_predictions
 from regen.evaluation.scoring import (
     ScoringOptions,
-    score_predictions_file,
+    score_predictions,
     score_run_files,
     scores_to_text,
     write_atomically,
@@ -172,9 +172,8 @@ def test_a_missing_or_cut_off_file_is_named(tmp_path):
 
 def test_the_constant_of_a_foreign_file_is_scored_on_the_rows_it_was_not_picked_on(tmp_path):
     records = [{"prediction": f"likes {WORDS[i % 8]}", "reference": f"number {i}"} for i in range(40)]
-    scores = score_predictions_file(
-        jsonl(tmp_path / "theirs.jsonl", *records), tmp_path / "out", embed=None, options=QUICK
-    )
+    theirs = read_predictions(jsonl(tmp_path / "theirs.jsonl", *records))
+    scores = score_predictions(theirs, tmp_path / "out", embed=None, options=QUICK)
     users = {system: record["users"] for system, record in scores["narrative"]["rouge1"].items()}
     assert users["model"] == 40
     examples = pl.read_parquet(tmp_path / "out" / "examples.parquet")
@@ -202,7 +201,7 @@ def test_every_printed_row_has_a_name_for_people(tmp_path):
 def test_xrec_predictions_score_as_the_reference_implementations_do(tmp_path, real_data, stemmer, lsum):
     options = ScoringOptions(stemmer=stemmer, resamples=200)
     path = real_data / "xrec_amazon" / "predictions.jsonl.gz"
-    scores = score_predictions_file(path, tmp_path, embed=None, options=options)["narrative"]
+    scores = score_predictions(read_predictions(path), tmp_path, embed=None, options=options)["narrative"]
     assert round(scores["bleu"]["model"]["value"], 2) == 15.99
     assert round(scores["rougeLsum"]["model"]["value"], 2) == lsum
     assert scores["bleu"]["model"]["users"] == 3000

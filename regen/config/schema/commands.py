@@ -116,6 +116,7 @@ class EvaluateConfig(Settings):
     device: DeviceName | None = None
     predictions: str | None = None
     recommendations: str | None = None
+    note: str | None = None
     diagnose: bool = False
     all: bool = False
     evaluation: Evaluation = MISSING
