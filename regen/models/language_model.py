@@ -173,8 +173,9 @@ def skeleton(options: Mapping[str, Any]) -> tuple[nn.Module, Any]:
     try:
         return model, AutoTokenizer.from_pretrained(folder, revision=revision)
     except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].strip(" :")
         raise ValueError(
-            f"lm.pretrained={folder}: there is no tokenizer that can be loaded ({str(error).splitlines()[0].strip(' :')}). "
+            f"lm.pretrained={folder}: there is no tokenizer that can be loaded ({reason}). "
             "Save the LM's tokenizer into the same folder with save_pretrained."
         ) from error
 
