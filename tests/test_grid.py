@@ -335,6 +335,8 @@ def test_an_option_without_effect_is_warned_of(tmp_path):
     done = command("train.py", tmp_path, "encoder=noise", "cf=bpr", "cf.model.factors=16", "trainer.max_steps=1")
     assert done.returncode == 0, done.stderr
     assert "cf has no effect with this encoder=noise." in done.stdout + done.stderr
+    assert "Similarity" in done.stdout  # a single run ends with its scores
+    assert done.stdout.endswith("scores.json\n")
 
 
 @pytest.mark.real_data

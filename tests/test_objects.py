@@ -44,6 +44,11 @@ def test_no_setting_can_be_changed(small_config):
             setattr(node, fields(node)[0].name, None)
 
 
+def test_a_source_that_cannot_be_loaded_is_named():
+    with pytest.raises(ValueError, match="_target_=my_regen_of_nobody.Shop cannot be loaded: No module named"):
+        Component({"_target_": "my_regen_of_nobody.Shop"}).build()
+
+
 def test_a_run_of_another_version_is_named(small_config, tmp_path):
     run = open_run(small_config("encoder=random"))
     assert plain(read_run_config(run.folder)) == plain(run.config)

@@ -103,6 +103,12 @@ def test_a_missing_extra_is_named_with_its_command(small_config, monkeypatch, ta
         check_config(small_config(options, without=options.split("=")[0]))
 
 
+def test_a_class_that_cannot_be_loaded_is_named_before_any_work(small_config):
+    for target in ("my_regen_of_nobody.adapter.Bottleneck", "json.NoSuchClass"):
+        with pytest.raises(ValueError, match=rf"_target_={target} cannot be loaded: .* Install its package"):
+            check_config(small_config(f"adapter._target_={target}"))
+
+
 @needs_vnni
 def test_int8_is_refused_where_the_cpu_cannot(small_config, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)

@@ -1,4 +1,4 @@
-"""The report of one grid: a page with answers, the table, figures, test users side by side, settings and commands.
+"""The report of one grid: what it shows in sentences, its table, figures, test users, settings and commands.
 
 It is one HTML file with its own style, script and images, and its content security policy forbids any network access.
 Texts by reviewers and models are always escaped.
@@ -6,7 +6,6 @@ Texts by reviewers and models are always escaped.
 
 import base64
 import hashlib
-import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -26,21 +25,17 @@ from regen.analysis.report_plots import DotPlot, dot_plots
 from regen.analysis.report_runs import ReportedRun, common_settings, differing_settings, open_runs, prompts
 from regen.analysis.report_users import Panel, side_by_side
 from regen.evaluation.comparison import Columns, compare
-from regen.evaluation.comparison_blocks import CLOSED_FORM, SHUFFLED, Block, Column, cell_texts, verdict
+from regen.evaluation.comparison_blocks import Block, Column, cell_texts
 from regen.evaluation.comparison_cells import ENCODER, Cell, grouped, load, varying_settings
 from regen.evaluation.comparison_table import Comparison
 from regen.evaluation.reading import reading
-from regen.evaluation.statistics import FEW_SEEDS, Estimate
+from regen.evaluation.statistics import FEW_SEEDS
 from regen.evaluation.text_metrics import Metric
 from regen.storage.artefacts import write_atomically
 
 TEMPLATE = "report.html.j2"
 FIGURES = "figures"  # folder next to the page with the figures as files
 _UNSEEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
-
-
-Answer = tuple[str, str]
-"""A question, and the metrics that answer it with better, worse or undecided, or the reason for having no answer."""
 
 
 ScoreRow = tuple[Metric, Sequence[tuple[Column, str, str, str, bool]]]
@@ -52,7 +47,6 @@ class ShownBlock:
     """A block of the comparison as the page shows it."""
 
     block: Block
-    answers: Sequence[Answer]
     reading: str
     caution: str
     leading: Sequence[ScoreRow]
@@ -207,65 +201,14 @@ def _shown_block(block: Block) -> ShownBlock:
             for metric in metrics
         ]
 
-    answers = [_beats(block, "cf"), _beats(block, "content"), *_loses_nothing(block), _reads(block)]
     return ShownBlock(
         block,
-        answers,
         " ".join(reading(block)),
         _caution(block),
         rows(block.leading_rows),
         rows(block.folded_rows),
         dot_plots(block),
     )
-
-
-def _beats(block: Block, other: str) -> Answer:
-    """Whether `both` is better than another encoder, after correction."""
-    question = f"Does both beat {other} alone?"
-    column = next((column for column in block.columns if column.name == f"both vs {other}"), None)
-    if column is None or isinstance(column.content, str):
-        return question, f"Not answered: it takes finished runs with encoder=both and encoder={other}."
-    return question, _verdicts(block, column, better="better")
-
-
-def _loses_nothing(block: Block) -> list[Answer]:
-    """Whether `both` is not worse than the better single encoder on planted signals; empty without such signals."""
-    found: dict[str, list[str]] = {}
-    for column in block.columns:
-        for metric in block.rows:
-            if of_metric := verdict(metric, column):
-                found.setdefault(of_metric, []).append(metric.display)
-    return [("Is both as good as the better of cf and content?", _counted(found))] if found else []
-
-
-def _reads(block: Block) -> Answer:
-    """Whether a model's texts are better for their own users than for others, or a recommender's LM adds anything."""
-    for beside in block.columns:
-        if beside.name.endswith(f" vs {CLOSED_FORM}"):
-            return "Does the language model add to the closed form?", _verdicts(block, beside, better="better")
-    column = next((column for column in block.columns if column.name.endswith(f" vs {SHUFFLED}")), None)
-    if column is None or isinstance(column.content, str):
-        return "Does a model read the history?", "Not answered: it takes a finished run with two test users or more."
-    question = f"Does {column.name.removesuffix(f' vs {SHUFFLED}')} read the history?"
-    return question, _verdicts(block, column, better="better than the shuffled floor")
-
-
-def _verdicts(block: Block, column: Column, *, better: str) -> str:
-    """The metrics with a better direction, grouped by the verdict of a column of differences."""
-    found: dict[str, list[str]] = {better: [], "worse": [], "undecided": []}
-    for metric in block.rows:
-        estimate = column.estimate(metric)
-        if metric.higher_is_better and isinstance(estimate, Estimate) and not math.isnan(estimate.value):
-            verdict = "undecided" if not column.holds(metric) else better if estimate.value > 0 else "worse"
-            found[verdict].append(metric.display)
-    return _counted(found)
-
-
-def _counted(found: Mapping[str, Sequence[str]]) -> str:
-    """A sentence with the metrics of each verdict."""
-    total = sum(len(names) for names in found.values())
-    parts = [f"{verdict} in {len(names)} ({', '.join(names)})" for verdict, names in found.items() if names]
-    return f"{total} metrics: {'; '.join(parts)}." if parts else "No metric is defined."
 
 
 def _caution(block: Block) -> str:

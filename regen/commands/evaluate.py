@@ -64,7 +64,6 @@ def _check_given(config: EvaluateConfig) -> None:
 def _evaluate_again(folder: Path, config: EvaluateConfig) -> None:
     """Scores a run again, if its scores are not current, and prints them."""
     from regen.evaluation.evaluate import evaluate_run, evaluation_is_current
-    from regen.evaluation.scoring import SCORES, scores_to_text
     from regen.pipeline import diagnose, load_folder, load_run, read_run
     from regen.runtime.device import encoding_on
     from regen.training.run import locked
@@ -78,10 +77,17 @@ def _evaluate_again(folder: Path, config: EvaluateConfig) -> None:
     with locked(run), encoding_on(trainer.accelerator):
         if config.force or not evaluation_is_current(run):
             evaluate_run(load_run(run), reopen=load_folder, anew=config.force)
-    _show(f"{scores_to_text(json.loads((run.folder / SCORES).read_text()))}\n{run.folder / SCORES}")
+    show_scores(run.folder)
     if config.diagnose:
         report = diagnose(run.folder)
         _show(f"\n{report.read_text(encoding='utf-8')}\n{report}")
+
+
+def show_scores(folder: Path) -> None:
+    """Prints the scores of a run's folder."""
+    from regen.evaluation.scoring import SCORES, scores_to_text
+
+    _show(f"{scores_to_text(json.loads((folder / SCORES).read_text()))}\n{folder / SCORES}")
 
 
 def _compare_folder(folder: Path, config: EvaluateConfig) -> None:

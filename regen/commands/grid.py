@@ -32,6 +32,8 @@ TRACEBACK = "traceback.txt"  # of a failed cell, in the job's folder
 def run_cell(config: TrainConfig) -> float:
     """Trains and evaluates one cell, unless it is finished. A failed cell of a grid does not stop the other cells.
 
+    Scores of a single run are printed. Those of a grid's cells are in its table.
+
     Returns:
         The best value of the monitored metric, by default the validation loss; nan for a failed cell of a grid.
 
@@ -39,9 +41,11 @@ def run_cell(config: TrainConfig) -> float:
         ValueError: If a trial of a search has no value. Optuna's sweeper notes an error as a failed trial; it cannot
             note nan.
     """
+    from regen.commands.evaluate import show_scores
     from regen.pipeline import train_and_evaluate
     from regen.runtime.device import free_memory, share_gpus
     from regen.training.pruning import PrunedError
+    from regen.training.run import is_main_process
 
     job = HydraConfig.get()
     share_cores(job.launcher)
@@ -49,7 +53,10 @@ def run_cell(config: TrainConfig) -> float:
         share_gpus(int(job.job.num))
     _warn_of_idle_overrides(config, list(job.overrides.task))
     if job.mode is not RunMode.MULTIRUN:
-        return train_and_evaluate(config)[1]
+        run, loss = train_and_evaluate(config)
+        if config.score and is_main_process():
+            show_scores(run)
+        return loss
     if config.trainer.devices > 1 or config.trainer.strategy not in ("auto", "single_device"):
         raise ValueError(
             f"A sweep with trainer.devices={config.trainer.devices} and trainer.strategy={config.trainer.strategy} "

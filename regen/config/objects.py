@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from regen.config import schema
 from regen.config.errors import check
 from regen.config.registration import register
+from regen.config.targets import check_target
 
 Config = TypeVar("Config")
 
@@ -54,7 +55,7 @@ class Component:
         """Calls the target with its arguments and the given ones; lists and mappings are plain Python.
 
         Raises:
-            ValueError: If the target raises one.
+            ValueError: If the target cannot be loaded, or raises one.
         """
         node = {"_target_": self.target, **self.options, **more, "_convert_": "all"}
         try:
@@ -62,6 +63,7 @@ class Component:
         except InstantiationException as error:
             if isinstance(error.__cause__, ValueError):
                 raise error.__cause__ from None
+            check_target(self.target)
             raise
 
 

@@ -63,7 +63,12 @@ class Example:
 
 
 def build_examples(
-    tables: Tables, *, withhold: Mapping[str, bool], max_history: int = 50, split: Split | None = None
+    tables: Tables,
+    *,
+    withhold: Mapping[str, bool],
+    max_history: int = 50,
+    split: Split | None = None,
+    warn: bool = True,
 ) -> list[Example]:
     """Builds the examples of all narratives of the given features.
 
@@ -79,6 +84,7 @@ def build_examples(
         split: Assigns examples to splits; those in no split are dropped. In a split by time, interactions of validation
             and test histories lie before its points, except the one that the narrative is about, whose review is then
             withheld.
+        warn: Whether to log how many narratives have no history.
 
     Raises:
         ValueError: If `max_history` is below 1.
@@ -106,7 +112,7 @@ def build_examples(
             continue
         hidden = withheld_reviews([history.reviews[at] for at in chosen], final=withhold[feature] or bool(ends))
         examples.append(Example(user, feature, item, text, history.rows[chosen], hidden, part))
-    if without:
+    if without and warn:
         logger.warning(
             "%d of %d narratives are dropped: their item, or every item of their user, has no title (first: user %r).",
             len(without),

@@ -158,7 +158,7 @@ def skeleton(options: Mapping[str, Any]) -> tuple[nn.Module, Any]:
         options: The node `lm` of the config.
 
     Raises:
-        ValueError: If the LM is not found.
+        ValueError: If the LM is not found, or its tokenizer cannot be loaded.
     """
     lm_weights(options)  # raises if it is not found
     if package := options.get("package"):
@@ -170,7 +170,14 @@ def skeleton(options: Mapping[str, Any]) -> tuple[nn.Module, Any]:
         return copy.deepcopy(lm.model).to("meta"), lm.tokenizer
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, revision=revision))
-    return model, AutoTokenizer.from_pretrained(folder, revision=revision)
+    try:
+        return model, AutoTokenizer.from_pretrained(folder, revision=revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].strip(" :")
+        raise ValueError(
+            f"lm.pretrained={folder}: there is no tokenizer that can be loaded ({reason}). "
+            "Save the LM's tokenizer into the same folder with save_pretrained."
+        ) from error
 
 
 def freeze(model: nn.Module) -> nn.Module:

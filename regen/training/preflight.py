@@ -11,8 +11,9 @@ from typing import Any
 
 from hydra.utils import get_class
 
-from regen.config.objects import Component
+from regen.config.objects import Component, plain
 from regen.config.schema import SHARDED, EncodeConfig, TrainConfig
+from regen.config.targets import check_target, foreign_targets
 from regen.data.prepare import load_tables
 from regen.data.splits import check_shares, described, split_narratives
 from regen.data.tables import ITEM_FEATURES, NEXT_ITEM, DataError
@@ -38,8 +39,8 @@ def check_config(config: TrainConfig) -> None:
         ValueError: Names the setting, its value, the allowed values and the fix.
     """
     _check_combinations(config)
-    _check_task(config)
     _check_packages(config)
+    _check_task(config)
     _check_machine(config)
     _check_generation(config)
     _check_language_model(config)
@@ -187,6 +188,8 @@ def _check_packages(config: TrainConfig) -> None:
         package, extra = EXTRAS.get(node.target, (None, None))
         if package is not None and importlib.util.find_spec(package) is None:
             raise ValueError(f"{node.target} needs the package {package}. Run: pip install 'regen[{extra}]'")
+    for target in foreign_targets(plain(config)):
+        check_target(target)
     if any(node.target.endswith("WandbLogger") and not node.options["offline"] for node in loggers):
         _check_wandb_login()
 

@@ -73,6 +73,9 @@ def test_untitled_items_are_left_out(caplog):
     (example,) = build_examples(tables, withhold={"user_profile": False})
     assert items_of(tables, example) == ["a"]
     assert "1 of 2 narratives are dropped" in caplog.text
+    caplog.clear()
+    build_examples(tables, withhold={"user_profile": False}, warn=False)
+    assert not caplog.text
 
 
 def test_a_user_with_one_interaction():

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,10 @@ def test_python_runs(page, code, workplace, monkeypatch):
     full = partial(re.sub, r"[\w/+-]+-…", lambda begun: next(Path().glob(f"{begun[0][:-1]}*")).as_posix())
     with quick_embeddings():
         exec(compile(full(code), page.name, "exec"), {})  # "outputs/runs/next_item-both-…" is the run that begins so
+
+
+def test_the_wheel_that_the_docs_install_has_this_version():
+    assert f"dist/regen-{version('regen')}-py3-none-any.whl" in (REPOSITORY / "docs/index.md").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

