@@ -205,8 +205,8 @@ def _fitted_form(
     def best(decays: Sequence[float], *, last_apart: bool) -> tuple[float, ClosedForm]:
         found = []
         for decay in decays:
-            options = {"decay": decay, "item_ridge": task.item_ridge, "last_apart": last_apart}
-            form = ClosedForm(items, bought, ridge=RIDGES[0], **options)
+            rates = {"decay": decay, "ridge": RIDGES[0], "item_ridge": task.item_ridge}
+            form = ClosedForm(items, bought, **rates, last_apart=last_apart)
             form.fit(map(read, tqdm(sequences["train"], desc="closed form", unit="user", leave=False)), folds)
             for ridge in RIDGES if task.ridge is None else [task.ridge]:
                 other = form.with_ridge(ridge)
