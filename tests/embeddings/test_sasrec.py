@@ -118,7 +118,7 @@ needs_environment = pytest.mark.skipif(not ENVIRONMENT.is_file(), reason=f"no {E
 @pytest.mark.slow
 @needs_environment
 def test_a_real_sasrec_finds_two_circles_of_buyers():
-    factors_of_two_circles(SASRec(factors=8, dropout=0.1, epochs=60, seed=0, python=str(ENVIRONMENT)))
+    factors_of_two_circles(SASRec(factors=8, dropout=0.1, epochs=300, seed=0, python=str(ENVIRONMENT)))
 
 
 @pytest.mark.slow
