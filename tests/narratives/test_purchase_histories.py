@@ -173,7 +173,9 @@ def requests_about(of):
     limits = HistoryLimits(**WIDE)
     yield PROMPTS["reasons"].request(of, limits)
     yield PROMPTS["endorsement"].request(of.without_final_review(), limits)
-    subject = Subject(of, dict.fromkeys(sum(JUDGED_FEATURES.values(), ()), "Fine."))
+    pair = replace(of, purchases=of.purchases[:2])
+    yield PROMPTS["critique"].request(pair, limits)
+    subject = Subject(of, dict.fromkeys(sum(JUDGED_FEATURES.values(), ()), "Fine."), pair=pair)
     yield from (subject.request(stage, limits, draw=0) for stage in JUDGED_FEATURES)
 
 
