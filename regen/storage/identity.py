@@ -72,7 +72,8 @@ def prepared(source: Mapping[str, Any], files: Mapping[str, Path]) -> Request:
 
 def narrated(prepared: str, narrator: Mapping[str, Any], **limits: float | None) -> Request:
     """Stage `narrate`: the recipe of the narrator, and the limits of what it writes about."""
-    return _request("narrated", {**limits, **narrator}, {"prepared": prepared})
+    without = () if limits.get("shared_category") is not None else ("shared_category",)  # no critiques
+    return _request("narrated", {**_without(limits, *without), **narrator}, {"prepared": prepared})
 
 
 def cf(prepared: str, model: Mapping[str, Any], split: Mapping[str, Any]) -> Request:

@@ -304,7 +304,7 @@ def test_killed_five_times_at_500_users_with_every_fault(shoppers, tmp_path):
     chance = random.Random(0)
     ledger = tmp_path / "ledger.sqlite"
     with BadServer(timeout=3.0, slow=20.0, faults=[*FAULTS[:-1]] * 8 + ["slow"]) as server:
-        run = [*command(server, shoppers(500), tmp_path), "narrator.shared_category=null"]
+        run = command(server, shoppers(500), tmp_path)
         run = [option.replace("narrator.timeout=2", "narrator.timeout=25") for option in run]
         asked_before_kill = []
         for _ in range(5):
@@ -336,7 +336,7 @@ def test_killed_five_times_at_500_users_with_every_fault(shoppers, tmp_path):
 @pytest.mark.slow
 def test_an_interrupt_waits_for_the_answers_under_way(shoppers, tmp_path):
     with BadServer(["slow"], slow=1.0) as server:
-        run = [*command(server, shoppers(100), tmp_path), "narrator.shared_category=null"]
+        run = command(server, shoppers(100), tmp_path)
         process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while len(server.asked) < 16:
             time.sleep(0.05)
