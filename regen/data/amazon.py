@@ -2,12 +2,11 @@
 
 A vertical has two files: reviews (`<Vertical>_5.json.gz`, the 5-core) and metadata (`meta_<Vertical>.json.gz`).
 Histories follow paper 3.2: a user's reviews by time, without items that have no usable title, the latest 50 kept. The
-files are streamed; memory holds the texts of one range of users at a time.
+files are streamed; memory holds the texts of one range of users or items at a time.
 
 `regen.data.amazon2023` reads the files of 2023 with the same code. `regen.data.amazon_layouts` lists the differences.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,16 +15,14 @@ from typing import ClassVar
 import polars as pl
 
 from regen.data.amazon_layouts import AMAZON_2018, Layout, check_layout
-from regen.data.amazon_rows import read_items, read_reviews
+from regen.data.amazon_rows import one_row_each, read_items, read_reviews
 from regen.data.core import in_core
 from regen.data.download import fetch
+from regen.data.id_ranges import IdRanges, ParquetParts
 from regen.data.tables import INTERACTIONS, ITEMS, NARRATIVES, DataError, sort_interactions
 from regen.data.times import TimeWindow, times_in_units
-from regen.data.user_ranges import ParquetParts, UserRanges
 
 DAY = 86_400  # seconds; copies of a review have the same day
-RANGE_BYTES = 500 * 2**20  # unpacked text per range of users
-_UNPACKED = 3.5  # compression ratio of these gzip files
 
 
 class AmazonSource:
@@ -86,12 +83,12 @@ class AmazonSource:
         counts: Counter[str] = Counter()
         spill = folder / ".ranges"
         spill.mkdir()
-        ranges = UserRanges(spill, count=_range_count(files["reviews"]))
-        items_seen: set[str] = set()
+        ranges, of_items = IdRanges(spill / "users", "user_id"), IdRanges(spill / "items", "item_id")
+        seen: set[str] = set()
         for chunk in read_reviews(files["reviews"], self.layout, self.window, counts):
-            items_seen.update(chunk["item_id"].unique())
+            seen.update(chunk["item_id"].unique())
             ranges.add(chunk)
-        items = read_items(files["metadata"], self.layout, items_seen, counts)
+        items = read_items(files["metadata"], self.layout, seen, of_items, counts)
         kept_items: set[str] = set()
         parts: Iterator[pl.DataFrame] = (self._clean(rows, items, counts) for rows in ranges)
         if self.core is not None:
@@ -101,13 +98,13 @@ class AmazonSource:
                 histories = self._latest(rows, counts)
                 kept_items.update(histories["item_id"].unique())
                 table.add(histories)
-        spill.rmdir()
-        counts["users.read"] = ranges.users
-        counts["users.dropped.no_interaction_left"] = ranges.users - counts["users.kept"]
+        counts["users.read"] = len(ranges)
+        counts["users.dropped.no_interaction_left"] = len(ranges) - counts["users.kept"]
         if not table.rows:
             raise DataError(self._nothing_left(files, counts))
-        counts["items.dropped.no_interaction_left"] = items["title"].count() - len(kept_items)
-        _write_items(items.filter(pl.col("item_id").is_in(kept_items)), folder, counts)
+        counts["items.dropped.no_interaction_left"] = int(items["titled"].sum()) - len(kept_items)
+        _write_items(of_items, kept_items, folder, counts)
+        spill.rmdir()
         NARRATIVES.to_frame().write_parquet(folder / "narratives.parquet")
         counts["interactions.kept"] = table.rows
         return dict(counts)
@@ -122,7 +119,7 @@ class AmazonSource:
 
     def _clean(self, rows: pl.DataFrame, items: pl.DataFrame, counts: Counter[str]) -> pl.DataFrame:
         """Sorts a range of users and drops unusable and repeated interactions."""
-        titled = items.filter(pl.col("title").is_not_null())["item_id"].implode()
+        titled = items.filter("titled")["item_id"].implode()
         rows = _drop(rows, ~pl.col("item_id").is_in(items["item_id"].implode()), "item_without_metadata", counts)
         rows = sort_interactions(_drop(rows, ~pl.col("item_id").is_in(titled), "item_without_title", counts))
         rows = _drop(rows, ~pl.struct(INTERACTIONS.names()).is_first_distinct(), "repeated", counts)
@@ -161,15 +158,14 @@ def _drop(rows: pl.DataFrame, bad: pl.Expr, reason: str, counts: Counter[str]) -
     return kept
 
 
-def _write_items(items: pl.DataFrame, folder: Path, counts: Counter[str]) -> None:
-    """Writes and counts the remaining items."""
-    counts["items.without_price"] = items["price"].null_count()
-    for name in items.columns[len(ITEMS) :]:
-        counts[f"items.{name}"] = int(items[name].sum())
-    items.select(ITEMS.names()).sort("item_id").write_parquet(folder / "items.parquet")
-    counts["items.kept"] = len(items)
-
-
-def _range_count(reviews: Path) -> int:
-    packed = reviews.suffix == ".gz"
-    return max(1, math.ceil(reviews.stat().st_size * (_UNPACKED if packed else 1) / RANGE_BYTES))
+def _write_items(ranges: IdRanges, kept: set[str], folder: Path, counts: Counter[str]) -> None:
+    """Writes and counts the items that are left, one range at a time."""
+    wanted = pl.Series(sorted(kept), dtype=pl.String).implode()
+    with ParquetParts(folder / "items.parquet") as table:
+        for rows in ranges:
+            items = one_row_each(rows.filter(pl.col("item_id").is_in(wanted)))
+            counts["items.without_price"] += items["price"].null_count()
+            for name in items.columns[len(ITEMS) :]:
+                counts[f"items.{name}"] += int(items[name].sum())
+            table.add(items.select(ITEMS.names()))
+    counts["items.kept"] = table.rows

@@ -8,6 +8,7 @@ import polars as pl
 
 from regen.data.amazon_layouts import Layout, schema
 from regen.data.cleaning import clean_text, clean_titles, join_categories, parse_prices, unreadable
+from regen.data.id_ranges import IdRanges
 from regen.data.json_lines import JsonLines
 from regen.data.rating_lines import RatingLines, is_csv
 from regen.data.tables import INTERACTIONS, ITEMS
@@ -50,42 +51,46 @@ def read_reviews(path: Path, layout: Layout, window: TimeWindow, counts: Counter
     counts["interactions.dropped.malformed_line"] = lines.malformed
 
 
-def read_items(path: Path, layout: Layout, seen: set[str], counts: Counter[str]) -> pl.DataFrame:
-    """Reads the items that have reviews, one row per item, including items without a usable title.
+def read_items(path: Path, layout: Layout, seen: set[str], ranges: IdRanges, counts: Counter[str]) -> pl.DataFrame:
+    """Reads the items that have reviews; their rows wait in `ranges`, where an item may have several.
+
+    The rows have the columns of items, and the boolean columns `with_unreadable_price` and `layout.notes`.
 
     Returns:
-        The columns of items, and the boolean columns `with_unreadable_price` and `layout.notes`.
+        Columns `item_id` and `titled` (whether any row of the item has a usable title), one row per item.
     """
     lines = JsonLines(path, schema(layout.items))
     wanted = pl.Series(sorted(seen), dtype=pl.String).implode()
-    notes = ("with_unreadable_price", *layout.notes)
-    chunks, matched = [pl.Schema({**ITEMS, **dict.fromkeys(notes, pl.Boolean())}).to_frame()], 0
+    titles = [pl.Schema({"item_id": pl.String(), "titled": pl.Boolean()}).to_frame()]
     for chunk in lines.chunks():
         rows = chunk.rename(dict(layout.items)).with_columns(pl.col("item_id").str.strip_chars())
         rows = layout.fill_gaps(rows.filter(pl.col("item_id").is_in(wanted)))
-        matched += len(rows)
         price = parse_prices(rows["price"])
-        chunks.append(
-            rows.select(
-                "item_id",
-                *layout.notes,
-                title=clean_titles(rows["title"]),
-                description=clean_text(rows["description"].list.join(" ", ignore_nulls=True)),
-                category=join_categories(rows["category"]),
-                price=price,
-                brand=clean_titles(rows["brand"]),
-                with_unreadable_price=unreadable(rows["price"], price),
-            ).select(chunks[0].columns)
+        cleaned = rows.select(
+            "item_id",
+            *layout.notes,
+            title=clean_titles(rows["title"]),
+            description=clean_text(rows["description"].list.join(" ", ignore_nulls=True)),
+            category=join_categories(rows["category"]),
+            price=price,
+            brand=clean_titles(rows["brand"]),
+            with_unreadable_price=unreadable(rows["price"], price),
         )
-    found = pl.concat(chunks).sort(ITEMS.names(), nulls_last=True)
-    # Of repeated rows, prefer one with a title. The choice depends on the content, not on the order in the file.
-    items = found.sort("item_id", pl.col("title").is_null(), maintain_order=True).unique(
-        "item_id", keep="first", maintain_order=True
-    )
+        ranges.add(cleaned.select(*ITEMS.names(), "with_unreadable_price", *layout.notes))
+        titles.append(cleaned.select("item_id", titled=pl.col("title").is_not_null()))
+    matched = pl.concat(titles)
+    items = matched.group_by("item_id").agg(pl.col("titled").any())
     counts["items.read"] = lines.lines
     counts["items.dropped.malformed_line"] = lines.malformed
-    counts["items.dropped.never_reviewed"] = lines.lines - lines.malformed - matched
-    counts["items.dropped.repeated_id"] = len(found) - len(items)
-    counts["items.dropped.no_usable_title"] = items["title"].null_count()
+    counts["items.dropped.never_reviewed"] = lines.lines - lines.malformed - len(matched)
+    counts["items.dropped.repeated_id"] = len(matched) - len(items)
+    counts["items.dropped.no_usable_title"] = len(items) - int(items["titled"].sum())
     counts["items.reviewed_without_metadata"] = len(seen) - len(items)
     return items
+
+
+def one_row_each(items: pl.DataFrame) -> pl.DataFrame:
+    """One row per item, sorted by id, with a title if it has any; the choice does not depend on the order of rows."""
+    by_content = items.sort(ITEMS.names(), nulls_last=True)
+    preferred = by_content.sort("item_id", pl.col("title").is_null(), maintain_order=True)
+    return preferred.unique("item_id", keep="first", maintain_order=True)

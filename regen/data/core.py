@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, UInt32
 
-from regen.data.user_ranges import read_rows
+from regen.data.id_ranges import read_rows
 
 
 def in_core(

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from regen.commands.prepare import counts_table
-from regen.data import amazon, json_lines, user_ranges
+from regen.data import id_ranges, json_lines
 from regen.data import prepare as stage
 from regen.data.amazon import AmazonSource
 from regen.data.tables import INTERACTIONS, ITEMS, NARRATIVES, DataError
@@ -120,19 +120,22 @@ def test_the_order_of_lines_does_not_matter(prepare, seed, options):
     assert straight.counts == shuffled.counts
 
 
-@pytest.mark.parametrize("range_bytes", [300, 1500, 5000])
+@pytest.mark.parametrize("range_bytes", [50, 200, 400])
 @pytest.mark.parametrize("options", [{}, {"max_history": 2}])
 def test_several_ranges_give_the_same_rows_as_one(prepare, monkeypatch, range_bytes, options):
     one = prepare(REVIEWS, METADATA, pack=False, **options)
-    monkeypatch.setattr(amazon, "RANGE_BYTES", range_bytes)
+    monkeypatch.setattr(id_ranges, "RANGE_BYTES", range_bytes)
     for name in ("CHUNK_BYTES", "READ_BYTES"):
         monkeypatch.setattr(json_lines, name, 1000)
-    assert amazon._range_count(one.source.files()["reviews"]) > 2
+    ranges = []
+    counted = id_ranges.IdRanges.count.fget
+    monkeypatch.setattr(id_ranges.IdRanges, "count", property(lambda self: ranges.append(counted(self)) or ranges[-1]))
     several = prepare(REVIEWS, METADATA, pack=False, **options)
     for name in TABLES:
         assert getattr(one, name).equals(getattr(several, name))
         assert getattr(one, name).schema == getattr(several, name).schema
     assert one.counts == several.counts
+    assert min(ranges) > 1, "of users and of items"
 
 
 def test_a_folder_with_brackets_in_its_name_is_written_and_read(prepare, tmp_path):
@@ -143,12 +146,13 @@ def test_a_folder_with_brackets_in_its_name_is_written_and_read(prepare, tmp_pat
     assert [len(table.interactions) for table in tables] == [made.manifest["counts"]["interactions"]] * 2
 
 
-def test_a_file_that_is_sorted_by_user_gives_even_ranges(tmp_path):
-    ranges = user_ranges.UserRanges(tmp_path, count=4)
+def test_a_file_that_is_sorted_by_user_gives_even_ranges(tmp_path, monkeypatch):
+    monkeypatch.setattr(id_ranges.IdRanges, "count", 4)
+    ranges = id_ranges.IdRanges(tmp_path / "ranges", "user_id")
     for first in range(0, 2000, 50):
         ranges.add(pl.DataFrame({"user_id": [f"u{at // 2:05}" for at in range(first, first + 50)], "row": range(50)}))
     sizes = [len(rows) for rows in ranges]
-    assert ranges.users == 1000
+    assert len(ranges) == 1000
     assert sizes == [500] * 4
     assert list(tmp_path.iterdir()) == []
 
@@ -192,7 +196,7 @@ def test_what_is_noted_of_times_is_noted_of_what_is_kept(prepare):
 
 
 def test_the_first_lines_may_hold_no_interaction_at_all(prepare, monkeypatch):
-    monkeypatch.setattr(amazon, "RANGE_BYTES", 100)
+    monkeypatch.setattr(id_ranges, "RANGE_BYTES", 100)
     for name in ("CHUNK_BYTES", "READ_BYTES"):
         monkeypatch.setattr(json_lines, name, 50)
     done = prepare(
