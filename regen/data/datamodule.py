@@ -271,10 +271,11 @@ def longest_narrative(texts: Sequence[str], *, tokenizer: Any, max_narrative_tok
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
-    """Token ids of each text, without special tokens."""
+    """Token ids of each text. The name of a special token inside a text is read as letters."""
     if not texts:
         return []
-    return [np.asarray(ids, dtype=np.int64) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    found = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [np.asarray(ids, dtype=np.int64) for ids in found]
 
 
 def _newest(lines: list[np.ndarray], room: int) -> list[np.ndarray]:

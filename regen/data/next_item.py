@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from regen.config.schema import Split
 from regen.data.batch import Rows, pad_rows
 from regen.data.critiques import Critiques
-from regen.data.datamodule import EVALUATION_DRAW
+from regen.data.datamodule import EVALUATION_DRAW, token_ids
 from regen.data.histories import Example
 from regen.data.prepare import item_rows
 from regen.data.splits import NAMES, split_of
@@ -143,9 +143,7 @@ class NextItemDataset(Dataset[int]):
             for one in self.examples
         ]
         texts = [*(critiques.texts if critiques is not None else ()), ""]  # the last one means no critique
-        self.tokens = [
-            torch.tensor(ids, dtype=torch.int64) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]
-        ]
+        self.tokens = [torch.from_numpy(ids) for ids in token_ids(tokenizer, texts)]
         self.pad = int(tokenizer.pad_token_id)
         self.lengths = [1 + len(self.prompt) + sum(1 + len(self.tokens[row]) for row in rows) for rows in self.said]
         if (longest := max(self.lengths, default=0)) > window:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regen.data.batch import pad_rows
 from regen.data.critiques import LONGEST
+from regen.data.datamodule import token_ids
 from regen.data.next_item import NextItemBatch
 from regen.data.tables import NEXT_ITEM
 from regen.embeddings.content import embed_texts
@@ -118,8 +119,7 @@ class TurnsEncoder:
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text."""
-        ids: list[int] = self._tokenizer([text], add_special_tokens=False)["input_ids"][0]
-        return ids
+        return token_ids(self._tokenizer, [text])[0].tolist()
 
     def _said(self, critiques: Sequence[str | None]) -> tuple[list[list[int]], np.ndarray | None]:
         """Token ids and sentence embedding of what was said in each turn."""

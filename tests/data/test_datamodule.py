@@ -71,7 +71,7 @@ class Words:
 
     pad_token_id, eos_token_id = 0, 99
 
-    def __call__(self, texts, add_special_tokens):
+    def __call__(self, texts, add_special_tokens, split_special_tokens):
         return {"input_ids": [[len(word) for word in text.split()] for text in texts]}
 
 

@@ -124,7 +124,7 @@ def test_a_report_shows_a_recommender(scored, tmp_path):
     page = write_report(scored[0], tmp_path / "report.html", users=2, seed=0, figures=False).read_text()
     assert "Recall@10" in page
     assert "recommend better than either alone?" in page
-    assert "Does the language model add to the closed form?" in page
+    assert "closed form in NDCG@10" in page  # what the language model adds
     assert "trained, wrote nothing yet" not in page
     assert "No run here has written anything" not in page
 
