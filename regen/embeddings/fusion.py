@@ -4,12 +4,15 @@ All classes have the same interface: they return the vectors of one example's hi
 """
 
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 from regen.data.histories import Example
+
+IN_MEMORY = 2**30  # bytes; a larger catalogue of vectors is mapped to a file
 
 
 @runtime_checkable
@@ -142,20 +145,36 @@ def item_vectors(vectors: InteractionVectors, items: int) -> Float[np.ndarray, "
         vectors: Interaction vectors. Controls have no item vectors, so items get fixed random vectors.
         items: Number of items.
 
+    Returns:
+        The vectors; mapped to a file if they have more than `IN_MEMORY` bytes.
+
     Raises:
         ValueError: If a part has no item vectors.
     """
-    if isinstance(vectors, Fused):
-        return np.concatenate([item_vectors(part, items) for part in vectors.parts], axis=1)
-    if isinstance(vectors, RandomVectors | NoiseVectors | NoVectors):
-        seed = 0 if isinstance(vectors, NoVectors) else vectors.seed
-        return np.stack([random_vector(item, vectors.dim, seed=seed) for item in range(items)])
-    if isinstance(vectors, ItemVectors):
-        return np.asarray(vectors.vectors, dtype=np.float32)
-    raise ValueError(
-        f"task=recommend needs item vectors, and {type(vectors).__name__} has none. Let `load` of your encoder part "
-        "return a regen.embeddings.fusion.ItemVectors."
-    )
+    found, start = _room(items, vectors.dim), 0
+    for part in vectors.parts if isinstance(vectors, Fused) else [vectors]:
+        columns = found[:, start : start + part.dim]
+        start += part.dim
+        if isinstance(part, ItemVectors):
+            columns[:] = part.vectors
+        elif isinstance(part, RandomVectors | NoiseVectors | NoVectors):
+            seed = 0 if isinstance(part, NoVectors) else part.seed
+            for item in range(items):
+                columns[item] = random_vector(item, part.dim, seed=seed)
+        else:
+            raise ValueError(
+                f"task=recommend needs item vectors, and {type(part).__name__} has none. Let `load` of your encoder "
+                "part return a regen.embeddings.fusion.ItemVectors."
+            )
+    return found
+
+
+def _room(items: int, dim: int) -> Float[np.ndarray, "items dim"]:
+    """An empty catalogue: in memory, or mapped to a temporary file that the system removes with the process."""
+    if items * dim * 4 <= IN_MEMORY:
+        return np.empty((items, dim), dtype=np.float32)
+    with TemporaryFile() as file:
+        return np.memmap(file, dtype=np.float32, mode="w+", shape=(items, dim))
 
 
 def random_vector(item: int, dim: int, *, seed: int) -> Float[np.ndarray, " dim"]:

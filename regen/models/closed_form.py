@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 USERS = 512  # users per matrix product
+ROWS = 65_536  # items per matrix product
 
 
 def recency_means(history: Float[np.ndarray, "history dim"], decay: float) -> Float[np.ndarray, "history dim"]:
@@ -119,8 +120,7 @@ class ClosedForm:
             assert self._sums, f"fitted nowhere, or restored without fold {fold}"
             sums = [one for number, one in enumerate(self._sums) if number != fold]
             inner, outer = (np.asarray(sum(one[side] for one in sums), dtype=np.float64) for side in (0, 1))
-            vectors = self.items.numpy().astype(np.float64)
-            of_items = _penalised(vectors.T @ vectors, self.item_ridge)
+            of_items = _penalised(_gram(self.items), self.item_ridge)
             solved = np.linalg.solve(_penalised(inner, self.ridge, but_last=True), outer)
             self._maps[fold] = np.linalg.solve(of_items, solved.T).T.astype(np.float32)
         return self._maps[fold]
@@ -215,6 +215,12 @@ def _weights(columns: Sequence[Tensor], candidates: Tensor, wanted: Tensor) -> l
 def _reciprocal_rank(scores: Tensor, wanted: Tensor) -> float:
     own = scores.gather(1, wanted[:, None])
     return float((1.0 / (scores >= own).sum(dim=1)).mean())  # the last place among equal scores
+
+
+def _gram(vectors: Float[Tensor, "items dim"]) -> Float[np.ndarray, "dim dim"]:
+    """Sum of the outer products of all rows, in float64; a few rows are in memory at a time."""
+    parts = (part.numpy().astype(np.float64) for part in vectors.split(ROWS))
+    return np.asarray(sum(part.T @ part for part in parts))
 
 
 def _penalised(gram: np.ndarray, strength: float, *, but_last: bool = False) -> np.ndarray:

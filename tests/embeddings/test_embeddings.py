@@ -231,6 +231,20 @@ def test_fusion_puts_cf_first():
     assert fused(EXAMPLE, draw=0).tolist() == [[6, 7, 1, 0, 0], [2, 3, 0, 0, 1]]
 
 
+@pytest.mark.parametrize("room", [2**30, 8])
+def test_a_catalogue_has_the_vectors_of_all_parts_in_memory_or_in_a_file(monkeypatch, room):
+    monkeypatch.setattr(fusion, "IN_MEMORY", room)
+    rows = np.array([0, 1])
+    cf = fusion.CFVectors(np.arange(6, dtype=np.float32).reshape(3, 2), item_of=rows)
+    text = fusion.ItemVectors(np.eye(3, dtype=np.float16), item_of=rows)
+    found = fusion.item_vectors(fusion.Fused((cf, text, fusion.RandomVectors(rows, 2, seed=1))), 3)
+    assert isinstance(found, np.memmap) == (room == 8)
+    assert found[:, :5].tolist() == [[0, 1, 1, 0, 0], [2, 3, 0, 1, 0], [4, 5, 0, 0, 1]]
+    assert found[2, 5:].tolist() == fusion.random_vector(2, 2, seed=1).tolist()
+    with pytest.raises(ValueError, match="ContentVectors has none"):
+        fusion.item_vectors(fusion.ContentVectors(np.eye(2, dtype=np.float16), rows, rows), 2)
+
+
 def test_random_is_fixed_per_item_and_noise_is_fresh():
     item_of = np.array([5, 5, 6, 7])
     random = fusion.RandomVectors(item_of, dim=64, seed=0)
