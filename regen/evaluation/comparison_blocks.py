@@ -155,7 +155,7 @@ class Block:
         if metric is None or not between:
             return ""
         estimates = [estimate for c in between if isinstance(estimate := c.estimate(metric), Estimate)]
-        found = [estimate.detectable for estimate in estimates if not math.isnan(estimate.low)]
+        found = [estimate.detectable for estimate in estimates if estimate.detectable > 0]  # zero if no value differs
         if not found:
             return ""
         unit = "pp" if metric.is_share else "%"

@@ -567,3 +567,10 @@ def test_many_columns_are_rows_instead(tmp_path):
     assert len(re.findall(r"^\| 0\.\d+ \| 0\.\d{3} \[", table, re.MULTILINE)) == 14
     assert max(map(len, comparison.to_terminal().splitlines())) <= 120
     assert "0.14 vs 0.01" in comparison.to_csv()
+
+
+def test_models_that_never_differ_do_not_promise_to_find_any_difference(tmp_path):
+    same = [cell(write_run(tmp_path / name, need=0.0), name) for name in ("cf", "both")]
+    assert "would be found" not in compare(same, resamples=100).blocks[0].caption()
+    apart = [cell(write_run(tmp_path / f"{name}2", need=need), name) for name, need in {"cf": 0.5, "both": 0.7}.items()]
+    assert "would be found" in compare(apart, resamples=100).blocks[0].caption()
