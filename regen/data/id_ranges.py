@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
-RANGE_BYTES = 500 * 2**20  # size of a range in memory, before it is sorted
+RANGE_BYTES = 256 * 2**20  # size of a range in memory before it is sorted
 
 
 class IdRanges:
