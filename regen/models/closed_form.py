@@ -219,7 +219,7 @@ def _reciprocal_rank(scores: Tensor, wanted: Tensor) -> float:
 
 def _gram(vectors: Float[Tensor, "items dim"]) -> Float[np.ndarray, "dim dim"]:
     """Sum of the outer products of all rows, in float64; a few rows are in memory at a time."""
-    parts = (part.numpy().astype(np.float64) for part in vectors.split(ROWS))
+    parts = (part.numpy().astype(np.float64) for part in torch.split(vectors, ROWS))
     return np.asarray(sum(part.T @ part for part in parts))
 
 
