@@ -283,7 +283,7 @@ def test_a_client_that_does_not_read_its_stream_loses_its_places(served, monkeyp
             sent.append(message)
 
         body = {"narratives": [ONE] * 16, "stream": True}
-        await create_app(backend, timeout=0.3)(scope(PATH), receives(body, asyncio.Event()), send)
+        await create_app(backend, timeout=1)(scope(PATH), receives(body, asyncio.Event()), send)
         assert backend.under_way == 0
         assert len(sent) == reads
         assert not any(message.get("more_body") is False for message in sent), "the server closes such a connection"
