@@ -37,7 +37,8 @@ def no_minilm(request):
 def finished(session_config):
     """A run with both encoders and LoRA."""
     with quick_embeddings():
-        return FinishedRun(trained(session_config, "encoder=both", "tuning=lora", "adapter=mlp"))
+        options = ("encoder=both", "tuning=lora", "adapter=mlp", "cf.model.iterations=3")  # its texts differ by history
+        return FinishedRun(trained(session_config, *options))
 
 
 @pytest.fixture(scope="session")
