@@ -16,9 +16,10 @@ def session_config(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("serving")
     paths = [f"paths.data_dir={folder}/data", f"paths.runs_dir={folder}/runs", "trainer.accelerator=cpu"]
+    quick = "cf.model.iterations=3"  # with more, the tiny model writes nearly the same for every history
 
     def composed(*overrides):
-        return compose([*SMALL, *paths, *overrides])
+        return compose([*SMALL, *paths, quick, *overrides])
 
     return composed
 
@@ -37,8 +38,7 @@ def no_minilm(request):
 def finished(session_config):
     """A run with both encoders and LoRA."""
     with quick_embeddings():
-        options = ("encoder=both", "tuning=lora", "adapter=mlp", "cf.model.iterations=3")  # its texts differ by history
-        return FinishedRun(trained(session_config, *options))
+        return FinishedRun(trained(session_config, "encoder=both", "tuning=lora", "adapter=mlp"))
 
 
 @pytest.fixture(scope="session")
