@@ -16,7 +16,7 @@ from regen.config.objects import plain
 from regen.config.schema import Task, TrainConfig
 from regen.data.conversation import ConversationDataset, told_purchases
 from regen.data.critiques import Critiques
-from regen.data.datamodule import NarrativeDataModule
+from regen.data.datamodule import NarrativeDataModule, token_ids
 from regen.data.histories import Example
 from regen.data.next_item import (
     FULL_CATALOGUE,
@@ -251,12 +251,12 @@ def build_next_item_model(config: TrainConfig, data: NextItemData, lm: LanguageM
         if isinstance(train, ConversationDataset):
             inputs = torch.from_numpy(np.stack([train.mean(row) for row in range(len(train))]))
             texts = [one.text for one in train.examples]
-        token_ids = lm.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids = [one if len(one) else np.array([lm.tokenizer.eos_token_id]) for one in token_ids(lm.tokenizer, texts)]
         initialise(
             adapter,
             ridge=config.adapter.ridge,
             inputs=inputs,
-            targets=lm.mean_embeddings([ids or [lm.tokenizer.eos_token_id] for ids in token_ids]),
+            targets=lm.mean_embeddings(ids),
             interactions=items[titled],
             norm=lm.embedding_norm(),
         )
